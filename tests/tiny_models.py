@@ -1,0 +1,64 @@
+"""Tiny random language models with tokenizers trained on the tests' own text. They speak no language."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from ucotron_ray import wire
+from ucotron_ray.graph import demo_world
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}THINK{% endif %}{% endif %}"
+)
+SIZES = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def save_tiny(directory: Path, family: str) -> Path:
+    """A random model of the family (`qwen2`, `qwen3` with a head_dim of its own, `llama`) as transformers saves it."""
+    tokenizer = tokenizer_of(family)
+    common = {
+        **SIZES,
+        "num_key_value_heads": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 4096,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = {
+        "qwen2": lambda: Qwen2Config(**common, tie_word_embeddings=True),
+        "qwen3": lambda: Qwen3Config(**common, head_dim=20, tie_word_embeddings=False),
+        "llama": lambda: LlamaConfig(**common, tie_word_embeddings=False),
+    }[family]()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(directory, safe_serialization=True)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over prompts of the demo's world; only `qwen3` knows a thinking mode."""
+    rows = list(demo_world.rows(demo_world.graph_world(1), 60, seed=1))
+    texts = [wire.user_prompt(row.text, row.entities) + wire.format_answer(row.expected_relations) for row in rows]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    thinking = "<think>\n\n</think>\n\n" if family == "qwen3" else ""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>" if family == "llama" else None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHATML.replace("THINK", thinking),
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,413 @@
+"""What stages leave behind: directories with a manifest, built aside, published by one rename, verified and reused.
+
+    <store>/<kind>/<name>/            files + manifest.json, complete
+    <store>/<kind>/<name>.partial/    being built; recipe.json says by which recipe
+    <store>/<kind>/<name>.lock        held by the process that builds
+
+A directory without `manifest.json` is never an artifact. The manifest is written last, and the directory is renamed
+after it, so a kill at any moment leaves either the partial directory or the whole artifact.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ucotron_ray.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, RecipeChanged
+
+Kind = Literal["dataset", "adapter", "model", "bundle", "projection", "sweep", "scores", "cache"]
+State = Literal["ok", "rejected", "failed"]
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+RECIPE = "recipe.json"
+
+RECORDED_PACKAGES = (
+    "ray torch transformers trl peft datasets accelerate optimum optimum-onnx onnx onnxruntime mlflow numpy".split()
+)
+
+
+class FileEntry(BaseModel):
+    """One file of an artifact: path relative to its directory, size in bytes, sha256 of its bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Input(BaseModel):
+    """An artifact that another one was made from. `content` ties it to bytes, not to a name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: str
+    kind: str
+    name: str
+    content: str
+
+
+class Manifest(BaseModel):
+    """The record beside the data. `recipe_fields` is what `recipe` hashes; `provenance` is never hashed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    name: str
+    schema_version: int = SCHEMA_VERSION
+    state: State = "ok"
+    content: str
+    recipe: str
+    recipe_fields: dict[str, Any]
+    inputs: list[Input]
+    files: list[FileEntry]
+    metrics: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    notes: list[str] = []
+    provenance: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete artifact: where it lies and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def as_input(self, role: str) -> Input:
+        """This artifact as the input of another one."""
+        m = self.manifest
+        return Input(role=role, kind=m.kind, name=m.name, content=m.content)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a stage is about to make: the recipe fields that change the result, and its inputs."""
+
+    kind: Kind
+    name: str
+    fields: dict[str, Any]
+    inputs: tuple[Input, ...] = ()
+
+    @property
+    def recipe(self) -> str:
+        """sha256 of the canonical JSON of the fields and of the inputs' contents (their names do not count)."""
+        inputs = sorted((entry.role, entry.content) for entry in self.inputs)
+        return canonical_hash({"fields": self.fields, "inputs": inputs})
+
+
+@dataclass
+class Result:
+    """What a stage measured while it built, for the manifest."""
+
+    metrics: dict[str, float]
+    counts: dict[str, int]
+    notes: list[str]
+    state: State = "ok"
+
+
+class Store:
+    """A directory of artifacts."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    def path(self, kind: Kind, name: str) -> Path:
+        """Where the complete artifact lies or would lie."""
+        if not name or name in {".", ".."} or "/" in name or os.sep in name or name.endswith((".partial", ".lock")):
+            raise ConfigError(
+                f"'{name}' cannot be the name of an artifact",
+                expected="one path component without a slash, not ending in .partial or .lock",
+                next_step="choose another --name",
+            )
+        return self.root / kind / name
+
+    def partial(self, kind: Kind, name: str) -> Path:
+        """Where the artifact is built."""
+        path = self.path(kind, name)
+        return path.with_name(path.name + ".partial")
+
+    def find(self, kind: Kind, name: str) -> Artifact | None:
+        """The complete artifact, not yet verified; None if there is none."""
+        path = self.path(kind, name)
+        return read_artifact(path) if (path / MANIFEST).is_file() else None
+
+    def get(self, kind: Kind, name: str, *, accept_rejected: bool = False) -> Artifact:
+        """The complete artifact with verified bytes, as an input. Raises MissingArtifact, CorruptArtifact."""
+        artifact = self.find(kind, name)
+        if artifact is None:
+            raise MissingArtifact(
+                f"the store has no {kind} '{name}'",
+                where=str(self.root),
+                found=", ".join(self.names(kind)) or f"no {kind} at all",
+                next_step=f"make it first, or name one of these with --set store=PATH for another store ({self.root})",
+            )
+        verify(artifact)
+        if artifact.manifest.state != "ok" and not accept_rejected:
+            raise ArtifactError(
+                f"{kind} '{name}' is marked {artifact.manifest.state} and is no input",
+                where=str(artifact.path),
+                found="; ".join(artifact.manifest.notes) or "no reason noted",
+                next_step="mend it, or pass --accept-rejected if you know why it is",
+            )
+        return artifact
+
+    def names(self, kind: str) -> list[str]:
+        """The names of all complete artifacts of a kind."""
+        folder = self.root / kind
+        return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}") if ".partial" not in path.parent.name)
+
+    def plan(self, request: Request) -> Literal["run", "resume", "reuse", "conflict"]:
+        """What `build` would do with this request, without doing it (the table of the design, section 3)."""
+        found = self.find(request.kind, request.name)
+        if found is not None:
+            return "reuse" if found.manifest.recipe == request.recipe else "conflict"
+        started = _read_request(self.partial(request.kind, request.name))
+        if started is None:
+            return "run"
+        return "resume" if started["recipe"] == request.recipe else "conflict"
+
+    @contextmanager
+    def building(self, request: Request, *, replace: bool = False) -> Iterator["Build"]:
+        """Hold the name, and give the complete artifact or a directory to build in.
+
+        The directory is kept when the body raises, for the next run to resume. Raises RecipeChanged and
+        CorruptArtifact as the table of the design says, and ArtifactError if another process builds the same name.
+        """
+        target, partial = self.path(request.kind, request.name), self.partial(request.kind, request.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _held(target.with_name(target.name + ".lock")):
+            found = self.find(request.kind, request.name)
+            if found is not None and not (replace and found.manifest.recipe != request.recipe):
+                _refuse_other_recipe(request, found.manifest.recipe_fields, found.manifest.recipe, found.path)
+                verify(found)
+                yield Build(request, target, found)
+                return
+            started = _read_request(partial)
+            if started is not None and not replace:
+                _refuse_other_recipe(request, started["fields"], started["recipe"], partial)
+            if started is None or started["recipe"] != request.recipe:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                write_json(partial / RECIPE, {"recipe": request.recipe, "fields": request.fields})
+                started = None
+            build = Build(request, partial, None, resumed=started is not None)
+            yield build
+            if build.artifact is None:
+                raise ArtifactError(f"the stage of {request.kind} '{request.name}' ended without publishing it")
+
+
+class Build:
+    """One artifact being made. `artifact` is set if it was there already, or once it is published."""
+
+    def __init__(self, request: Request, path: Path, artifact: Artifact | None, *, resumed: bool = False) -> None:
+        self.request = request
+        self.path = path
+        self.artifact = artifact
+        self.reused = artifact is not None
+        self.resumed = resumed
+        self._began = time.time()
+
+    def publish(self, result: Result) -> Artifact:
+        """Write the manifest, rename the directory: from here on it is an artifact.
+
+        An older artifact of that name (`--replace`) is only removed once the new one is whole.
+        """
+        partial = self.path
+        files = list_files(partial)
+        manifest = Manifest(
+            kind=self.request.kind,
+            name=self.request.name,
+            state=result.state,
+            content=content_hash(files),
+            recipe=self.request.recipe,
+            recipe_fields=self.request.fields,
+            inputs=list(self.request.inputs),
+            files=files,
+            metrics=result.metrics,
+            counts=result.counts,
+            notes=result.notes,
+            provenance=provenance(seconds=time.time() - self._began),
+        )
+        write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
+        target = partial.with_name(partial.name.removesuffix(".partial"))
+        old = partial.with_name(target.name + ".old.partial")
+        if target.exists():
+            os.replace(target, old)
+        os.replace(partial, target)
+        _fsync_directory(target.parent)
+        (target / RECIPE).unlink(missing_ok=True)
+        shutil.rmtree(old, ignore_errors=True)
+        self.artifact = Artifact(target, manifest)
+        return self.artifact
+
+
+def read_artifact(path: Path) -> Artifact:
+    """The artifact in a directory, not yet verified. Raises CorruptArtifact if its manifest cannot be read."""
+    try:
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        raise CorruptArtifact(
+            "the manifest cannot be read",
+            where=str(path / MANIFEST),
+            found=str(error).splitlines()[0],
+            next_step="fetch the artifact again, or delete the directory and make it again",
+        ) from error
+    return Artifact(path, manifest)
+
+
+def verify(artifact: Artifact) -> None:
+    """Compare every byte with the manifest. Raises CorruptArtifact with the first path that differs."""
+    found = {entry.path: entry for entry in list_files(artifact.path)}
+    listed = {entry.path: entry for entry in artifact.manifest.files}
+    different = [path for path in sorted({*found, *listed}) if found.get(path) != listed.get(path)]
+    if different or content_hash(list(listed.values())) != artifact.manifest.content:
+        raise CorruptArtifact(
+            f"{artifact.manifest.kind} '{artifact.manifest.name}' is damaged",
+            where=str(artifact.path / different[0]) if different else str(artifact.path / MANIFEST),
+            expected="the bytes that its manifest lists",
+            found=f"{len(different)} file(s) missing, added or changed" if different else "a changed list of files",
+            next_step="delete the directory and run the same command again",
+        )
+
+
+def list_files(directory: Path) -> list[FileEntry]:
+    """Every file below the directory but its manifest, sorted by path."""
+    entries = []
+    for path in sorted(directory.rglob("*")):
+        relative = path.relative_to(directory).as_posix()
+        if path.is_file() and relative not in {MANIFEST, RECIPE}:
+            entries.append(FileEntry(path=relative, size=path.stat().st_size, sha256=file_hash(path)))
+    return entries
+
+
+def content_hash(files: list[FileEntry]) -> str:
+    """sha256 over path, size and sha256 of every file, sorted by path."""
+    digest = hashlib.sha256()
+    for entry in sorted(files, key=lambda entry: entry.path):
+        digest.update(f"{entry.path}\0{entry.size}\0{entry.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_hash(value: object) -> str:
+    """sha256 of canonical JSON. Raises TypeError or ValueError on what JSON cannot hold, rather than guess."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a half."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file aside, fsync it and rename it into place."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def differing_fields(new: Mapping[str, Any], old: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: old → new` for every leaf that differs."""
+    lines = []
+    for key in sorted({*new, *old}):
+        ours, theirs = new.get(key), old.get(key)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            lines.extend(differing_fields(ours, theirs, f"{prefix}{key}."))
+        elif ours != theirs:
+            lines.append(f"{prefix}{key}: {json.dumps(theirs)} → {json.dumps(ours)}")
+    return lines
+
+
+def provenance(*, seconds: float) -> dict[str, Any]:
+    """Where, when and with what something was made. Never hashed."""
+    versions = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "commit": _commit(),
+        "host": platform.node(),
+        "command": " ".join(Path(part).name if index == 0 else part for index, part in enumerate(sys.argv)),
+        "python": platform.python_version(),
+        "packages": versions,
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None
+
+
+def _read_request(partial: Path) -> dict[str, Any] | None:
+    try:
+        request: dict[str, Any] = json.loads((partial / RECIPE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return request
+
+
+def _refuse_other_recipe(request: Request, fields: dict[str, Any], recipe: str, path: Path) -> None:
+    if recipe == request.recipe:
+        return
+    lines = differing_fields(request.fields, fields) or ["an input has other content"]
+    raise RecipeChanged(
+        f"{request.kind} '{request.name}' exists and was made by another recipe",
+        where=str(path),
+        found="; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else ""),
+        next_step="choose a new --name, or pass --replace to throw it away",
+    )
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """An advisory lock that the kernel gives back when its holder dies, however it dies."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtifactError(
+                "another process is building this artifact",
+                where=str(path),
+                next_step="wait for it to end, or choose another --name",
+            ) from error
+        yield
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

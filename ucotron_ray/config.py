@@ -1,0 +1,498 @@
+"""Recipe (what) and Place (where): typed, frozen, unknown keys refused. Secrets by the names of their variables only.
+
+The values come from `defaults.yaml`, then the recipe file, the place file and `--set`, each over the ones before.
+This is the only module that reads the environment, but for `session.py`.
+"""
+
+import difflib
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+
+from ucotron_ray.errors import ConfigError
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def _no_bool(value: object) -> object:
+    """`true` is no number, though Python counts with it."""
+    if isinstance(value, bool):
+        raise ValueError("a number, not true or false")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+NonNegative = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+Url = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^https?://\S+$")]
+Tier = Literal["slm", "small", "medium"]
+
+VARIABLES = {
+    "FIREWORKS_API_KEY": "key for synthesis and remote fine-tuning at Fireworks.ai",
+    "FIREWORKS_ACCOUNT_ID": "account for remote fine-tuning jobs",
+    "WANDB_API_KEY": "optional experiment tracking at Weights & Biases",
+    "UCOTRON_SERVER_URL": "live Ucotron server",
+    "UCOTRON_API_KEY": "key for the Ucotron server",
+    "UCOTRON_NAMESPACE": "namespace on the Ucotron server",
+}
+"""The guide's environment variables. Their values are never printed."""
+
+VARIABLE_DEFAULTS = {"UCOTRON_SERVER_URL": "http://localhost:8420", "UCOTRON_NAMESPACE": "default"}
+
+WHERE_SECTIONS = ("api", "output", "polling", "tracking")
+"""Sections that may stand in a recipe (existing files have them there) or in a place, and are never hashed."""
+
+
+class Section(BaseModel):
+    """Base of all sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class GenerationModel(Section):
+    """The teacher."""
+
+    model_id: Text
+    display_name: str | None = None
+    use_case: str | None = None
+
+
+class TierModel(Section):
+    """One model tier: the vendor's id, and what trains locally."""
+
+    model_id: Text
+    display_name: str | None = None
+    params: str | float | None = None
+    use_case: str | None = None
+    local_model: Text
+
+
+class TierModels(Section):
+    """The three tiers of the guide."""
+
+    slm: TierModel
+    small: TierModel
+    medium: TierModel
+
+
+class Models(Section):
+    """Which models teach and which are trained."""
+
+    generation: GenerationModel
+    fine_tuning: TierModels
+
+
+class SftSettings(Section):
+    """Hyperparameters of supervised fine-tuning. All of them change the result."""
+
+    epochs: Count
+    learning_rate: Positive
+    lora_rank: Count
+    max_context_length: Annotated[int, Field(ge=128)]
+    batch_size: Count | None
+    raw_share: Share
+    lora_alpha: Count | None
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: Text | list[Text]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_ratio: Share
+    lr_scheduler: Literal["linear", "cosine", "constant"]
+    max_grad_norm: Positive
+    max_rows: Count | None
+    eval_rows: NonNegative
+    save_steps: Count
+    seed: NonNegative
+
+    @property
+    def global_batch(self) -> int:
+        """Rows per optimizer step over all workers."""
+        return self.batch_size or 16
+
+    @property
+    def alpha(self) -> int:
+        """LoRA alpha; twice the rank unless given."""
+        return self.lora_alpha or 2 * self.lora_rank
+
+
+class DpoSettings(Section):
+    """Hyperparameters of preference training."""
+
+    epochs: Count
+    learning_rate: Positive
+    lora_rank: Count
+    max_context_length: Annotated[int, Field(ge=128)]
+    batch_size: Count | None
+
+
+class SftTiers(Section):
+    """SFT per tier."""
+
+    slm: SftSettings
+    small: SftSettings
+    medium: SftSettings
+
+
+class DpoTiers(Section):
+    """DPO per tier."""
+
+    slm: DpoSettings
+    small: DpoSettings
+    medium: DpoSettings
+
+
+class Training(Section):
+    """Training stages."""
+
+    sft: SftTiers
+    dpo: DpoTiers
+
+
+class Sampling(Section):
+    """Sampling parameters of one request."""
+
+    temperature: Temperature
+    max_tokens: Count
+    top_p: Share | None = None
+
+
+class SampledTask(Section):
+    """A generator with one kind of request."""
+
+    temperature: Temperature
+    max_tokens: Count
+    top_p: Share | None = None
+    target_samples: Count
+
+
+class RelationTask(SampledTask):
+    """Relation extraction: a text, then its relations."""
+
+    extract: Sampling
+
+
+class PreferenceTask(Section):
+    """Chosen and rejected answers."""
+
+    chosen: Sampling
+    rejected: Sampling
+    target_samples: Count
+    margin: Share
+
+
+class CountedTask(Section):
+    """A generator without sampling parameters of its own."""
+
+    target_samples: Count
+
+
+class Tasks(Section):
+    """The six generators."""
+
+    relation_extraction: RelationTask
+    preference: PreferenceTask
+    contradiction: SampledTask
+    entity_resolution: SampledTask
+    path_reward: CountedTask
+    projection: CountedTask
+
+
+class Generation(Section):
+    """Synthesis settings."""
+
+    defaults: Sampling
+    tasks: Tasks
+
+
+class Graph(Section):
+    """Training rows from a Ucotron knowledge graph."""
+
+    source: str | None
+    kind: Literal["export", "generate-dataset"]
+    namespace: str | None
+    all_namespaces: bool
+    max_samples: Count
+    train_ratio: Annotated[float, Field(gt=0, le=1)]
+    min_relations: NonNegative
+    max_text_length: Annotated[int, Field(ge=16)]
+    seed: NonNegative
+
+
+class Evaluation(Section):
+    """Scoring."""
+
+    data: str | None
+    max_rows: Count | None
+    raw_rows: NonNegative
+    max_new_tokens: Count
+    base: bool
+    resamples: Count
+    seed: NonNegative
+
+
+class Export(Section):
+    """ONNX export and its parity gates."""
+
+    opset: Annotated[int, Field(ge=14, le=20)]
+    parity_rows: Count
+    parity_new_tokens: Count
+    max_logit_difference: Positive
+    min_greedy_match: Share
+
+
+class Api(Section):
+    """The vendor's addresses and retry rules."""
+
+    fine_tuning_base_url: Url
+    inference_base_url: Url
+    timeout: Positive
+    max_retries: NonNegative
+    retry_delay: Positive
+
+
+class Output(Section):
+    """Where copies go."""
+
+    data_dir: Text
+    model_dir: Text
+    model_name_template: Text
+
+
+class Polling(Section):
+    """Waiting for remote jobs."""
+
+    interval: Positive
+    timeout: Annotated[float, Field(ge=0)]
+    verbose: bool
+
+
+class Tracking(Section):
+    """MLflow, and optionally Weights & Biases (`enabled`, `wandb_project`)."""
+
+    enabled: bool
+    wandb_project: str | None
+    mlflow_uri: str | None
+    experiment: Text
+
+
+class Recipe(Section):
+    """What a run makes."""
+
+    tier: Tier
+    models: Models
+    training: Training
+    generation: Generation
+    graph: Graph
+    evaluation: Evaluation
+    export: Export
+
+    @property
+    def tier_model(self) -> TierModel:
+        """The model of the chosen tier."""
+        model: TierModel = getattr(self.models.fine_tuning, self.tier)
+        return model
+
+    @property
+    def sft(self) -> SftSettings:
+        """The SFT settings of the chosen tier."""
+        settings: SftSettings = getattr(self.training.sft, self.tier)
+        return settings
+
+
+class RayPlace(Section):
+    """The cluster."""
+
+    address: str | None
+    num_cpus: Count | None
+    temp_dir: str | None
+    dashboard: bool
+    object_store_mb: Annotated[int, Field(ge=80)]
+
+
+class Workers(Section):
+    """How much of the cluster a stage takes, and how it fills it."""
+
+    num_workers: Count
+    cpus_per_worker: Positive | None
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None
+    per_device_batch: Count | None
+    tokens_per_step: Count
+    eval_batch: Count
+    dtype: Literal["auto", "bfloat16", "float32"]
+    max_failures: NonNegative
+
+
+class Place(Section):
+    """Where a run happens. Nothing in it changes the result."""
+
+    store: Text
+    ray: RayPlace
+    workers: Workers
+    api: Api
+    output: Output
+    polling: Polling
+    tracking: Tracking
+
+
+class Config(Section):
+    """A run: a recipe at a place."""
+
+    recipe: Recipe
+    place: Place
+
+
+def load(
+    *, recipe: Path | None = None, place: Path | None = None, overrides: Iterable[tuple[str, Any]] = ()
+) -> Config:
+    """Read and check everything. Raises ConfigError that names the key, what was expected and what was found."""
+    merged = read_yaml(Path(__file__).parent / "defaults.yaml")
+    if recipe is not None:
+        merged = _merge(merged, _checked_file(recipe, forbidden=PLACE_ONLY, home="a place file"))
+    if place is not None:
+        merged = _merge(merged, _checked_file(place, forbidden=RECIPE_ONLY, home="a recipe file"))
+    for key, value in overrides:
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _check_keys(nested, where=f"--set {key}")
+        merged = _merge(merged, nested)
+    return _validated(merged)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`section.key=value`, the value read as YAML. `2e-4` is a number here, as it is for everybody but YAML 1.1."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(
+            f"--set {text} cannot be read",
+            expected="--set section.key=value, for example --set training.sft.slm.epochs=1",
+            found=text,
+        )
+    try:
+        return key.strip(), yaml.safe_load(value) if value.strip() else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key} has a value that is no YAML", found=value) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises ConfigError with the line if it cannot be read."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("the file does not exist", where=str(path), next_step="check the path") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError("the file is no readable YAML", where=str(path), found=str(error)) from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(
+            "the file holds no sections",
+            where=str(path),
+            expected="a mapping of sections, such as `training:`",
+            found=type(data).__name__,
+        )
+    return data
+
+
+def variable(name: str) -> str | None:
+    """The value of an environment variable of the guide, its default, or None. Do not print it."""
+    return os.environ.get(name) or VARIABLE_DEFAULTS.get(name)
+
+
+def is_set(name: str) -> bool:
+    """Whether the environment itself sets the variable."""
+    return bool(os.environ.get(name))
+
+
+def required_variable(name: str, *, purpose: str) -> str:
+    """The value of a variable without which nothing can start. Raises ConfigError that names it."""
+    value = variable(name)
+    if value is None:
+        raise ConfigError(
+            f"the environment variable {name} is not set",
+            expected=f"{name}: {VARIABLES[name]} ({purpose})",
+            next_step=f"export {name}=... and run the same command again",
+        )
+    return value
+
+
+PLACE_ONLY = tuple(name for name in Place.model_fields if name not in WHERE_SECTIONS)
+RECIPE_ONLY = tuple(Recipe.model_fields)
+
+
+def _checked_file(path: Path, *, forbidden: tuple[str, ...], home: str) -> dict[str, Any]:
+    data = read_yaml(path)
+    misplaced = [key for key in data if key in forbidden]
+    if misplaced:
+        raise ConfigError(
+            f"`{misplaced[0]}` does not belong into this file",
+            where=str(path),
+            expected=f"`{misplaced[0]}` in {home}: a recipe says what is made, a place says where",
+            next_step=f"move `{misplaced[0]}` into {home}",
+        )
+    _check_keys(data, where=str(path))
+    return data
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        # `polling:` with nothing below it leaves the section as it is.
+        if isinstance(old, dict) and value is None:
+            continue
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _validated(merged: Mapping[str, Any]) -> Config:
+    data = {
+        "recipe": {key: merged[key] for key in Recipe.model_fields},
+        "place": {key: merged[key] for key in Place.model_fields},
+    }
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"][1:])
+        raise ConfigError(
+            f"`{key}` has a value that cannot be used",
+            expected=first["msg"],
+            found=repr(first["input"]),
+            next_step=f"correct `{key}` in the recipe, the place or --set"
+            + (f"; {len(error.errors()) - 1} more value(s) are wrong too" if len(error.errors()) > 1 else ""),
+        ) from error
+
+
+def _check_keys(data: object, *, where: str, model: type[BaseModel] | None = None, prefix: str = "") -> None:
+    """Refuse unknown keys, with the nearest known name. `model` None = the top level (recipe and place together)."""
+    if not isinstance(data, dict):
+        return
+    fields = {**Recipe.model_fields, **Place.model_fields} if model is None else model.model_fields
+    for key, value in data.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            raise ConfigError(
+                f"`{prefix}{key}` is no known setting",
+                where=where,
+                expected=f"one of: {', '.join(sorted(fields))}",
+                next_step=f"did you mean `{prefix}{near[0]}`?" if near else None,
+            )
+        inner = _section_of(fields[key].annotation)
+        if inner is not None:
+            _check_keys(value, where=where, model=inner, prefix=f"{prefix}{key}.")
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(filter(None, map(_section_of, typing.get_args(annotation))), None)
+    return None

@@ -1,0 +1,105 @@
+"""What this machine has and lacks, with advice for each gap. Values of variables are never read out."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from ucotron_ray import config, tracking
+from ucotron_ray.config import Config
+from ucotron_ray.errors import UcotronRayError
+from ucotron_ray.models import base as base_models
+from ucotron_ray.stages import PACKAGES
+
+OK, NOTE, GAP = "ok", "note", "GAP"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's: a GAP keeps something of the default recipe from working, a note does not."""
+
+    verdict: str
+    subject: str
+    found: str
+    advice: str = ""
+
+
+def examine(settings: Config) -> list[Check]:
+    """All checks. Starts nothing and connects to nothing."""
+    return [
+        _python(),
+        *(_package(module) for module in PACKAGES),
+        _processor(),
+        _gpu(),
+        _memory(),
+        _model(settings),
+        _tracking(settings),
+        *(_variable(name) for name in config.VARIABLES),
+    ]
+
+
+def _python() -> Check:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    if sys.version_info < (3, 11):
+        return Check(GAP, "Python", version, "install Python 3.11 or newer")
+    return Check(OK, "Python", version)
+
+
+def _package(module: str) -> Check:
+    if importlib.util.find_spec(module) is None:
+        return Check(GAP, module, "not installed", f"pip install -c constraints.txt {PACKAGES[module]}")
+    return Check(OK, module, metadata.version(module))
+
+
+def _processor() -> Check:
+    dtype = base_models.compute_dtype("auto") if importlib.util.find_spec("torch") else "unknown"
+    return Check(OK, "processor", f"{os.cpu_count()} cores, trains in {dtype}")
+
+
+def _gpu() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check(NOTE, "GPU", "unknown without torch")
+    import torch  # noqa: PLC0415 - 1 s, for this line only
+
+    if torch.cuda.is_available():
+        return Check(OK, "GPU", ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())))
+    return Check(NOTE, "GPU", "none", "the demo trains without; the tiers of the guide want 8, 16 and 24 GB")
+
+
+def _memory() -> Check:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1024**3
+    free = shutil.disk_usage(Path.cwd()).free / 1024**3
+    verdict, advice = (OK, "") if free > 5 else (GAP, "the demo writes about 3 GB")
+    return Check(verdict, "memory, disk", f"{pages:.0f} GiB memory, {free:.0f} GiB free disk", advice)
+
+
+def _model(settings: Config) -> Check:
+    reference = settings.recipe.tier_model.local_model
+    try:
+        base = base_models.resolve(reference)
+    except UcotronRayError as error:
+        return Check(GAP, "model", f"{reference}: {error.problem}", error.next_step or "")
+    if base.kind == "hub":
+        return Check(NOTE, "model", f"{reference}, from the hub", "the first run downloads it, unless it is cached")
+    return Check(OK, "model", reference)
+
+
+def _tracking(settings: Config) -> Check:
+    try:
+        where = tracking.destination(settings.place, Path(settings.place.store).expanduser().absolute())
+    except UcotronRayError as error:
+        return Check(GAP, "MLflow", error.problem, error.next_step or "")
+    return Check(OK, "MLflow", where.uri if where else "switched off")
+
+
+def _variable(name: str) -> Check:
+    purpose = config.VARIABLES[name]
+    if config.is_set(name):
+        return Check(OK, name, "set")
+    default = config.VARIABLE_DEFAULTS.get(name)
+    if default:
+        return Check(NOTE, name, f"not set, default {default}")
+    return Check(NOTE, name, "not set", f"needed for: {purpose}")

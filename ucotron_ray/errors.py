@@ -1,0 +1,121 @@
+"""Everything that this application raises on purpose.
+
+    UcotronRayError                       exit code
+    ├── UserError                         2    nothing was started, nothing was paid
+    │   ├── ConfigError (ValueError)           a recipe, a place, a flag or a variable
+    │   ├── InputError (ValueError)            a data file, a graph, a model directory
+    │   ├── MissingPackage                     an installation that lacks something
+    │   ├── MissingArtifact                    a name that the store does not have
+    │   ├── ServerRefused                      a Ucotron server that says no
+    │   └── ResourceError                      a cluster that is too small for what was asked
+    ├── ArtifactError
+    │   ├── RecipeChanged                 3    it would overwrite what another recipe made
+    │   └── CorruptArtifact               1    bytes differ from the manifest
+    ├── StageFailed                       1    a stage ended without its artifact
+    ├── GateFailed                        1    a measured value misses its threshold
+    └── Stopped                           75   stopped before the end; the same command goes on
+
+All are picklable, since Ray moves them between processes.
+"""
+
+from typing import Any
+
+
+class UcotronRayError(Exception):
+    """A problem, and, where they help: where it is, what was expected, what was found, and what to do next."""
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        where: str | None = None,
+        expected: str | None = None,
+        found: str | None = None,
+        next_step: str | None = None,
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.where = where
+        self.expected = expected
+        self.found = found
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        lines = [self.problem]
+        parts = (
+            ("where", self.where),
+            ("expected", self.expected),
+            ("found", self.found),
+            ("next step", self.next_step),
+        )
+        lines.extend(f"  {name + ':':<11}{text}" for name, text in parts if text is not None)
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions pickle by their positional arguments; ours are keyword-only.
+        keywords = {name: getattr(self, name) for name in ("where", "expected", "found", "next_step")}
+        return _rebuild, (type(self), self.problem, keywords)
+
+
+def _rebuild(kind: type[UcotronRayError], problem: str, keywords: dict[str, str | None]) -> UcotronRayError:
+    return kind(problem, **keywords)
+
+
+class UserError(UcotronRayError):
+    """A mistake of the user's, found before anything was started."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError, ValueError):
+    """A recipe, a place, a flag or an environment variable that cannot be used."""
+
+
+class InputError(UserError, ValueError):
+    """A data file, a graph or a model directory that cannot be used."""
+
+
+class MissingPackage(UserError):
+    """A Python package that this command needs is not installed."""
+
+
+class MissingArtifact(UserError):
+    """The store has no artifact of that kind and name."""
+
+
+class ServerRefused(UserError):
+    """A Ucotron server that cannot be reached or refuses the request."""
+
+
+class ResourceError(UserError):
+    """The cluster can never hold what was asked for."""
+
+
+class ArtifactError(UcotronRayError):
+    """Something is wrong with a stored artifact."""
+
+
+class RecipeChanged(ArtifactError):
+    """An artifact of this name exists and was made by another recipe."""
+
+    exit_code = 3
+
+
+class CorruptArtifact(ArtifactError):
+    """The bytes of an artifact are not those that its manifest lists."""
+
+
+class StageFailed(UcotronRayError):
+    """A stage ended without its artifact."""
+
+
+class GateFailed(UcotronRayError):
+    """A measured value misses its threshold."""
+
+
+class Stopped(UcotronRayError):
+    """Stopped before the end. The same command goes on from here."""
+
+    exit_code = 75

@@ -1,0 +1,148 @@
+"""Greedy answers of a model to the server's prompts, in batches, each answer kept in a file as soon as it is there."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ucotron_ray.jsonl import read_relations
+from ucotron_ray.models import base as base_models
+from ucotron_ray.models import lora
+from ucotron_ray.training.data import prompt_ids, server_row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """A share of the questions to a model. Plain data, so that it can travel to another machine."""
+
+    base: str
+    adapter: str | None
+    rows_file: str
+    questions: tuple[tuple[int, str], ...]
+    """Row index and layout (`chat` or `raw`) of each question."""
+    output_file: str
+    max_new_tokens: int
+    batch_size: int
+    dtype: str
+    num_threads: int | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer. `cut` says that it reached the limit of new tokens without an end."""
+
+    row: int
+    layout: str
+    answer: str
+    num_tokens: int
+    cut: bool
+
+
+def predict(job: PredictJob) -> dict[str, float]:
+    """Answer the questions that the output file does not answer yet; return tokens and seconds of this call."""
+    done = {(entry.row, entry.layout) for entry in read_predictions(Path(job.output_file))}
+    questions = [question for question in job.questions if question not in done]
+    if not questions:
+        return {"new_tokens": 0.0, "seconds": 0.0}
+    if job.num_threads:
+        torch.set_num_threads(job.num_threads)
+    base = base_models.resolve(job.base)
+    tokenizer = base_models.load_tokenizer(base)
+    model = load_for_inference(base, Path(job.adapter) if job.adapter else None, base_models.compute_dtype(job.dtype))
+    rows = read_relations(Path(job.rows_file))
+    prompts = [prompt_ids(server_row(rows[row], layout), tokenizer) for row, layout in questions]
+    # Equal lengths side by side: less padding, and the answers of short texts end together.
+    order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))
+    began, new_tokens = time.monotonic(), 0
+    for start in range(0, len(order), job.batch_size):
+        batch = order[start : start + job.batch_size]
+        answers = greedy(model, tokenizer, [prompts[index] for index in batch], max_new_tokens=job.max_new_tokens)
+        predictions = [
+            Prediction(*questions[index], text, num_tokens, cut)
+            for index, (text, num_tokens, cut) in zip(batch, answers, strict=True)
+        ]
+        append_predictions(Path(job.output_file), predictions)
+        new_tokens += sum(prediction.num_tokens for prediction in predictions)
+        seconds = time.monotonic() - began
+        finished = start + len(batch)
+        log.info(
+            "evaluate: %d/%d answers  %.0f tokens/s  %.0f s left",
+            finished,
+            len(order),
+            new_tokens / seconds,
+            seconds / finished * (len(order) - finished),
+        )
+    return {"new_tokens": float(new_tokens), "seconds": time.monotonic() - began}
+
+
+def load_for_inference(base: base_models.BaseModel, adapter: Path | None, dtype: base_models.Dtype) -> "PreTrainedModel":
+    """The base, or base and adapter merged in float32 and then cast, on the GPU if there is one."""
+    if adapter is None:
+        model = base_models.load_model(base, dtype)
+    else:
+        model = lora.load_merged(base_models.load_model(base, "float32"), adapter)
+        model = model.to(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+@torch.inference_mode()
+def greedy(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+) -> list[tuple[str, int, bool]]:
+    """Answer, number of its tokens, and whether it was cut, for each prompt. Left-padded, greedy, until the end token."""
+    longest = max(len(prompt) for prompt in prompts)
+    pad = tokenizer.pad_token_id
+    ids_BT = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    mask_BT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    output_BT = model.generate(
+        input_ids=ids_BT.to(model.device),
+        attention_mask=mask_BT.to(model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        # A model's own generation config may ask for sampling.
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+    )
+    answers = []
+    for row_T in output_BT[:, longest:].tolist():
+        end = row_T.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row_T else None
+        tokens = row_T if end is None else row_T[:end]
+        answers.append((tokenizer.decode(tokens, skip_special_tokens=True), len(tokens), end is None))
+    return answers
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """All whole lines of a predictions file; none if there is no file. A torn last line is an answer not given."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [Prediction(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def append_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Add lines to a predictions file, dropping a torn last line of a killed predecessor first."""
+    whole = path.read_bytes() if path.exists() else b""
+    end = whole.rfind(b"\n") + 1
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.truncate(end)
+        file.seek(end)
+        for prediction in predictions:
+            record: dict[str, Any] = vars(prediction)
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,65 @@
+"""Runs `generate.predict` as Ray tasks, one for each worker of the place, each with its share of the questions."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import ray
+
+from ucotron_ray import session
+from ucotron_ray.config import Workers
+from ucotron_ray.errors import StageFailed, UcotronRayError
+from ucotron_ray.evaluation.generate import PredictJob, Prediction, predict, read_predictions
+
+
+def predict_on_ray(
+    job: PredictJob, workers: Workers, directory: Path, log_file: str
+) -> tuple[list[Prediction], dict[str, float]]:
+    """Answer the questions that no shard file in the directory answers yet; return all answers, and tokens and seconds."""
+    done = {(entry.row, entry.layout) for entry in _shards(directory)}
+    left = [question for question in job.questions if question not in done]
+    measured = {"new_tokens": 0.0, "seconds": 0.0}
+    if left:
+        resources = session.worker_resources(workers)
+        task = ray.remote(_predict).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)
+        futures = [
+            task.remote(
+                asdict(replace(job, questions=tuple(share), output_file=str(directory / f"shard-{index}.jsonl"))), log_file
+            )
+            for index, share in enumerate(_deal(left, workers.num_workers))
+        ]
+        try:
+            with session.following(log_file):
+                results = ray.get(futures)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, UcotronRayError) else _failed(error) from error
+        except ray.exceptions.RayError as error:
+            raise _failed(error) from error
+        measured = {
+            "new_tokens": sum(result["new_tokens"] for result in results),
+            "seconds": max(result["seconds"] for result in results),
+        }
+    answers = {(entry.row, entry.layout): entry for entry in _shards(directory)}
+    return [answers[question] for question in job.questions], measured
+
+
+def _predict(job: dict[str, object], log_file: str) -> dict[str, float]:
+    session.set_up_worker(log_file)
+    return predict(PredictJob(**job))  # type: ignore[arg-type]  # the fields of a PredictJob, made by asdict
+
+
+def _shards(directory: Path) -> list[Prediction]:
+    return [entry for path in sorted(directory.glob("shard-*.jsonl")) for entry in read_predictions(path)]
+
+
+def _deal(questions: Sequence[tuple[int, str]], num_shares: int) -> list[list[tuple[int, str]]]:
+    return [share for index in range(num_shares) if (share := list(questions[index::num_shares]))]
+
+
+def _failed(error: Exception) -> StageFailed:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return StageFailed(
+        "a worker failed while the model answered",
+        found=lines[-1] if lines else type(error).__name__,
+        next_step="the answers so far are kept; correct the cause and run the same command again",
+    )

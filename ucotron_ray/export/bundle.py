@@ -1,0 +1,103 @@
+"""What stands in a bundle beside the graph: contracts, golden answers, the lines for the server, and a card."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ucotron_ray.artifacts import canonical_hash, write_json, write_text
+from ucotron_ray.records import Entity
+from ucotron_ray.wire import CHAT_SYSTEM, SERVER_MAX_TOKENS, SERVER_TEMPERATURE, chat_messages, user_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IO_CONTRACT = "io_contract.json"
+PROMPT_CONTRACT = "prompt_contract.json"
+PARITY = "parity.json"
+CARD = "MODEL_CARD.md"
+SERVER_LINES = "ucotron.toml"
+
+
+def prompt_contract(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """The prompt as templates and as one rendered example, with a hash over all of it."""
+    example = [Entity(text="{entity}", label="{label}")]
+    rendered = tokenizer.apply_chat_template(
+        chat_messages("{text}", example), tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    contract: dict[str, Any] = {
+        "chat": {
+            "system": CHAT_SYSTEM,
+            "user": user_prompt("{text}", example),
+            "rendered": str(rendered),
+            "max_tokens": SERVER_MAX_TOKENS,
+            "temperature": SERVER_TEMPERATURE,
+        },
+        "raw": {
+            "prompt": user_prompt("{text}", example),
+            "bos_token_id": tokenizer.bos_token_id,
+            "note": "the user prompt alone after BOS, as the server's GGUF path sends it",
+        },
+        "answer": 'a JSON array of {"subject", "predicate", "object", "confidence"}, then the end token',
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    return {**contract, "sha256": canonical_hash(contract)}
+
+
+def server_lines(name: str) -> str:
+    """The `ucotron.toml` lines with the server's real key names, and what they do."""
+    return f"""\
+# The Ucotron server loads no ONNX relation model by itself. It calls an OpenAI-compatible endpoint once these three
+# keys are set and the variable that is named here is not empty.
+[models]
+fine_tuned_re_model = {json.dumps(name)}
+fine_tuned_re_endpoint = "http://127.0.0.1:8000/v1"
+fine_tuned_re_api_key_env = "UCOTRON_RE_API_KEY"
+# The directory key is `models_dir`; a key `model_dir` is ignored without a word.
+"""
+
+
+def write_contracts(directory: Path, *, tokenizer: "PreTrainedTokenizerBase", io: Mapping[str, object], name: str) -> None:
+    """Write the IO contract, the prompt contract and the server's lines."""
+    write_json(directory / IO_CONTRACT, dict(io))
+    write_json(directory / PROMPT_CONTRACT, prompt_contract(tokenizer))
+    write_text(directory / SERVER_LINES, server_lines(name))
+
+
+def write_card(
+    directory: Path,
+    *,
+    name: str,
+    base: str,
+    parity: Mapping[str, float],
+    missed: Sequence[str],
+    facts: Mapping[str, str],
+) -> None:
+    """Write the model card: what it is, what was measured, what it is not good for."""
+    verdict = "passed" if not missed else "FAILED: " + "; ".join(missed)
+    lines = [
+        f"# {name}",
+        "",
+        f"A relation extraction model for Ucotron: {base}, fine-tuned on the prompt that the Ucotron server sends.",
+        "",
+        "| fact | value |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in facts.items()),
+        f"| parity with PyTorch | {verdict} |",
+        f"| largest logit difference | {parity['max_logit_difference']:.2e} |",
+        f"| same greedy tokens | {parity['greedy_match']:.1%} of {parity['prompts']:.0f} prompts |",
+        f"| greedy decoding, one prompt at a time | {parity['onnx_tokens_per_second']:.1f} tokens/s in ONNX Runtime, "
+        f"{parity['torch_tokens_per_second']:.1f} in eager PyTorch |",
+        "",
+        "## Use",
+        "",
+        f"`{IO_CONTRACT}` names the graph's inputs and outputs, `{PROMPT_CONTRACT}` the prompt, `{SERVER_LINES}` the",
+        "lines for the server. The answer is a JSON array; read it as the server does: from the first `[` to the last `]`.",
+        "",
+        "## Limits",
+        "",
+        "It is asked about entities that are given to it, and it was scored that way. `confidence` is what the training",
+        "rows had, not a calibrated probability. Licence: that of the base model.",
+        "",
+    ]
+    write_text(directory / CARD, "\n".join(lines))

@@ -1,0 +1,74 @@
+"""Merge an adapter into its base, and export a merged model as ONNX with KV cache."""
+
+import json
+import os
+from pathlib import Path
+
+from ucotron_ray.models import base as base_models
+from ucotron_ray.models import lora
+
+GRAPH = "model.onnx"
+
+
+def merge(base: base_models.BaseModel, adapter: Path | None, directory: Path) -> None:
+    """Write the float32 model that transformers loads: base plus adapter, or the base alone, with its tokenizer."""
+    model = base_models.load_model(base, "float32")
+    if adapter is not None:
+        model = lora.load_merged(model, adapter)
+    tokenizer = base_models.load_tokenizer(base)
+    model.config._name_or_path = ""
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(directory, safe_serialization=True)
+    base_models.save_tokenizer(tokenizer, directory)
+
+
+def export(model: Path, directory: Path, *, opset: int) -> None:
+    """Write `model.onnx` and `model.onnx_data` with the tokenizer beside them.
+
+    optimum patches torch and transformers globally while it traces: call this once in a process of its own. Its own
+    check of the numbers only warns, so it is switched off; `parity.py` is the gate.
+    """
+    # One layout whatever the size; without it graphs under 2 GB carry their weights inside.
+    os.environ["FORCE_ONNX_EXTERNAL_DATA"] = "1"
+    from optimum.exporters.onnx import main_export  # noqa: PLC0415 - it reads the variable, and takes 3 s
+
+    main_export(
+        str(model),
+        output=str(directory),
+        task="text-generation-with-past",
+        opset=opset,
+        device="cpu",
+        dtype="fp32",
+        do_validation=False,
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+
+
+def io_contract(graph: Path, config: Path) -> dict[str, object]:
+    """Names, types and shapes of the graph's inputs and outputs, its versions, and the numbers a caller needs."""
+    import onnx  # noqa: PLC0415
+    import onnxruntime  # noqa: PLC0415
+
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    proto = onnx.load(str(graph), load_external_data=False)
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+
+    def entry(value: onnxruntime.NodeArg) -> dict[str, object]:
+        return {"name": value.name, "type": value.type, "shape": list(value.shape)}
+
+    return {
+        "inputs": [entry(value) for value in session.get_inputs()],
+        "outputs": [entry(value) for value in session.get_outputs()],
+        "opset": {opset.domain or "ai.onnx": opset.version for opset in proto.opset_import},
+        "ir_version": proto.ir_version,
+        "num_layers": settings["num_hidden_layers"],
+        "vocabulary": settings["vocab_size"],
+        "eos_token_id": settings["eos_token_id"],
+        "pad_token_id": settings["pad_token_id"],
+        "first_step": "past_key_values.* have a third dimension of 0; attention_mask covers past and new tokens",
+    }

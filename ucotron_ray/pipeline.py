@@ -1,0 +1,193 @@
+"""The whole chain: rows → adapter → scores of base and tuned → merged model and bundle. And its plan, for `--dry-run`."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray import artifacts, jsonl, stages
+from ucotron_ray.artifacts import Artifact, Request
+from ucotron_ray.config import variable
+from ucotron_ray.errors import InputError, MissingArtifact
+from ucotron_ray.graph.export import is_server
+from ucotron_ray.models import base as base_models
+from ucotron_ray.run import Run
+
+log = logging.getLogger(__name__)
+
+TRAIN_FILE, VAL_FILE = "train_sft.jsonl", "val_sft.jsonl"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which parts of the chain run, in the guide's words."""
+
+    skip_generate: bool = False
+    skip_train: bool = False
+    skip_export: bool = False
+    data_dir: Path | None = None
+    output_dir: Path | None = None
+
+
+def check(run: Run, options: Options) -> base_models.BaseModel:
+    """Everything that can be found wrong before anything is started. Returns the base model."""
+    needed = ["ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf"]
+    if not options.skip_export:
+        needed += ["optimum", "onnx", "onnxruntime"]
+    stages.require_packages(*needed)
+    if options.skip_generate or options.data_dir is not None:
+        _files(run, options)
+    reference = run.config.recipe.evaluation.data
+    if reference is not None and Path(reference).is_file():
+        jsonl.read_relations(Path(reference))
+    return base_models.resolve(run.config.recipe.tier_model.local_model)
+
+
+def execute(run: Run, options: Options) -> dict[str, Any]:
+    """Run the chain; return the figures of the last line."""
+    base = check(run, options)
+    dataset = dataset_stage(run, options)
+    # Read it before the long part: a wrong path should not cost a training run.
+    data = stages.held_out(run, run.config.recipe.evaluation.data, dataset)
+    adapter = adapter_stage(run, options, dataset, base)
+    tuned = stages.scores_of(stages.evaluate(run, run.name, base, adapter, data))
+    result: dict[str, Any] = {"adapter": str(adapter.path)}
+    figures = {"base_f1": None, **headline(tuned)}
+    if run.config.recipe.evaluation.base:
+        before = stages.scores_of(stages.evaluate(run, f"{run.name}-base", base, None, data))
+        figures["base_f1"] = headline(before)["tuned_f1"]
+        result["base"] = {key: before["overall"][key] for key in ("f1", "f1_low", "f1_high", "valid_answers")}
+    result |= figures
+    result["tuned"] = {key: tuned["overall"][key] for key in ("f1", "f1_low", "f1_high", "valid_answers")}
+    result |= {"parity": None, "bundle": None}
+    if not options.skip_export:
+        bundle = stages.export(run, base, adapter, data)
+        parity = json.loads((bundle.path / "parity.json").read_text(encoding="utf-8"))
+        result |= {"parity": not parity["missed"], "bundle": str(bundle.path)}
+        result["max_logit_difference"] = parity["figures"]["max_logit_difference"]
+        result["artifact"] = str(bundle.path)
+        if options.output_dir is not None:
+            stages.copy_out(run.store.get("model", run.name), options.output_dir)
+            stages.copy_out(bundle, options.output_dir.with_name(options.output_dir.name + "-onnx"))
+    else:
+        result["artifact"] = str(adapter.path)
+    return result
+
+
+def dataset_stage(run: Run, options: Options) -> Artifact:
+    """The training rows: the user's files, the graph, or with `--skip-generate` alone the dataset of this name."""
+    if options.data_dir is not None or options.skip_generate:
+        files = _files(run, options)
+        return stages.import_rows(run, *files) if files else run.store.get("dataset", run.name)
+    return stages.import_graph(run)
+
+
+def adapter_stage(run: Run, options: Options, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
+    """The trained adapter; with `--skip-train` the one that is there already."""
+    if options.skip_train:
+        return run.store.get("adapter", run.name, accept_rejected=run.accept_rejected)
+    return stages.sft(run, dataset, base)
+
+
+def headline(scores: dict[str, Any]) -> dict[str, float | None]:
+    """F1 on the rows marked `seen` (on all where there are no such marks), on those marked `unseen`, and valid answers."""
+    groups, overall = scores["groups"], scores["overall"]
+    seen = groups.get(stages.HEADLINE_GROUP, overall)
+    unseen = groups.get(stages.SECOND_GROUP)
+    return {
+        "tuned_f1": seen["f1"],
+        "tuned_f1_unseen": unseen["f1"] if unseen else None,
+        "valid_answers": overall["valid_answers"],
+    }
+
+
+def plan(run: Run, options: Options) -> list[dict[str, str]]:
+    """What `execute` would do, stage by stage: reuse, resume, run, conflict, or skip. Makes and starts nothing."""
+    base = check(run, options)
+    steps: list[dict[str, str]] = []
+    dataset = _planned_dataset(run, options, steps)
+    adapter: Artifact | None = None
+    if options.skip_train:
+        adapter = run.store.find("adapter", run.name)
+        if adapter is None:
+            raise MissingArtifact(
+                f"--skip-train needs the adapter '{run.name}'", where=str(run.store.root), next_step="train it first"
+            )
+        steps.append({"stage": "sft", "artifact": f"adapter/{run.name}", "action": "skip"})
+    elif dataset is not None:
+        adapter = _step(run, steps, "sft", stages.sft_request(run, dataset, base))
+    else:
+        _unknown(run, steps, "sft", "adapter", run.name)
+    # Its rows are imported under their hash in a moment; whether the scores are there depends on that import.
+    action = "reuse" if run.store.find("scores", run.name) and adapter else "run"
+    steps.append({"stage": "evaluate", "artifact": f"scores/{run.name}", "action": action})
+    if run.config.recipe.evaluation.base:
+        found = run.store.find("scores", f"{run.name}-base")
+        steps.append(
+            {"stage": "evaluate-base", "artifact": f"scores/{run.name}-base", "action": "reuse" if found else "run"}
+        )
+    if options.skip_export:
+        steps.append({"stage": "export", "artifact": f"bundle/{run.name}", "action": "skip"})
+    elif adapter is not None:
+        _step(run, steps, "export", stages.export_requests(run, base, adapter)[1])
+    else:
+        _unknown(run, steps, "export", "bundle", run.name)
+    return steps
+
+
+def _planned_dataset(run: Run, options: Options, steps: list[dict[str, str]]) -> Artifact | None:
+    files = _files(run, options) if options.data_dir is not None or options.skip_generate else None
+    if files:
+        hashes = {"train": artifacts.file_hash(files[0]), "val": artifacts.file_hash(files[1]) if files[1] else None}
+        name = f"rows-{artifacts.canonical_hash(hashes)[:12]}"
+        return _step(run, steps, "import-rows", Request("dataset", name, {"files": hashes}))
+    if options.skip_generate:
+        steps.append({"stage": "import-graph", "artifact": f"dataset/{run.name}", "action": "skip"})
+        return run.store.get("dataset", run.name)
+    settings = run.config.recipe.graph
+    source = settings.source or variable("UCOTRON_SERVER_URL") or ""
+    if is_server(source):
+        # What the server holds is known once it is asked, and a dry run asks nobody.
+        _unknown(run, steps, "import-graph", "dataset", run.name)
+        return None
+    path = Path(source)
+    stages.graph_export.read_file(path)
+    fields = {"graph": settings.model_dump(exclude={"source"}), "source": {"file": artifacts.file_hash(path)}}
+    return _step(run, steps, "import-graph", Request("dataset", run.name, fields))
+
+
+def _step(run: Run, steps: list[dict[str, str]], stage: str, request: Request) -> Artifact | None:
+    action = run.store.plan(request)
+    if action == "conflict" and run.replace:
+        action = "run"
+    steps.append({"stage": stage, "artifact": f"{request.kind}/{request.name}", "action": action})
+    return run.store.find(request.kind, request.name) if action == "reuse" else None
+
+
+def _unknown(run: Run, steps: list[dict[str, str]], stage: str, kind: artifacts.Kind, name: str) -> None:
+    """A stage whose input is not made yet: it runs, or goes on where it was left."""
+    partial = run.store.partial(kind, name).exists()
+    steps.append({"stage": stage, "artifact": f"{kind}/{name}", "action": "resume" if partial else "run"})
+
+
+def _files(run: Run, options: Options) -> tuple[Path, Path | None] | None:
+    """The guide's two files; None where `--skip-generate` means the dataset of this name in the store."""
+    directory = options.data_dir
+    if directory is None:
+        if run.store.find("dataset", run.name) is not None:
+            return None
+        directory = Path(run.config.place.output.data_dir)
+    train, val = directory / TRAIN_FILE, directory / VAL_FILE
+    if not train.is_file():
+        raise InputError(
+            "there is no training data to go on with",
+            where=str(directory),
+            expected=f"{TRAIN_FILE} (and {VAL_FILE}, if you have it)",
+            found=", ".join(sorted(path.name for path in directory.iterdir())[:8]) if directory.is_dir() else "no directory",
+            next_step="pass --data-dir, or leave --skip-generate away",
+        )
+    jsonl.read_training_rows(train)
+    if val.is_file():
+        jsonl.read_training_rows(val)
+    return train, val if val.is_file() else None

@@ -1,0 +1,99 @@
+"""One invocation: its recipe and place, its store, its tracking, and Ray from the moment that a stage needs it."""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from ucotron_ray import tracking
+from ucotron_ray.artifacts import Artifact, Build, Request, Result, Store, canonical_hash
+from ucotron_ray.config import Config
+from ucotron_ray.errors import Stopped
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """Open it with `with`. On the way out Ray is left, and tracking gets a bounded time to send what is pending."""
+
+    def __init__(
+        self, config: Config, *, verb: str, name: str, replace: bool = False, accept_rejected: bool = False
+    ) -> None:
+        self.config = config
+        self.name = name
+        self.replace = replace
+        self.accept_rejected = accept_rejected
+        self.store = Store(Path(config.place.store).expanduser())
+        self.destination = tracking.destination(config.place, self.store.root)
+        # The same recipe gives the same key, so that a run that goes on after a kill is one run in MLflow.
+        key = f"{verb}-{name}-{canonical_hash(config.recipe.model_dump())[:12]}"
+        self.spool = tracking.Spool(tracking.spool_directory(self.store.root), key)
+        self.log_file = str(self.store.root / "tracking" / "logs" / f"{key}.log")
+        self._verb = verb
+        self._stack = ExitStack()
+        self._began = False
+        self._sending = False
+        self._connected = False
+
+    def __enter__(self) -> "Run":
+        self._stack.__enter__()
+        if tracking.has_pending(self.spool.directory):
+            # What an earlier run could not send goes out now, even if this one has nothing to add.
+            self._stack.enter_context(tracking.Sender(self.spool.directory, self.destination))
+            self._sending = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._began:
+            stopped = isinstance(error, (Stopped, KeyboardInterrupt))
+            self.spool.end("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
+        self._stack.__exit__(None, None, None)
+
+    def connect(self) -> None:
+        """Connect to Ray unless this run already did."""
+        if not self._connected:
+            from ucotron_ray import session  # noqa: PLC0415 - 1.5 s; a run that reuses everything needs no Ray
+
+            self._stack.enter_context(session.connected(self.config.place))
+            self._connected = True
+
+    def make(self, stage: str, request: Request, build: Callable[[Build], Result]) -> Artifact:
+        """The requested artifact: reused if it is there, else built (or built further) and published."""
+        with self.store.building(request, replace=self.replace) as work:
+            if work.artifact is not None:
+                log.info("%s: reuse %s '%s'", stage, request.kind, request.name)
+                return work.artifact
+            log.info("%s: %s %s '%s'", stage, "go on with" if work.resumed else "make", request.kind, request.name)
+            self._begin()
+            spool = self.spool.child(stage)
+            spool.start(name=stage, parent=self.spool.run, tags={"ucotron.artifact": f"{request.kind}/{request.name}"})
+            spool.params(request.fields)
+            try:
+                result = build(work)
+            except BaseException as error:
+                spool.end("KILLED" if isinstance(error, (Stopped, KeyboardInterrupt)) else "FAILED")
+                raise
+            artifact = work.publish(result)
+            spool.metrics({**result.metrics, **{f"count_{key}": float(value) for key, value in result.counts.items()}})
+            spool.tags({"ucotron.content": artifact.manifest.content, "ucotron.path": str(artifact.path)})
+            if request.kind in ("adapter", "bundle", "model"):
+                spool.model(artifact, "output")
+            spool.end("FINISHED")
+            log.info("%s: done in %.0f s: %s", stage, artifact.manifest.provenance["seconds"], artifact.path)
+            return artifact
+
+    def mlflow_run(self) -> str | None:
+        """The id of this run in MLflow, if it was sent by now."""
+        return tracking.run_id(self.spool.directory, self.spool.run)
+
+    def _begin(self) -> None:
+        if not self._began:
+            self._began = True
+            if not self._sending:
+                self._stack.enter_context(tracking.Sender(self.spool.directory, self.destination))
+            self.spool.start(name=f"{self._verb} {self.name}", tags={"ucotron.store": str(self.store.root)})
+            recipe = self.config.recipe
+            used = {"tier": recipe.tier, "graph": recipe.graph, "sft": recipe.sft, "evaluation": recipe.evaluation}
+            self.spool.params(
+                {key: value if isinstance(value, str) else value.model_dump() for key, value in used.items()}
+            )

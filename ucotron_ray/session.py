@@ -1,0 +1,172 @@
+"""The connection to Ray: started or joined, checked for what was asked, and left clean."""
+
+import logging
+import math
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import ray
+
+from ucotron_ray.config import Place, Workers
+from ucotron_ray.errors import ResourceError, Stopped
+
+log = logging.getLogger(__name__)
+
+FOLLOW_SECONDS = 0.5
+
+WORKER_ENVIRONMENT = {
+    # Each of these opens connections or files of its own that nobody asked for.
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+    # The default of 2 s would hold every report back that long.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_V2": "1",
+}
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """What one worker holds."""
+
+    cpus: float
+    gpus: float
+
+    @property
+    def threads(self) -> int:
+        """Threads for one worker's arithmetic."""
+        return max(1, math.floor(self.cpus))
+
+    def as_ray(self) -> dict[str, float]:
+        """In Ray's terms."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+
+
+@contextmanager
+def connected(place: Place) -> Iterator[None]:
+    """A cluster for the time of the block: the one of RAY_ADDRESS or of the place, else a local one of our own.
+
+    Raises ResourceError if the cluster can never hold the place's workers.
+    """
+    address = place.ray.address or os.environ.get("RAY_ADDRESS")
+    environment = {**WORKER_ENVIRONMENT, **_forwarded()}
+    os.environ.update(environment)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Two processes of Ray's own would otherwise set up metrics exporters on every interface.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    # Ray's own lines would bury ours; they stay in Ray's log directory.
+    common = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": environment}}
+    if address:
+        ray.init(address=address, **common)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=place.ray.num_cpus,
+            include_dashboard=place.ray.dashboard,
+            object_store_memory=place.ray.object_store_mb * 1024**2,
+            _temp_dir=place.ray.temp_dir,
+            **common,
+        )
+    # Ray's own handler ends the process with exit 1; ours lets the stages leave things in order.
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        check_resources(place.workers)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        ray.shutdown()
+
+
+def worker_resources(workers: Workers) -> WorkerResources:
+    """CPUs and GPUs of one worker, from the place or from what the cluster has."""
+    total = ray.cluster_resources()
+    gpus = workers.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if total.get("GPU", 0) >= workers.num_workers else 0.0
+    cpus = workers.cpus_per_worker
+    if cpus is None:
+        # Whole processors: the driver needs none, as it only waits.
+        cpus = float(max(1, math.floor(total.get("CPU", 1) / workers.num_workers)))
+    return WorkerResources(cpus, gpus)
+
+
+def check_resources(workers: Workers) -> None:
+    """Refuse what could only wait for ever: Ray retries an unplaceable worker group without end."""
+    total = ray.cluster_resources()
+    one = worker_resources(workers)
+    for name, asked in (("CPU", one.cpus * workers.num_workers), ("GPU", one.gpus * workers.num_workers)):
+        have = total.get(name, 0.0)
+        if asked > have:
+            raise ResourceError(
+                f"the cluster has too few {name}s for the place's workers",
+                where="workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker",
+                expected=f"{asked:g} {name}s",
+                found=f"{have:g} {name}s",
+                next_step="lower the workers in the place file, or join a larger cluster",
+            )
+
+
+def scratch_directory() -> Path:
+    """Where Ray may write its own bookkeeping of a run: nothing in it is needed to resume."""
+    path = Path(tempfile.gettempdir()) / f"ucotron-ray-{os.getuid()}" / ray.get_runtime_context().get_job_id()
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def set_up_worker(log_file: str) -> None:
+    """Logging of a worker process: our own lines into the run's log, which the driver follows and which outlives Ray."""
+    path = Path(log_file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("ucotron_ray")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+@contextmanager
+def following(log_file: str) -> Iterator[None]:
+    """Repeat the lines that workers add to the run's log, for the time of the block."""
+    path, done = Path(log_file), threading.Event()
+    start = path.stat().st_size if path.exists() else 0
+
+    def follow() -> None:
+        position = start
+        while True:
+            last = done.wait(FOLLOW_SECONDS)
+            if path.exists():
+                with path.open(encoding="utf-8", errors="replace") as file:
+                    file.seek(position)
+                    for line in file:
+                        if line.endswith("\n"):
+                            position += len(line.encode())
+                            log.info("%s", line.rstrip())
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, name="log", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(FOLLOW_SECONDS * 4)
+
+
+def _forwarded() -> dict[str, str]:
+    """Settings of the shell that a worker needs too and that hold no secret."""
+    names = ("HF_HUB_OFFLINE", "HF_HOME", "PYTHONPATH")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise Stopped("stopped by SIGTERM", next_step="run the same command again: it goes on from the last checkpoint")

@@ -1,0 +1,367 @@
+"""Experiment tracking: events go to files first, and from there to MLflow. The only module that imports mlflow.
+
+    <store>/tracking/spool/<run>-<host>-<pid>.jsonl    what happened, one event a line, appended by any process
+    <store>/tracking/spool/sent.json                   how far each file was sent, and the ids that MLflow gave
+    <store>/tracking/mlflow.db, artifacts/             the default MLflow store
+
+A run is never stopped or slowed by MLflow: what cannot be sent stays in the spool, and the next run sends it. Runs are
+found again by a tag with their key, so that nothing is logged twice after a kill.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ucotron_ray.artifacts import Artifact, write_json
+from ucotron_ray.config import Place
+from ucotron_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+SEND_EVERY_SECONDS = 5.0
+CLOSE_SECONDS = 30.0
+KEY_TAG = "ucotron.key"
+NO_TRACKING = "none"
+
+_BATCH = 500
+"""Events of one `log_batch` call; MLflow takes 1,000 metrics and 100 parameters a call."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """An MLflow server or database."""
+
+    uri: str
+    experiment: str
+    artifact_location: str | None
+
+
+class Spool:
+    """Where one process writes the events of one run. Opened for each event: no handle to lose, none to share."""
+
+    def __init__(self, directory: Path, run: str) -> None:
+        self.directory = directory
+        self.run = run
+
+    def start(self, *, name: str, parent: str | None = None, tags: Mapping[str, str] | None = None) -> None:
+        """The run exists, below its parent."""
+        self._write({"type": "start", "name": name, "parent": parent, "tags": dict(tags or {})})
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """What it was asked to do, flattened to dotted keys."""
+        self._write({"type": "params", "values": {key: str(value) for key, value in _flat(values).items()}})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """What it is."""
+        self._write({"type": "tags", "values": dict(values)})
+
+    def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
+        """What was measured at a step."""
+        finite = {key: float(value) for key, value in values.items() if abs(float(value)) < float("inf")}
+        self._write({"type": "metrics", "values": finite, "step": step})
+
+    def dataset(self, artifact: Artifact, context: str) -> None:
+        """Data that went in."""
+        manifest = artifact.manifest
+        self._write(
+            {
+                "type": "dataset",
+                "name": manifest.name,
+                "digest": manifest.content[:32],
+                "source": str(artifact.path),
+                "context": context,
+            }
+        )
+
+    def model(self, artifact: Artifact, direction: str) -> None:
+        """A model that went in (`input`) or came out (`output`)."""
+        manifest = artifact.manifest
+        self._write(
+            {
+                "type": "model",
+                "name": f"{manifest.kind}-{manifest.name}",
+                "content": manifest.content,
+                "path": str(artifact.path),
+                "kind": manifest.kind,
+                "direction": direction,
+            }
+        )
+
+    def file(self, path: Path) -> None:
+        """A small file to keep with the run."""
+        self._write({"type": "file", "path": str(path)})
+
+    def end(self, status: str) -> None:
+        """FINISHED, FAILED or KILLED."""
+        self._write({"type": "end", "status": status})
+
+    def child(self, stage: str) -> "Spool":
+        """The spool of one stage of this run."""
+        return Spool(self.directory, f"{self.run}/{stage}")
+
+    def _write(self, event: dict[str, Any]) -> None:
+        line = json.dumps({"run": self.run, "time": int(time.time() * 1000), **event}, ensure_ascii=False) + "\n"
+        name = f"{self.run.replace('/', '.')}-{platform.node()}-{os.getpid()}.jsonl"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with (self.directory / name).open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            log.warning("tracking: an event could not be spooled (%s); the run goes on", error)
+
+
+class Sender:
+    """Sends the spool in the background, for as long as the block lasts; then once more, for a bounded time."""
+
+    def __init__(self, directory: Path, destination: Destination | None) -> None:
+        self._directory = directory
+        self._destination = destination
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="tracking", daemon=True)
+
+    def __enter__(self) -> "Sender":
+        if self._destination is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        if self._destination is not None:
+            self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive():
+                log.warning("tracking: MLflow is slow; what is left is sent by the next run")
+
+    def _loop(self) -> None:
+        assert self._destination is not None
+        while True:
+            last = self._done.wait(SEND_EVERY_SECONDS)
+            send_pending(self._directory, self._destination)
+            if last:
+                return
+
+
+@dataclass
+class _Sent:
+    """How far the spool was sent."""
+
+    offsets: dict[str, int] = field(default_factory=dict)
+    runs: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+
+
+def destination(place: Place, store: Path) -> Destination | None:
+    """Where the place wants runs tracked. Raises ConfigError for what MLflow 3 no longer takes, before anything runs."""
+    uri = place.tracking.mlflow_uri
+    if uri is not None and uri.lower() == NO_TRACKING:
+        return None
+    if uri is None:
+        folder = store / "tracking"
+        folder.mkdir(parents=True, exist_ok=True)
+        return Destination(
+            f"sqlite:///{folder / 'mlflow.db'}", place.tracking.experiment, (folder / "artifacts").as_uri()
+        )
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        raise ConfigError(
+            "the MLflow database has a relative path",
+            where="tracking.mlflow_uri",
+            expected="sqlite:////absolute/path/mlflow.db: workers have another working directory",
+            found=uri,
+        )
+    if "://" not in uri or uri.startswith("file:"):
+        raise ConfigError(
+            "MLflow 3 no longer keeps runs in plain directories",
+            where="tracking.mlflow_uri",
+            expected=f"http(s)://..., sqlite:////absolute/path/mlflow.db, {NO_TRACKING}, or null for the store's own",
+            found=uri,
+        )
+    return Destination(uri, place.tracking.experiment, None)
+
+
+def spool_directory(store: Path) -> Path:
+    """Where the events of a store's runs lie."""
+    return store / "tracking" / "spool"
+
+
+def run_id(directory: Path, run: str) -> str | None:
+    """The id that MLflow gave to a run, if it was sent."""
+    return _read_sent(directory).runs.get(run)
+
+
+def has_pending(directory: Path) -> bool:
+    """Whether the spool holds events that were not sent."""
+    sent = _read_sent(directory)
+    return any(path.stat().st_size > sent.offsets.get(path.name, 0) for path in directory.glob("*.jsonl"))
+
+
+def send_pending(directory: Path, destination: Destination) -> bool:
+    """Send all events that were not yet sent; True if none is left. Never raises: a failure is logged and kept."""
+    try:
+        with _only_sender(directory) as alone:
+            if not alone:
+                return False
+            sent = _read_sent(directory)
+            pending = list(_pending(directory, sent))
+            if pending:
+                _send(pending, destination, sent, directory)
+            return True
+    except Exception as error:  # noqa: BLE001 - the promise: no failure of MLflow, of whatever kind, stops a run
+        log.warning("tracking: could not be sent now (%s: %s); kept for the next run", type(error).__name__, error)
+        return False
+
+
+def _send(
+    pending: list[tuple[str, int, dict[str, Any]]], where: Destination, sent: _Sent, directory: Path
+) -> None:
+    # mlflow retries for minutes by default; the spool is our retry.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient  # noqa: PLC0415 - 1.2 s, and only the sending thread needs it
+
+    for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    client = MlflowClient(tracking_uri=where.uri)
+    experiment = client.get_experiment_by_name(where.experiment)
+    experiment_id = (
+        experiment.experiment_id
+        if experiment
+        else client.create_experiment(where.experiment, artifact_location=where.artifact_location)
+    )
+    for start in range(0, len(pending), _BATCH):
+        batch = pending[start : start + _BATCH]
+        _send_metrics(client, experiment_id, [event for _, _, event in batch if event["type"] == "metrics"], sent)
+        for _, _, event in batch:
+            if event["type"] != "metrics":
+                _send_event(client, experiment_id, event, sent)
+        for name, offset, _ in batch:
+            sent.offsets[name] = max(offset, sent.offsets.get(name, 0))
+        write_json(directory / "sent.json", vars(sent))
+
+
+def _send_metrics(client: "MlflowClient", experiment_id: str, events: list[dict[str, Any]], sent: _Sent) -> None:
+    from mlflow.entities import Metric  # noqa: PLC0415
+
+    by_run: dict[str, list[Metric]] = {}
+    for event in events:
+        metrics = [Metric(key, value, event["time"], event["step"]) for key, value in event["values"].items()]
+        by_run.setdefault(_run(client, experiment_id, event["run"], sent), []).extend(metrics)
+    for run, metrics in by_run.items():
+        for start in range(0, len(metrics), 1000):
+            client.log_batch(run, metrics=metrics[start : start + 1000])
+
+
+def _send_event(client: "MlflowClient", experiment_id: str, event: dict[str, Any], sent: _Sent) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag  # noqa: PLC0415
+
+    run = _run(client, experiment_id, event["run"], sent)
+    kind = event["type"]
+    if kind == "start":
+        tags = {"mlflow.runName": event["name"], **event["tags"]}
+        if event["parent"]:
+            tags["mlflow.parentRunId"] = _run(client, experiment_id, event["parent"], sent)
+        client.log_batch(run, tags=[RunTag(key, value[:8000]) for key, value in tags.items()])
+        client.update_run(run, status="RUNNING")
+    elif kind == "params":
+        known = client.get_run(run).data.params
+        # A parameter can be set once; a run that goes on after a kill would set it again.
+        new = [Param(key, value[:6000]) for key, value in event["values"].items() if key not in known]
+        for start in range(0, len(new), 100):
+            client.log_batch(run, params=new[start : start + 100])
+    elif kind == "tags":
+        client.log_batch(run, tags=[RunTag(key, value[:8000]) for key, value in event["values"].items()])
+    elif kind == "dataset":
+        data = Dataset(event["name"], event["digest"], "local", json.dumps({"uri": event["source"]}))
+        context = InputTag("mlflow.data.context", event["context"])
+        client.log_inputs(run, datasets=[DatasetInput(data, [context])])
+    elif kind == "model":
+        _send_model(client, experiment_id, run, event, sent)
+    elif kind == "file":
+        if Path(event["path"]).is_file():
+            client.log_artifact(run, event["path"])
+    elif kind == "end":
+        client.set_terminated(run, event["status"], end_time=event["time"])
+
+
+def _send_model(
+    client: "MlflowClient", experiment_id: str, run: str, event: dict[str, Any], sent: _Sent
+) -> None:
+    from mlflow.entities import LoggedModelInput, LoggedModelOutput  # noqa: PLC0415
+
+    content = event["content"]
+    if content not in sent.models:
+        tags = {"ucotron.content": content, "ucotron.path": event["path"]}
+        model = client.create_logged_model(
+            experiment_id, event["name"], source_run_id=run, tags=tags, model_type=event["kind"]
+        )
+        client.finalize_logged_model(model.model_id, "READY")
+        sent.models[content] = model.model_id
+        if event["direction"] == "output":
+            client.log_outputs(run, [LoggedModelOutput(model.model_id, 0)])
+    if event["direction"] == "input":
+        client.log_inputs(run, models=[LoggedModelInput(sent.models[content])])
+
+
+def _run(client: "MlflowClient", experiment_id: str, key: str, sent: _Sent) -> str:
+    """The MLflow run of a key: known, found by its tag, or made."""
+    if key not in sent.runs:
+        found = client.search_runs([experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+        run = found[0] if found else client.create_run(experiment_id, tags={KEY_TAG: key})
+        sent.runs[key] = run.info.run_id
+    return sent.runs[key]
+
+
+def _pending(directory: Path, sent: _Sent) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Events that were not sent, oldest first, each with its file and the offset behind it. A torn last line waits."""
+    events = []
+    for path in directory.glob("*.jsonl"):
+        with path.open("rb") as file:
+            offset = sent.offsets.get(path.name, 0)
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                offset += len(line)
+                events.append((path.name, offset, json.loads(line)))
+    # Stable: events of one file keep their order, so that its offset only grows.
+    return iter(sorted(events, key=lambda entry: entry[2]["time"]))
+
+
+def _read_sent(directory: Path) -> _Sent:
+    try:
+        return _Sent(**json.loads((directory / "sent.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return _Sent()
+
+
+@contextmanager
+def _only_sender(directory: Path) -> Iterator[bool]:
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "sending.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

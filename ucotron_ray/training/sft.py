@@ -1,0 +1,360 @@
+"""LoRA supervised fine-tuning with TRL. Plain Python: runs in this process, under torchrun or in a Ray worker alike.
+
+`on_ray.py` runs `train` in Ray Train workers; tests call it directly. Everything goes through files: rows are read
+from the dataset's directory, checkpoints and the adapter are written into the directory that is given.
+"""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Sampler
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from datasets import Dataset
+from ucotron_ray.artifacts import file_hash, list_files, write_json
+from ucotron_ray.config import SftSettings
+from ucotron_ray.errors import InputError, StageFailed
+from ucotron_ray.jsonl import read_training_rows
+from ucotron_ray.models import base as base_models
+from ucotron_ray.models import lora
+from ucotron_ray.training.data import IGNORED, Example, epoch_order, examples
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[Mapping[str, float]], None]
+
+CHECKPOINTS = "checkpoints"
+CHECKPOINT_RECORD = "checkpoint.json"
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class SftJob:
+    """All that a worker needs to know. Plain data, so that it can travel to another machine."""
+
+    base: str
+    train_file: str
+    val_file: str | None
+    directory: str
+    settings: dict[str, Any]
+    dtype: str
+    """`auto`, `bfloat16` or `float32`; `auto` is decided by the worker's own processor."""
+    per_device_batch: int | None
+    tokens_per_step: int
+    num_threads: int | None
+
+
+def train(job: SftJob, report: Report) -> dict[str, float]:
+    """Train from the newest good checkpoint in the directory, or from the start; leave `adapter/` and `training.json`.
+
+    Args:
+        job: what to train and where.
+        report: called on every worker with the metrics of each logged step and of each evaluation.
+
+    Returns:
+        The final metrics (rank 0's).
+    """
+    settings = SftSettings.model_validate(job.settings)
+    directory = Path(job.directory)
+    rank, world = _rank_and_world()
+    if job.num_threads:
+        torch.set_num_threads(job.num_threads)
+    torch.manual_seed(settings.seed)
+    base = base_models.resolve(job.base)
+    tokenizer = base_models.load_tokenizer(base)
+    rows = read_training_rows(Path(job.train_file))[: settings.max_rows]
+    train_rows, counts = examples(rows, tokenizer, settings)
+    val_rows = _validation(job, tokenizer, settings)
+    per_device = per_device_batch(job, settings, longest=counts["longest"], world=world)
+    dtype = base_models.compute_dtype(job.dtype)
+    model = base_models.load_model(base, dtype)
+    # The step-0 adapter must be the same on every worker and in every run.
+    torch.manual_seed(settings.seed)
+    trainer = LabelOnlyTrainer(
+        model=lora.attach(model, settings),
+        args=_arguments(job, settings, dtype=dtype, per_device=per_device, world=world),
+        train_dataset=_dataset(train_rows),
+        eval_dataset=_dataset(val_rows) if val_rows else None,
+        processing_class=tokenizer,
+        callbacks=[_Records(directory, counts, report, rank, world)],
+        order_seed=settings.seed,
+        global_batch=settings.global_batch,
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = newest_checkpoint(directory / CHECKPOINTS, remove_bad=rank == 0)
+    if checkpoint is not None:
+        log.info("sft: going on from %s", checkpoint.name)
+    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not math.isfinite(outcome.training_loss):
+        raise StageFailed(
+            "the training loss is not finite",
+            found=str(outcome.training_loss),
+            next_step="halve training.sft.<tier>.learning_rate and start again with --replace",
+        )
+    metrics = _final_metrics(trainer, counts)
+    if rank == 0:
+        _save(trainer, tokenizer, directory, job, counts, metrics)
+    return metrics
+
+
+def per_device_batch(job: SftJob, settings: SftSettings, *, longest: int, world: int) -> int:
+    """Rows of one forward pass of one worker: the largest divisor of its share that fits `tokens_per_step`.
+
+    Raises InputError if the global batch cannot be shared evenly, since the place must not change the result.
+    """
+    share, rest = divmod(settings.global_batch, world)
+    if rest or (job.per_device_batch and share % job.per_device_batch):
+        raise InputError(
+            "the global batch cannot be shared evenly",
+            where="training.sft.<tier>.batch_size, workers.num_workers, workers.per_device_batch",
+            expected="batch_size = num_workers x per_device_batch x a whole number",
+            found=f"{settings.global_batch} rows, {world} workers, {job.per_device_batch or 'any'} rows a device",
+        )
+    if job.per_device_batch:
+        return job.per_device_batch
+    fitting = [size for size in range(1, share + 1) if share % size == 0 and size * longest <= job.tokens_per_step]
+    return max(fitting, default=1)
+
+
+def newest_checkpoint(directory: Path, *, remove_bad: bool = False) -> Path | None:
+    """The newest checkpoint whose bytes are those of its record. Half-written and damaged ones are passed over."""
+    found = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        if _is_whole(path):
+            return path
+        log.warning("sft: %s is not whole and is passed over", path)
+        if remove_bad:
+            shutil.rmtree(path, ignore_errors=True)
+    return None
+
+
+class LabelOnlyTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
+    """TRL's trainer with an order of rows of our own, and with logits at the positions that have a label only.
+
+    On a CPU TRL's fused head scores every position; here a sixth of them has a label, and the vocabulary is the most
+    expensive layer of a small model.
+    """
+
+    def __init__(self, *args: Any, order_seed: int, global_batch: int, **kwargs: Any) -> None:
+        self._order_seed = order_seed
+        self._global_batch = global_batch
+        super().__init__(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
+        return _EpochOrder(lengths, self._global_batch, self._order_seed)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Sum of the label tokens' cross entropy over their number in the whole global batch (all workers)."""
+        labels_BT = inputs["labels"]
+        # Position t predicts the label of t + 1.
+        positions_K = (labels_BT[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(-1)
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            logits_to_keep=positions_K,
+            use_cache=False,
+        )
+        targets_BK = labels_BT[:, 1:][:, positions_K]
+        total = F.cross_entropy(
+            outputs.logits.float().flatten(0, 1), targets_BK.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        if num_items_in_batch is None:
+            return total / (targets_BK != IGNORED).sum().clamp(min=1)
+        # The count is over all workers, and DDP averages the gradients over them.
+        return total / num_items_in_batch * self.accelerator.num_processes
+
+
+class _EpochOrder(Sampler[int]):
+    """Gives the rows in `epoch_order`; accelerate calls `set_epoch`."""
+
+    def __init__(self, lengths: list[int], global_batch: int, seed: int) -> None:
+        self._lengths, self._global_batch, self._seed, self._epoch = lengths, global_batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(
+            epoch_order(self._lengths, global_batch=self._global_batch, seed=self._seed, epoch=self._epoch)
+        )
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._lengths) / self._global_batch) * self._global_batch
+
+
+class _Records(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Reports metrics, says a line of progress, and completes every checkpoint with a record of its bytes."""
+
+    def __init__(self, directory: Path, counts: dict[str, int], report: Report, rank: int, world: int) -> None:
+        self._directory, self._counts, self._report = directory, counts, report
+        self._rank, self._world = rank, world
+        self._began: tuple[float, int] | None = None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._began is None:
+            self._began = (time.monotonic(), state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        metrics = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, (int, float))}
+        metrics.pop("epoch", None)
+        if "loss" in metrics and self._began is not None:
+            seconds, steps = time.monotonic() - self._began[0], state.global_step - self._began[1]
+            tokens = self._counts["tokens"] / max(1, state.max_steps / args.num_train_epochs)
+            metrics["tokens_per_second"] = tokens * steps / max(seconds, 1e-9)
+            left = (state.max_steps - state.global_step) * seconds / max(1, steps)
+            if self._rank == 0:
+                log.info(
+                    "sft: step %d/%d  loss %.3f  %.0f tokens/s  %.0f s left",
+                    state.global_step,
+                    state.max_steps,
+                    metrics["loss"],
+                    metrics["tokens_per_second"],
+                    left,
+                )
+        self._report({**metrics, "step": float(state.global_step)})
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Every rank has written its random state; only then is the checkpoint whole.
+        if self._world > 1:
+            torch.distributed.barrier()
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self._rank == 0:
+            files = {entry.path: entry.sha256 for entry in list_files(path) if entry.path != CHECKPOINT_RECORD}
+            write_json(path / CHECKPOINT_RECORD, {"step": state.global_step, "files": files})
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        record = json.loads((path / CHECKPOINT_RECORD).read_text(encoding="utf-8"))
+        return all(file_hash(path / name) == digest for name, digest in record["files"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _validation(job: SftJob, tokenizer: PreTrainedTokenizerBase, settings: SftSettings) -> list[Example]:
+    if job.val_file is None or settings.eval_rows == 0:
+        return []
+    rows = read_training_rows(Path(job.val_file))[: settings.eval_rows]
+    return examples(rows, tokenizer, settings)[0]
+
+
+def _dataset(rows: list[Example]) -> Dataset:
+    return Dataset.from_dict(
+        {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
+    )
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _arguments(
+    job: SftJob, settings: SftSettings, *, dtype: base_models.Dtype, per_device: int, world: int
+) -> SFTConfig:
+    on_gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(Path(job.directory) / CHECKPOINTS),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler,
+        warmup_ratio=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=per_device,
+        gradient_accumulation_steps=settings.global_batch // (per_device * world),
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        # The memory for activations is bounded by tokens_per_step instead; recomputing costs a third of the time.
+        gradient_checkpointing=False,
+        bf16=dtype == "bfloat16",
+        use_cpu=not on_gpu,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=on_gpu,
+        logging_steps=max(1, settings.save_steps // 5),
+        logging_first_step=True,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=KEPT_CHECKPOINTS,
+        eval_strategy="epoch" if job.val_file and settings.eval_rows else "no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=settings.seed,
+        data_seed=settings.seed,
+    )
+
+
+def _final_metrics(trainer: LabelOnlyTrainer, counts: dict[str, int]) -> dict[str, float]:
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    evaluated = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    metrics = {
+        "steps": float(trainer.state.global_step),
+        "train_loss_first": float(losses[0]),
+        "train_loss_last": float(losses[-1]),
+        "train_tokens": float(counts["tokens"] * trainer.args.num_train_epochs),
+    }
+    if evaluated:
+        metrics["eval_loss"] = float(evaluated[-1])
+    return metrics
+
+
+def _save(
+    trainer: LabelOnlyTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    job: SftJob,
+    counts: dict[str, int],
+    metrics: dict[str, float],
+) -> None:
+    adapter = directory / "adapter"
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.save_pretrained(str(adapter), safe_serialization=True)
+    (adapter / "README.md").unlink(missing_ok=True)
+    base_models.save_tokenizer(tokenizer, adapter)
+    record = {
+        "base": job.base,
+        "settings": job.settings,
+        "counts": counts,
+        "metrics": metrics,
+        "history": trainer.state.log_history,
+    }
+    write_json(directory / "training.json", record)
