@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,11 +50,11 @@ def demo_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Iterator[Path]:
+def shared_data() -> Path:
     """The real data beside a checkout; absent in a bare clone."""
     if not (SHARED / "data").is_dir():
         pytest.skip(f"there is no real data at {SHARED / 'data'}")
-    yield SHARED / "data"
+    return SHARED / "data"
 
 
 def _is_own(host: str) -> bool:

@@ -36,7 +36,19 @@ MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
 
 RECORDED_PACKAGES = (
-    "ray torch transformers trl peft datasets accelerate optimum optimum-onnx onnx onnxruntime mlflow numpy".split()
+    "ray",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "optimum",
+    "optimum-onnx",
+    "onnx",
+    "onnxruntime",
+    "mlflow",
+    "numpy",
 )
 
 

@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ucotron-ray",
         description="Training data, fine-tuning and production of relation extraction models for Ucotron, on Ray.",
-        epilog="exit codes: 0 done, 1 failed, 2 bad usage or input (nothing was started), 3 would overwrite what another "
-        "recipe made, 75 stopped and resumable by the same command",
+        epilog="exit codes: 0 done, 1 failed, 2 bad usage or input (nothing was started), 3 would overwrite what "
+        "another recipe made, 75 stopped and resumable by the same command",
     )
     parser.add_argument("--version", action="version", version=f"ucotron-ray {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -92,10 +92,17 @@ def _verb(verbs: Any, name: str, help_text: str, handler: Handler) -> argparse.A
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=help_text, description=help_text)
     parser.set_defaults(handler=handler)
     common = parser.add_argument_group("common options")
-    common.add_argument("--recipe", type=Path, metavar="FILE", help="what to make (YAML); an existing fireworks_config.yaml fits")
+    common.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="what to make (YAML); an existing fireworks_config.yaml fits"
+    )
     common.add_argument("--place", type=Path, metavar="FILE", help="where to make it (YAML)")
     common.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="one setting of recipe or place"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="one setting of recipe or place",
     )
     common.add_argument("--name", help="name of the artifacts (default: the recipe file's name, else `default`)")
     common.add_argument("--replace", action="store_true", help="throw away what another recipe made under this name")
@@ -107,7 +114,9 @@ def _verb(verbs: Any, name: str, help_text: str, handler: Handler) -> argparse.A
 def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     flags = parser.add_argument_group("the guide's flags (each is another way to say --set)")
     flags.add_argument("--tier", choices=("slm", "small", "medium"), help="model tier: 0.5B, 1.5B, 7B")
-    flags.add_argument("--model-name", metavar="MODEL", help="hub name, directory, .gguf file or package://NAME/FILE.gguf")
+    flags.add_argument(
+        "--model-name", metavar="MODEL", help="hub name, directory, .gguf file or package://NAME/FILE.gguf"
+    )
     flags.add_argument("--epochs", type=int)
     flags.add_argument("--batch-size", type=int, help="rows per optimizer step over all workers")
     flags.add_argument("--learning-rate", type=float)
@@ -115,33 +124,50 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_doctor(verbs: Any) -> None:
-    _verb(verbs, "doctor", "Check Python, packages, GPU, variables and models, and say what to do about each gap.", _doctor)
+    _verb(
+        verbs,
+        "doctor",
+        "Check Python, packages, GPU, variables and models, and say what to do about each gap.",
+        _doctor,
+    )
 
 
 def _add_import_graph(verbs: Any) -> None:
     parser = _verb(verbs, "import-graph", "Make training rows from a Ucotron knowledge graph.", _import_graph)
-    parser.add_argument("source", nargs="?", metavar="SOURCE", help="export file or server URL (default: UCOTRON_SERVER_URL)")
-    parser.add_argument("--source", dest="graph_kind", choices=("export", "generate-dataset"), help="which call of a server")
+    parser.add_argument(
+        "source", nargs="?", metavar="SOURCE", help="export file or server URL (default: UCOTRON_SERVER_URL)"
+    )
+    parser.add_argument(
+        "--source", dest="graph_kind", choices=("export", "generate-dataset"), help="which call of a server"
+    )
     parser.add_argument("--namespace", help="namespace on the server (default: UCOTRON_NAMESPACE, else default)")
-    parser.add_argument("--all-namespaces", action="store_true", help="generate-dataset mixes namespaces: say that you may")
+    parser.add_argument(
+        "--all-namespaces", action="store_true", help="generate-dataset mixes namespaces: say that you may"
+    )
     parser.add_argument("--max-samples", type=int)
     parser.add_argument("--train-ratio", type=float)
     parser.add_argument("--min-relations", type=int)
     parser.add_argument("--max-text-length", type=int, metavar="CHARACTERS")
     parser.add_argument("--seed", type=int, dest="graph_seed")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the training rows as the guide's chat JSONL")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the training rows as the guide's chat JSONL"
+    )
 
 
 def _add_sft(verbs: Any) -> None:
     parser = _verb(verbs, "sft", "Fine-tune a model with LoRA on relation rows.", _sft)
-    parser.add_argument("--train-data", metavar="NAME|FILE", help="dataset or JSONL (default: the dataset of this --name)")
+    parser.add_argument(
+        "--train-data", metavar="NAME|FILE", help="dataset or JSONL (default: the dataset of this --name)"
+    )
     parser.add_argument("--val-data", type=Path, metavar="FILE", help="validation JSONL, with a --train-data file")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the merged model there")
     _add_training_flags(parser)
 
 
 def _add_evaluate(verbs: Any) -> None:
-    parser = _verb(verbs, "evaluate", "Score a model's triples on held-out rows and on the guide's five prompts.", _evaluate)
+    parser = _verb(
+        verbs, "evaluate", "Score a model's triples on held-out rows and on the guide's five prompts.", _evaluate
+    )
     parser.add_argument("model", metavar="MODEL", help="an adapter's name or path, or a base model")
     parser.add_argument("--data", metavar="NAME|FILE", help="held-out rows (default: evaluation.data)")
     parser.add_argument("--max-rows", type=int, help="a seeded sample of so many rows")
@@ -149,7 +175,9 @@ def _add_evaluate(verbs: Any) -> None:
 
 
 def _add_export(verbs: Any) -> None:
-    parser = _verb(verbs, "export", "Merge an adapter, export it as ONNX, compare with PyTorch, and bundle it.", _export)
+    parser = _verb(
+        verbs, "export", "Merge an adapter, export it as ONNX, compare with PyTorch, and bundle it.", _export
+    )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="an adapter's name or path, or a base model")
     parser.add_argument("--model-dir", type=Path, metavar="DIR", help="a plain model directory instead of MODEL")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the bundle there")
@@ -157,13 +185,22 @@ def _add_export(verbs: Any) -> None:
 
 
 def _add_pipeline(verbs: Any) -> None:
-    parser = _verb(verbs, "pipeline", "The whole chain: rows, training, scores, export. A second run reuses what is done.", _pipeline)
-    parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan; train and pay nothing")
+    parser = _verb(
+        verbs,
+        "pipeline",
+        "The whole chain: rows, training, scores, export. A second run reuses what is done.",
+        _pipeline,
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and print the plan; train and pay nothing"
+    )
     parser.add_argument("--skip-generate", action="store_true", help="take the rows that are there")
     parser.add_argument("--skip-train", action="store_true", help="take the adapter that is there")
     parser.add_argument("--skip-export", action="store_true", help="end after the scores")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="directory with train_sft.jsonl and val_sft.jsonl")
-    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the merged model to DIR and the bundle to DIR-onnx")
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="also write the merged model to DIR and the bundle to DIR-onnx"
+    )
     parser.add_argument("--max-samples", type=int)
     _add_training_flags(parser)
 
@@ -174,7 +211,9 @@ def _add_show(verbs: Any) -> None:
 
 
 def _add_simulate_ucotron(verbs: Any) -> None:
-    parser = _verb(verbs, "simulate-ucotron", "Serve a STAND-IN for a Ucotron server on loopback, for tests.", _simulate_ucotron)
+    parser = _verb(
+        verbs, "simulate-ucotron", "Serve a STAND-IN for a Ucotron server on loopback, for tests.", _simulate_ucotron
+    )
     parser.add_argument("--port", type=int, default=8420, help="0 = any free port")
     parser.add_argument("--graph", type=Path, metavar="FILE", help="export file to begin with")
     parser.add_argument("--api-key-env", metavar="VARIABLE", help="require the key in this variable (default: no auth)")
@@ -203,16 +242,14 @@ def _config(args: argparse.Namespace) -> config.Config:
 
 
 def _run(args: argparse.Namespace, *, name: str | None = None) -> Any:
-    from ucotron_ray.run import Run  # noqa: PLC0415 - keeps --help light
+    from ucotron_ray.run import Run
 
     chosen = args.name or name or (args.recipe.stem if args.recipe else "default")
-    return Run(
-        _config(args), verb=args.verb, name=chosen, replace=args.replace, accept_rejected=args.accept_rejected
-    )
+    return Run(_config(args), verb=args.verb, name=chosen, replace=args.replace, accept_rejected=args.accept_rejected)
 
 
 def _doctor(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import doctor  # noqa: PLC0415
+    from ucotron_ray import doctor
 
     checks = doctor.examine(_config(args))
     for check in checks:
@@ -222,7 +259,7 @@ def _doctor(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import stages  # noqa: PLC0415
+    from ucotron_ray import stages
 
     source = args.source
     with _run(args, name=Path(source).stem if source and "://" not in source else None) as run:
@@ -230,13 +267,16 @@ def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
         if args.output:
             stages.write_chat_copy(artifact, args.output)
     counts = artifact.manifest.counts
-    print(f"{artifact.path}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()), file=sys.stderr)
+    print(
+        f"{artifact.path}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()),
+        file=sys.stderr,
+    )
     return {"artifact": str(artifact.path), **counts}
 
 
 def _sft(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import stages  # noqa: PLC0415
-    from ucotron_ray.models import base as base_models  # noqa: PLC0415
+    from ucotron_ray import stages
+    from ucotron_ray.models import base as base_models
 
     stages.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with _run(args) as run:
@@ -252,7 +292,7 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import stages  # noqa: PLC0415
+    from ucotron_ray import stages
 
     stages.require_packages("ray", "torch", "transformers", "peft", "gguf")
     with _run(args, name=Path(args.model).name) as run:
@@ -272,7 +312,7 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import stages  # noqa: PLC0415
+    from ucotron_ray import stages
 
     stages.require_packages("ray", "torch", "transformers", "peft", "optimum", "onnx", "onnxruntime", "gguf")
     if (args.model is None) == (args.model_dir is None):
@@ -291,7 +331,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import pipeline  # noqa: PLC0415
+    from ucotron_ray import pipeline
 
     options = pipeline.Options(args.skip_generate, args.skip_train, args.skip_export, args.data_dir, args.output_dir)
     with _run(args) as run:
@@ -305,8 +345,8 @@ def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _show(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import show  # noqa: PLC0415
-    from ucotron_ray.artifacts import Store  # noqa: PLC0415
+    from ucotron_ray import show
+    from ucotron_ray.artifacts import Store
 
     store = Store(Path(_config(args).place.store).expanduser())
     found = show.find(store, args.artifact)
@@ -316,7 +356,7 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _simulate_ucotron(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.graph import simulator  # noqa: PLC0415
+    from ucotron_ray.graph import simulator
 
     simulator.serve(
         port=args.port,
@@ -331,7 +371,12 @@ def _simulate_ucotron(args: argparse.Namespace) -> dict[str, Any]:
 def _print_scores(beside: dict[str, dict[str, Any]]) -> None:
     print(f"{'':<24} {'F1':>6} {'95 % interval':>16} {'precision':>10} {'recall':>7} {'valid':>6} {'rows':>5}")
     for name, scores in beside.items():
-        parts = {"": scores["overall"], **scores["groups"], "raw layout": scores["raw"], "guide's five": scores["guide"]}
+        parts = {
+            "": scores["overall"],
+            **scores["groups"],
+            "raw layout": scores["raw"],
+            "guide's five": scores["guide"],
+        }
         for part, values in parts.items():
             if values:
                 label = f"{name} {part}".strip()

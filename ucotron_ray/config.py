@@ -348,9 +348,7 @@ class Config(Section):
     place: Place
 
 
-def load(
-    *, recipe: Path | None = None, place: Path | None = None, overrides: Iterable[tuple[str, Any]] = ()
-) -> Config:
+def load(*, recipe: Path | None = None, place: Path | None = None, overrides: Iterable[tuple[str, Any]] = ()) -> Config:
     """Read and check everything. Raises ConfigError that names the key, what was expected and what was found."""
     merged = read_yaml(Path(__file__).parent / "defaults.yaml")
     if recipe is not None:

@@ -22,7 +22,8 @@ _KEYS: tuple[tuple[str, type[Row]], ...] = (
 """The key that tells what a row is."""
 
 EXPECTED = (
-    'one JSON object a line: {"text", "entities", "expected_relations"}, {"messages"} or {"prompt", "chosen", "rejected"}'
+    'one JSON object a line: {"text", "entities", "expected_relations"}, {"messages"} '
+    'or {"prompt", "chosen", "rejected"}'
 )
 
 

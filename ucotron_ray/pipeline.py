@@ -1,4 +1,4 @@
-"""The whole chain: rows → adapter → scores of base and tuned → merged model and bundle. And its plan, for `--dry-run`."""
+"""The whole chain: rows → adapter → scores of base and tuned → merged model and bundle. And its plan."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ from ucotron_ray import artifacts, jsonl, stages
 from ucotron_ray.artifacts import Artifact, Request
 from ucotron_ray.config import variable
 from ucotron_ray.errors import InputError, MissingArtifact
-from ucotron_ray.graph.export import is_server
+from ucotron_ray.graph.export import is_server, read_file
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
 
@@ -91,7 +91,7 @@ def adapter_stage(run: Run, options: Options, dataset: Artifact, base: base_mode
 
 
 def headline(scores: dict[str, Any]) -> dict[str, float | None]:
-    """F1 on the rows marked `seen` (on all where there are no such marks), on those marked `unseen`, and valid answers."""
+    """F1 on the rows marked `seen` (on all where none is), on those marked `unseen`, and valid answers."""
     groups, overall = scores["groups"], scores["overall"]
     seen = groups.get(stages.HEADLINE_GROUP, overall)
     unseen = groups.get(stages.SECOND_GROUP)
@@ -152,7 +152,7 @@ def _planned_dataset(run: Run, options: Options, steps: list[dict[str, str]]) ->
         _unknown(run, steps, "import-graph", "dataset", run.name)
         return None
     path = Path(source)
-    stages.graph_export.read_file(path)
+    read_file(path)
     fields = {"graph": settings.model_dump(exclude={"source"}), "source": {"file": artifacts.file_hash(path)}}
     return _step(run, steps, "import-graph", Request("dataset", run.name, fields))
 
@@ -184,7 +184,9 @@ def _files(run: Run, options: Options) -> tuple[Path, Path | None] | None:
             "there is no training data to go on with",
             where=str(directory),
             expected=f"{TRAIN_FILE} (and {VAL_FILE}, if you have it)",
-            found=", ".join(sorted(path.name for path in directory.iterdir())[:8]) if directory.is_dir() else "no directory",
+            found=", ".join(sorted(path.name for path in directory.iterdir())[:8])
+            if directory.is_dir()
+            else "no directory",
             next_step="pass --data-dir, or leave --skip-generate away",
         )
     jsonl.read_training_rows(train)

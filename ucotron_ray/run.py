@@ -8,7 +8,7 @@ from pathlib import Path
 from ucotron_ray import tracking
 from ucotron_ray.artifacts import Artifact, Build, Request, Result, Store, canonical_hash
 from ucotron_ray.config import Config
-from ucotron_ray.errors import Stopped
+from ucotron_ray.errors import ConfigError, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Run:
         self.name = name
         self.replace = replace
         self.accept_rejected = accept_rejected
-        self.store = Store(Path(config.place.store).expanduser())
+        self.store = Store(_store_root(config.place.store))
         self.destination = tracking.destination(config.place, self.store.root)
         # The same recipe gives the same key, so that a run that goes on after a kill is one run in MLflow.
         key = f"{verb}-{name}-{canonical_hash(config.recipe.model_dump())[:12]}"
@@ -97,3 +97,18 @@ class Run:
             self.spool.params(
                 {key: value if isinstance(value, str) else value.model_dump() for key, value in used.items()}
             )
+
+
+def _store_root(setting: str) -> Path:
+    """The store's directory. Raises ConfigError where a relative one would be lost."""
+    root = Path(setting).expanduser()
+    # Ray unpacks a job's working directory below this name and deletes it after the job.
+    if not root.is_absolute() and "_ray_pkg_" in str(Path.cwd()):
+        raise ConfigError(
+            "the store must be an absolute path in a submitted job",
+            where="store",
+            expected="an absolute path that all nodes share",
+            found=setting,
+            next_step="add --set store=/absolute/path, or put it into the place file",
+        )
+    return root

@@ -116,13 +116,14 @@ def check_resources(workers: Workers) -> None:
 
 def scratch_directory() -> Path:
     """Where Ray may write its own bookkeeping of a run: nothing in it is needed to resume."""
-    path = Path(tempfile.gettempdir()) / f"ucotron-ray-{os.getuid()}" / ray.get_runtime_context().get_job_id()
+    job = str(ray.get_runtime_context().get_job_id())
+    path = Path(tempfile.gettempdir()) / f"ucotron-ray-{os.getuid()}" / job
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
 
 
 def set_up_worker(log_file: str) -> None:
-    """Logging of a worker process: our own lines into the run's log, which the driver follows and which outlives Ray."""
+    """Logging of a worker: our own lines into the run's log, which the driver follows and which outlives Ray."""
     path = Path(log_file)
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")

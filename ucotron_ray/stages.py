@@ -170,7 +170,10 @@ def write_chat_copy(dataset: Artifact, path: Path) -> int:
     """The training rows as the guide's chat JSONL, in the server's inference prompt; returns how many."""
     rows = jsonl.read_relations(dataset.path / TRAIN)
     messages = [
-        [*wire.chat_messages(row.text, row.entities), {"role": "assistant", "content": wire.format_answer(row.expected_relations)}]
+        [
+            *wire.chat_messages(row.text, row.entities),
+            {"role": "assistant", "content": wire.format_answer(row.expected_relations)},
+        ]
         for row in rows
     ]
     return jsonl.write_rows(path, [ChatRow.model_validate({"messages": turns}) for turns in messages])
@@ -187,7 +190,7 @@ def loadable_base(run: Run, base: base_models.BaseModel) -> str:
 
     def build(build: Build) -> Result:
         run.connect()
-        from ucotron_ray.models.on_ray import convert_on_ray  # noqa: PLC0415 - ray
+        from ucotron_ray.models.on_ray import convert_on_ray
 
         convert_on_ray(base.reference, build.path)
         return Result({}, {}, [f"{base.reference}, dequantized to float32"])
@@ -212,8 +215,9 @@ def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
     def build(build: Build) -> Result:
         loadable = loadable_base(run, base)
         run.connect()
-        from ucotron_ray import session  # noqa: PLC0415 - ray
-        from ucotron_ray.training.on_ray import SftJob, train_on_ray  # noqa: PLC0415 - ray, torch
+        from ucotron_ray import session
+        from ucotron_ray.training.job import SftJob
+        from ucotron_ray.training.on_ray import train_on_ray
 
         val = dataset.path / VAL
         job = SftJob(
@@ -275,7 +279,7 @@ def merge(run: Run, base: base_models.BaseModel, adapter: Artifact) -> Artifact:
     def build(build: Build) -> Result:
         loadable = loadable_base(run, base)
         run.connect()
-        from ucotron_ray.export.on_ray import ExportJob, export_on_ray  # noqa: PLC0415 - ray
+        from ucotron_ray.export.on_ray import ExportJob, export_on_ray
 
         job = ExportJob(
             name=run.name,
@@ -299,7 +303,9 @@ def merge(run: Run, base: base_models.BaseModel, adapter: Artifact) -> Artifact:
     return run.make("merge", export_requests(run, base, adapter)[0], build)
 
 
-def evaluate_request(run: Run, name: str, base: base_models.BaseModel, adapter: Artifact | None, data: Artifact) -> Request:
+def evaluate_request(
+    run: Run, name: str, base: base_models.BaseModel, adapter: Artifact | None, data: Artifact
+) -> Request:
     """What scoring would make."""
     fields = {
         "evaluation": run.config.recipe.evaluation.model_dump(exclude={"data", "base"}),
@@ -317,11 +323,11 @@ def evaluate(run: Run, name: str, base: base_models.BaseModel, adapter: Artifact
     def build(build: Build) -> Result:
         loadable = loadable_base(run, base)
         run.connect()
-        from ucotron_ray import session  # noqa: PLC0415 - ray
-        from ucotron_ray.evaluation.generate import PredictJob  # noqa: PLC0415 - torch
-        from ucotron_ray.evaluation.guide_prompts import guide_rows  # noqa: PLC0415
-        from ucotron_ray.evaluation.on_ray import predict_on_ray  # noqa: PLC0415 - ray
-        from ucotron_ray.evaluation.report import write_scores  # noqa: PLC0415 - numpy
+        from ucotron_ray import session
+        from ucotron_ray.evaluation.guide_prompts import guide_rows
+        from ucotron_ray.evaluation.on_ray import predict_on_ray
+        from ucotron_ray.evaluation.predictions import PredictJob
+        from ucotron_ray.evaluation.report import write_scores
 
         sample = sampled(jsonl.read_relations(rows_file(data)), settings.max_rows, settings.seed)
         rows = [*sample, *guide_rows()]
@@ -393,7 +399,7 @@ def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data
     def build_bundle(bundle: Build) -> Result:
         loadable = loadable_base(run, base)
         run.connect()
-        from ucotron_ray.export.on_ray import ExportJob, export_on_ray  # noqa: PLC0415 - ray
+        from ucotron_ray.export.on_ray import ExportJob, export_on_ray
 
         if adapter:
             spool.model(adapter, "input")
@@ -479,9 +485,7 @@ def _read_graph(source: str, settings: config.Graph) -> tuple[graph_dataset.Spli
         )
         split = graph_dataset.rows_of_generate_dataset(answer, settings)
     else:
-        split = graph_dataset.rows_of_graph(
-            graph_export.fetch(source, api_key=key, namespace=namespace), settings
-        )
+        split = graph_dataset.rows_of_graph(graph_export.fetch(source, api_key=key, namespace=namespace), settings)
     rows = [row.model_dump() for row in [*split.train, *split.val]]
     return split, {"rows": artifacts.canonical_hash(rows)}, f"{source}, namespace {namespace}"
 

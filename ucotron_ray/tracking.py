@@ -145,6 +145,8 @@ class Sender:
 
     def _loop(self) -> None:
         assert self._destination is not None
+        # Importing mlflow and making its database take a processor for ten seconds: give way to the run's own start.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
         while True:
             last = self._done.wait(SEND_EVERY_SECONDS)
             send_pending(self._directory, self._destination)
@@ -162,7 +164,7 @@ class _Sent:
 
 
 def destination(place: Place, store: Path) -> Destination | None:
-    """Where the place wants runs tracked. Raises ConfigError for what MLflow 3 no longer takes, before anything runs."""
+    """Where the place wants runs tracked. Raises ConfigError for what MLflow 3 no longer takes."""
     uri = place.tracking.mlflow_uri
     if uri is not None and uri.lower() == NO_TRACKING:
         return None
@@ -221,9 +223,7 @@ def send_pending(directory: Path, destination: Destination) -> bool:
         return False
 
 
-def _send(
-    pending: list[tuple[str, int, dict[str, Any]]], where: Destination, sent: _Sent, directory: Path
-) -> None:
+def _send(pending: list[tuple[str, int, dict[str, Any]]], where: Destination, sent: _Sent, directory: Path) -> None:
     # mlflow retries for minutes by default; the spool is our retry.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -294,9 +294,7 @@ def _send_event(client: "MlflowClient", experiment_id: str, event: dict[str, Any
         client.set_terminated(run, event["status"], end_time=event["time"])
 
 
-def _send_model(
-    client: "MlflowClient", experiment_id: str, run: str, event: dict[str, Any], sent: _Sent
-) -> None:
+def _send_model(client: "MlflowClient", experiment_id: str, run: str, event: dict[str, Any], sent: _Sent) -> None:
     from mlflow.entities import LoggedModelInput, LoggedModelOutput  # noqa: PLC0415
 
     content = event["content"]

@@ -48,7 +48,8 @@ _DATASET_HEAD = 'Extract all relationships from the following text.\n\nText: "'
 # The guide prints an abbreviated layout: any instruction line, then `Text: "..."`, then `Entities:` or
 # `Entities found:`, with one or two line feeds between the parts.
 _LOOSE_PROMPT = re.compile(
-    r'\A(?:[^\n]*\n{1,2})?Text: "(?P<text>.*)"\n{1,2}Entities(?: found)?:\n?(?P<entities>(?:- "[^\n]*" \([^\n]*\)(?:\n|\Z))*)\Z',
+    r'\A(?:[^\n]*\n{1,2})?Text: "(?P<text>.*)"\n{1,2}Entities(?: found)?:\n?'
+    r'(?P<entities>(?:- "[^\n]*" \([^\n]*\)(?:\n|\Z))*)\Z',
     re.DOTALL,
 )
 _ENTITY_LINE = re.compile(r'- "(?P<text>.*)" \((?P<label>.*)\)')

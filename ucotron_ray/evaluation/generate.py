@@ -1,15 +1,14 @@
 """Greedy answers of a model to the server's prompts, in batches, each answer kept in a file as soon as it is there."""
 
-import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, read_predictions
 from ucotron_ray.jsonl import read_relations
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
@@ -19,33 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PredictJob:
-    """A share of the questions to a model. Plain data, so that it can travel to another machine."""
-
-    base: str
-    adapter: str | None
-    rows_file: str
-    questions: tuple[tuple[int, str], ...]
-    """Row index and layout (`chat` or `raw`) of each question."""
-    output_file: str
-    max_new_tokens: int
-    batch_size: int
-    dtype: str
-    num_threads: int | None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answer. `cut` says that it reached the limit of new tokens without an end."""
-
-    row: int
-    layout: str
-    answer: str
-    num_tokens: int
-    cut: bool
 
 
 def predict(job: PredictJob) -> dict[str, float]:
@@ -85,7 +57,9 @@ def predict(job: PredictJob) -> dict[str, float]:
     return {"new_tokens": float(new_tokens), "seconds": time.monotonic() - began}
 
 
-def load_for_inference(base: base_models.BaseModel, adapter: Path | None, dtype: base_models.Dtype) -> "PreTrainedModel":
+def load_for_inference(
+    base: base_models.BaseModel, adapter: Path | None, dtype: base_models.Dtype
+) -> "PreTrainedModel":
     """The base, or base and adapter merged in float32 and then cast, on the GPU if there is one."""
     if adapter is None:
         model = base_models.load_model(base, dtype)
@@ -103,7 +77,7 @@ def greedy(
     *,
     max_new_tokens: int,
 ) -> list[tuple[str, int, bool]]:
-    """Answer, number of its tokens, and whether it was cut, for each prompt. Left-padded, greedy, until the end token."""
+    """For each prompt the answer, the number of its tokens, and whether it was cut before its end token."""
     longest = max(len(prompt) for prompt in prompts)
     pad = tokenizer.pad_token_id
     ids_BT = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
@@ -126,23 +100,3 @@ def greedy(
         tokens = row_T if end is None else row_T[:end]
         answers.append((tokenizer.decode(tokens, skip_special_tokens=True), len(tokens), end is None))
     return answers
-
-
-def read_predictions(path: Path) -> list[Prediction]:
-    """All whole lines of a predictions file; none if there is no file. A torn last line is an answer not given."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [Prediction(**json.loads(line)) for line in lines if line.endswith("\n")]
-
-
-def append_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    """Add lines to a predictions file, dropping a torn last line of a killed predecessor first."""
-    whole = path.read_bytes() if path.exists() else b""
-    end = whole.rfind(b"\n") + 1
-    with path.open("r+b" if path.exists() else "wb") as file:
-        file.truncate(end)
-        file.seek(end)
-        for prediction in predictions:
-            record: dict[str, Any] = vars(prediction)
-            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())

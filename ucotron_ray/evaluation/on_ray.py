@@ -9,13 +9,13 @@ import ray
 from ucotron_ray import session
 from ucotron_ray.config import Workers
 from ucotron_ray.errors import StageFailed, UcotronRayError
-from ucotron_ray.evaluation.generate import PredictJob, Prediction, predict, read_predictions
+from ucotron_ray.evaluation.predictions import Prediction, PredictJob, read_predictions
 
 
 def predict_on_ray(
     job: PredictJob, workers: Workers, directory: Path, log_file: str
 ) -> tuple[list[Prediction], dict[str, float]]:
-    """Answer the questions that no shard file in the directory answers yet; return all answers, and tokens and seconds."""
+    """Answer what no shard file in the directory answers yet; return all answers, and tokens and seconds."""
     done = {(entry.row, entry.layout) for entry in _shards(directory)}
     left = [question for question in job.questions if question not in done]
     measured = {"new_tokens": 0.0, "seconds": 0.0}
@@ -24,7 +24,8 @@ def predict_on_ray(
         task = ray.remote(_predict).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)
         futures = [
             task.remote(
-                asdict(replace(job, questions=tuple(share), output_file=str(directory / f"shard-{index}.jsonl"))), log_file
+                asdict(replace(job, questions=tuple(share), output_file=str(directory / f"shard-{index}.jsonl"))),
+                log_file,
             )
             for index, share in enumerate(_deal(left, workers.num_workers))
         ]
@@ -44,6 +45,8 @@ def predict_on_ray(
 
 
 def _predict(job: dict[str, object], log_file: str) -> dict[str, float]:
+    from ucotron_ray.evaluation.generate import predict  # noqa: PLC0415 - torch and transformers, in the task only
+
     session.set_up_worker(log_file)
     return predict(PredictJob(**job))  # type: ignore[arg-type]  # the fields of a PredictJob, made by asdict
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ucotron_ray.artifacts import write_json, write_text
 from ucotron_ray.config import Evaluation
-from ucotron_ray.evaluation.generate import Prediction
+from ucotron_ray.evaluation.predictions import Prediction
 from ucotron_ray.evaluation.scoring import RowScore, by_group, by_predicate, score_row, summary
 from ucotron_ray.records import RawRow
 from ucotron_ray.wire import parse_answer

@@ -111,7 +111,9 @@ def by_predicate(scores: Sequence[RowScore]) -> dict[str, dict[str, float]]:
     return table
 
 
-def by_group(scored: Mapping[str | None, Sequence[RowScore]], *, resamples: int, seed: int) -> dict[str, dict[str, float]]:
+def by_group(
+    scored: Mapping[str | None, Sequence[RowScore]], *, resamples: int, seed: int
+) -> dict[str, dict[str, float]]:
     """The metrics of every named group of a held-out set."""
     named = {group: scores for group, scores in scored.items() if group is not None}
     return {group: summary(named[group], resamples=resamples, seed=seed) for group in sorted(named)}

@@ -57,7 +57,9 @@ fine_tuned_re_api_key_env = "UCOTRON_RE_API_KEY"
 """
 
 
-def write_contracts(directory: Path, *, tokenizer: "PreTrainedTokenizerBase", io: Mapping[str, object], name: str) -> None:
+def write_contracts(
+    directory: Path, *, tokenizer: "PreTrainedTokenizerBase", io: Mapping[str, object], name: str
+) -> None:
     """Write the IO contract, the prompt contract and the server's lines."""
     write_json(directory / IO_CONTRACT, dict(io))
     write_json(directory / PROMPT_CONTRACT, prompt_contract(tokenizer))
@@ -92,12 +94,13 @@ def write_card(
         "## Use",
         "",
         f"`{IO_CONTRACT}` names the graph's inputs and outputs, `{PROMPT_CONTRACT}` the prompt, `{SERVER_LINES}` the",
-        "lines for the server. The answer is a JSON array; read it as the server does: from the first `[` to the last `]`.",
+        "lines for the server. The answer is a JSON array; read it as the server does, from the first `[` to the last",
+        "`]`.",
         "",
         "## Limits",
         "",
-        "It is asked about entities that are given to it, and it was scored that way. `confidence` is what the training",
-        "rows had, not a calibrated probability. Licence: that of the base model.",
+        "It is asked about entities that are given to it, and it was scored that way. `confidence` is what the",
+        "training rows had, not a calibrated probability. Licence: that of the base model.",
         "",
     ]
     write_text(directory / CARD, "\n".join(lines))

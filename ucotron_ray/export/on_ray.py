@@ -79,7 +79,9 @@ def _export(fields: Mapping[str, Any]) -> dict[str, float]:
     base_models.save_tokenizer(tokenizer, directory)
     exported = time.monotonic()
     rows = read_relations(Path(job.rows_file))[: settings.parity_rows] if job.rows_file else _guide_rows()
-    prompts = [prompt_ids(server_row(row, "raw" if index % 4 == 3 else "chat"), tokenizer) for index, row in enumerate(rows)]
+    prompts = [
+        prompt_ids(server_row(row, "raw" if index % 4 == 3 else "chat"), tokenizer) for index, row in enumerate(rows)
+    ]
     log.info("export: comparing with PyTorch on %d prompts", len(prompts))
     figures = parity.compare(
         model_directory, directory / onnx.GRAPH, prompts, settings, eos=int(tokenizer.eos_token_id)

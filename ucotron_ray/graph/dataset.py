@@ -52,7 +52,7 @@ def rows_of_graph(graph: KnowledgeGraph, settings: Graph) -> Split:
     if not unique:
         raise InputError(
             "the graph gives no training row",
-            expected="chunks with `metadata.entity_label` edges and relations with `metadata.predicate` and `source_chunk`",
+            expected="chunks with `entity_label` edges, and edges with `metadata.predicate` and `source_chunk`",
             found=f"{len(graph.nodes)} nodes, {len(graph.edges)} edges; left out: {dict(left_out)}",
             next_step="let the server learn texts first, or lower graph.min_relations",
         )
@@ -60,7 +60,7 @@ def rows_of_graph(graph: KnowledgeGraph, settings: Graph) -> Split:
 
 
 def rows_of_generate_dataset(answer: Any, settings: Graph) -> Split:
-    """What `POST /api/v1/finetune/generate-dataset` gives, and how little that is. Raises InputError on another shape."""
+    """What `generate-dataset` gives, and how little that is. Raises InputError on another shape."""
     try:
         chats = [ChatRow.model_validate(row) for row in [*answer["train_samples"], *answer["validation_samples"]]]
     except (KeyError, TypeError, ValueError) as error:
@@ -178,7 +178,9 @@ def _merge_equal_texts(rows: Iterable[RawRow]) -> list[RawRow]:
             merged[key] = row
             continue
         entities = {name_key(entity.text): entity for entity in [*row.entities, *first.entities]}
-        relations = {(r.subject, r.predicate, r.object): r for r in [*first.expected_relations, *row.expected_relations]}
+        relations = {
+            (r.subject, r.predicate, r.object): r for r in [*first.expected_relations, *row.expected_relations]
+        }
         merged[key] = RawRow(
             text=first.text,
             entities=sorted(entities.values(), key=lambda found: (found.start, found.end)),

@@ -121,7 +121,9 @@ def call(
     try:
         return json.loads(raw)
     except ValueError as error:
-        raise ServerRefused("the server's answer is no JSON", where=url + path, found=raw[:120].decode("utf-8", "replace")) from error
+        raise ServerRefused(
+            "the server's answer is no JSON", where=url + path, found=raw[:120].decode("utf-8", "replace")
+        ) from error
 
 
 def parse(document: object, *, where: str) -> KnowledgeGraph:

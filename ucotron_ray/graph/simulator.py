@@ -85,7 +85,7 @@ def make_app(settings: Settings, graph: Path | None = None) -> web.Application:
     @web.middleware
     async def authorise(request: web.Request, handler: Handler) -> web.StreamResponse:
         if settings.keys and request.path != "/api/v1/health":
-            header = request.headers.get("Authorization", "")
+            header = str(request.headers.get("Authorization") or "")
             role = settings.keys.get(header.removeprefix("Bearer ")) if header.startswith("Bearer ") else None
             if not header:
                 return _error(401, "UNAUTHORIZED", "Missing API key")
@@ -105,7 +105,7 @@ def make_app(settings: Settings, graph: Path | None = None) -> web.Application:
         return web.json_response({"status": "ok", "models": models})
 
     async def export(request: web.Request) -> web.Response:
-        namespace = request.query.get("namespace") or request.headers.get("X-Ucotron-Namespace", "default")
+        namespace = str(request.query.get("namespace") or request.headers.get("X-Ucotron-Namespace") or "default")
         held = memories.get(namespace, Memory())
         return web.json_response(
             {
@@ -173,7 +173,9 @@ async def _ask_endpoint(settings: Settings, text: str, entities: list[Entity]) -
         return []
     names = {name_key(entity.text): entity.text for entity in entities}
     return [
-        relation.model_copy(update={"subject": names[name_key(relation.subject)], "object": names[name_key(relation.object)]})
+        relation.model_copy(
+            update={"subject": names[name_key(relation.subject)], "object": names[name_key(relation.object)]}
+        )
         for relation in parse_answer(content) or []
         if name_key(relation.subject) in names and name_key(relation.object) in names
     ]
@@ -218,7 +220,7 @@ def _bare_name_dataset(memory: Memory, body: dict[str, Any]) -> dict[str, Any]:
     for edge in memory.edges:
         if edge["source"] in names and edge["target"] in names:
             outgoing.setdefault(edge["source"], []).append(edge["target"])
-    samples = []
+    samples: list[dict[str, Any]] = []
     for source, targets in outgoing.items():
         if len(targets) < int(body.get("min_relations", 1)) or len(samples) >= int(body.get("max_samples", 10_000)):
             continue
@@ -244,5 +246,3 @@ def _needed_role(request: web.Request) -> str:
 
 def _error(status: int, code: str, message: str) -> web.Response:
     return web.json_response({"code": code, "message": message}, status=status)
-
-

@@ -17,7 +17,6 @@ from ucotron_ray.artifacts import content_hash, file_hash, list_files
 from ucotron_ray.errors import InputError, MissingPackage
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -159,8 +158,8 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> Non
 
 def compute_dtype(setting: str) -> Dtype:
     """`auto` = bfloat16 where the processor or the GPU computes in it, else float32."""
-    if setting == "bfloat16" or setting == "float32":
-        return setting
+    if setting != "auto":
+        return "bfloat16" if setting == "bfloat16" else "float32"
     import torch  # noqa: PLC0415
 
     if torch.cuda.is_available():

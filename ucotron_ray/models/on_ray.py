@@ -4,7 +4,6 @@ from pathlib import Path
 
 import ray
 
-from ucotron_ray import session
 from ucotron_ray.errors import StageFailed, UcotronRayError
 
 
@@ -13,8 +12,12 @@ def convert_on_ray(reference: str, directory: Path) -> None:
     try:
         ray.get(ray.remote(num_cpus=1, max_calls=1)(_convert).remote(reference, str(directory)))
     except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, UcotronRayError) else StageFailed(
-            "the base model could not be converted", where=reference, found=str(error).splitlines()[-1]
+        raise (
+            error.cause
+            if isinstance(error.cause, UcotronRayError)
+            else StageFailed(
+                "the base model could not be converted", where=reference, found=str(error).splitlines()[-1]
+            )
         ) from error
 
 

@@ -41,9 +41,7 @@ def model_rows(rows: Sequence[TrainingRow], *, raw_share: float, seed: int) -> t
         if relation_row is None:
             assert isinstance(row, ChatRow)
             counts["as_is"] += 1
-            made.append(
-                ModelRow(layout="chat", prompt=row.messages[:-1], completion=row.messages[-1].content)
-            )
+            made.append(ModelRow(layout="chat", prompt=row.messages[:-1], completion=row.messages[-1].content))
             continue
         layout = "raw" if random.Random(f"{seed}/{relation_row.text}").random() < raw_share else "chat"
         counts[layout] += 1

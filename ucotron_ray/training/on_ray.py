@@ -1,4 +1,7 @@
-"""Runs `sft.train` in Ray Train workers. Turns place numbers into Ray objects, and nothing else."""
+"""Runs `sft.train` in Ray Train workers. Turns place numbers into Ray objects, and nothing else.
+
+Every actor of Ray Train imports this file, six of them for one worker: it must stay light.
+"""
 
 import logging
 import os
@@ -16,7 +19,7 @@ from ucotron_ray.artifacts import Build
 from ucotron_ray.config import Workers
 from ucotron_ray.errors import StageFailed, UcotronRayError
 from ucotron_ray.tracking import Spool
-from ucotron_ray.training.sft import SftJob
+from ucotron_ray.training.job import SftJob
 
 
 def train_on_ray(job: SftJob, workers: Workers, spool: Spool, build: Build, log_file: str) -> dict[str, float]:

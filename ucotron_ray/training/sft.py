@@ -7,15 +7,16 @@ from the dataset's directory, checkpoints and the adapter are written into the d
 import json
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import (
     PreTrainedTokenizerBase,
@@ -27,7 +28,6 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from datasets import Dataset
 from ucotron_ray.artifacts import file_hash, list_files, write_json
 from ucotron_ray.config import SftSettings
 from ucotron_ray.errors import InputError, StageFailed
@@ -35,6 +35,7 @@ from ucotron_ray.jsonl import read_training_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.training.data import IGNORED, Example, epoch_order, examples
+from ucotron_ray.training.job import SftJob
 
 log = logging.getLogger(__name__)
 
@@ -43,22 +44,6 @@ Report = Callable[[Mapping[str, float]], None]
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_RECORD = "checkpoint.json"
 KEPT_CHECKPOINTS = 2
-
-
-@dataclass(frozen=True)
-class SftJob:
-    """All that a worker needs to know. Plain data, so that it can travel to another machine."""
-
-    base: str
-    train_file: str
-    val_file: str | None
-    directory: str
-    settings: dict[str, Any]
-    dtype: str
-    """`auto`, `bfloat16` or `float32`; `auto` is decided by the worker's own processor."""
-    per_device_batch: int | None
-    tokens_per_step: int
-    num_threads: int | None
 
 
 def train(job: SftJob, report: Report) -> dict[str, float]:
@@ -74,6 +59,7 @@ def train(job: SftJob, report: Report) -> dict[str, float]:
     settings = SftSettings.model_validate(job.settings)
     directory = Path(job.directory)
     rank, world = _rank_and_world()
+    log.info("sft: worker %d of %d, pid %d", rank, world, os.getpid())
     if job.num_threads:
         torch.set_num_threads(job.num_threads)
     torch.manual_seed(settings.seed)
@@ -185,7 +171,8 @@ class LabelOnlyTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         if num_items_in_batch is None:
             return total / (targets_BK != IGNORED).sum().clamp(min=1)
         # The count is over all workers, and DDP averages the gradients over them.
-        return total / num_items_in_batch * self.accelerator.num_processes
+        loss: torch.Tensor = total / num_items_in_batch * self.accelerator.num_processes
+        return loss
 
 
 class _EpochOrder(Sampler[int]):
@@ -198,9 +185,7 @@ class _EpochOrder(Sampler[int]):
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        return iter(
-            epoch_order(self._lengths, global_batch=self._global_batch, seed=self._seed, epoch=self._epoch)
-        )
+        return iter(epoch_order(self._lengths, global_batch=self._global_batch, seed=self._seed, epoch=self._epoch))
 
     def __len__(self) -> int:
         return math.ceil(len(self._lengths) / self._global_batch) * self._global_batch
@@ -213,6 +198,7 @@ class _Records(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         self._directory, self._counts, self._report = directory, counts, report
         self._rank, self._world = rank, world
         self._began: tuple[float, int] | None = None
+        self._losses: list[float] = []
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -244,11 +230,23 @@ class _Records(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
                     metrics["tokens_per_second"],
                     left,
                 )
+            self._warn_if_flat(metrics["loss"])
         self._report({**metrics, "step": float(state.global_step)})
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def _warn_if_flat(self, loss: float) -> None:
+        self._losses.append(loss)
+        window = 5
+        if len(self._losses) == 4 * window and self._rank == 0:
+            first, last = sum(self._losses[:window]) / window, sum(self._losses[-window:]) / window
+            if last > 0.98 * first:
+                log.warning(
+                    "sft: the training loss does not fall (%.3f, then %.3f): halve the learning rate, raise the LoRA "
+                    "rank, or check that the rows state what their answers say",
+                    first,
+                    last,
+                )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Every rank has written its random state; only then is the checkpoint whole.
         if self._world > 1:
             torch.distributed.barrier()
@@ -274,9 +272,7 @@ def _validation(job: SftJob, tokenizer: PreTrainedTokenizerBase, settings: SftSe
 
 
 def _dataset(rows: list[Example]) -> Dataset:
-    return Dataset.from_dict(
-        {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
-    )
+    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
 def _rank_and_world() -> tuple[int, int]:

@@ -1,0 +1,225 @@
+"""The whole chain on a real Ray head with a tiny random model: run, run again, kill, submit as a job."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ray.conftest import ROOT, Head
+from ucotron_ray import tracking
+from ucotron_ray.artifacts import Store, file_hash
+
+pytestmark = pytest.mark.ray
+
+RECIPE = """
+models: {fine_tuning: {slm: {local_model: MODEL}}}
+training: {sft: {slm: {epochs: 10, learning_rate: 3.0e-3, batch_size: 4, max_rows: 32, eval_rows: 4, save_steps: 5}}}
+graph: {source: GRAPH, min_relations: 0}
+evaluation: {data: HELDOUT, max_rows: 6, raw_rows: 3, max_new_tokens: 16, resamples: 50}
+export: {parity_rows: 2, parity_new_tokens: 8}
+"""
+WEIGHTS = "adapter/adapter_model.safetensors"
+TIMEOUT = 400
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_model, demo_files, ray_head) -> dict[str, Path]:
+    """A directory with the recipe and, made by one straight run of the whole chain, the store."""
+    directory = tmp_path_factory.mktemp("chain")
+    text = (
+        RECIPE.replace("MODEL", str(tiny_model))
+        .replace("GRAPH", str(demo_files[0]))
+        .replace("HELDOUT", str(demo_files[1]))
+    )
+    recipe = directory / "chain.yaml"
+    recipe.write_text(text, encoding="utf-8")
+    store = directory / "store"
+    result = finished(start(ray_head, "pipeline", "--recipe", str(recipe), "--set", f"store={store}"))
+    (directory / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return {"recipe": recipe, "store": store, "result": directory / "result.json"}
+
+
+def start(head: Head, *arguments: str, address: bool = True) -> subprocess.Popen:
+    environment = {**head.environment, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    if address:
+        environment["RAY_ADDRESS"] = head.address
+    command = [sys.executable, "-m", "ucotron_ray", *arguments, "--json"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(process: subprocess.Popen, code: int = 0) -> dict:
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == code, err[-3000:]
+    return {**json.loads(out.splitlines()[-1]), "stderr": err}
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Poll for a state of files that another process writes; there is no other signal of it."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_chain_leaves_every_artifact_with_its_lineage_and_its_figures(place):
+    result = json.loads(place["result"].read_text(encoding="utf-8"))
+    store = Store(place["store"])
+    assert result["status"] == "ok"
+    assert result["parity"] is True
+    assert set(result) >= {"base_f1", "tuned_f1", "tuned_f1_unseen", "valid_answers", "bundle", "mlflow_run", "seconds"}
+    adapter = store.get("adapter", "chain")
+    dataset = store.get("dataset", "chain")
+    assert adapter.manifest.inputs[0].content == dataset.manifest.content
+    assert adapter.manifest.metrics["train_loss_last"] < adapter.manifest.metrics["train_loss_first"]
+    settings = json.loads((adapter.path / "adapter/adapter_config.json").read_text(encoding="utf-8"))
+    assert str(place["store"]) not in settings["base_model_name_or_path"]
+    scores = json.loads((store.get("scores", "chain").path / "scores.json").read_text(encoding="utf-8"))
+    assert set(scores["groups"]) == {"seen", "unseen"}
+    assert scores["guide"]["rows"] == 5
+    assert scores["raw"]["rows"] == 3
+    predictions = (store.get("scores", "chain").path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(predictions) == 6 + 5 + 3
+    bundle = store.get("bundle", "chain")
+    assert {
+        "model.onnx",
+        "io_contract.json",
+        "prompt_contract.json",
+        "tokenizer.json",
+        "MODEL_CARD.md",
+        "ucotron.toml",
+    } <= {entry.path for entry in bundle.manifest.files}
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(store.get("model", "chain").path, local_files_only=True)
+
+
+def test_chain_is_in_mlflow_as_one_parent_with_a_child_a_stage(place):
+    from mlflow import MlflowClient
+
+    result = json.loads(place["result"].read_text(encoding="utf-8"))
+    client = MlflowClient(tracking_uri=f"sqlite:///{place['store']}/tracking/mlflow.db")
+    parent = client.get_run(result["mlflow_run"])
+    runs = client.search_runs([parent.info.experiment_id])
+    children = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    assert set(children) >= {"import-graph", "sft", "evaluate", "evaluate-base", "export"}
+    assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
+    assert len(client.get_metric_history(children["sft"].info.run_id, "loss")) > 10
+    assert children["export"].data.metrics["max_logit_difference"] < 1e-3
+    assert {entry.path for entry in client.list_artifacts(children["export"].info.run_id)} >= {"MODEL_CARD.md"}
+    assert children["evaluate"].inputs.model_inputs[0].model_id == children["sft"].outputs.model_outputs[0].model_id
+    assert not tracking.has_pending(tracking.spool_directory(place["store"]))
+
+
+def test_second_run_reuses_every_stage_and_needs_no_ray(place, ray_head):
+    first = json.loads(place["result"].read_text(encoding="utf-8"))
+    environment = Head("127.0.0.1:1", "", {**ray_head.environment})
+    process = start(environment, "pipeline", "--recipe", str(place["recipe"]), "--set", f"store={place['store']}")
+    second = finished(process)
+    assert second["stderr"].count(": reuse ") == 6
+    for key in ("base_f1", "tuned_f1", "bundle", "mlflow_run"):
+        assert second[key] == first[key]
+
+
+def test_another_learning_rate_stops_with_the_field_named(place, ray_head):
+    arguments = [
+        "pipeline",
+        "--recipe",
+        str(place["recipe"]),
+        "--set",
+        f"store={place['store']}",
+        "--learning-rate",
+        "0.1",
+    ]
+    result = finished(start(ray_head, *arguments), code=3)
+    assert "sft.learning_rate: 0.003 → 0.1" in result["stderr"]
+
+
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_after_kill_9_the_same_command_ends_with_the_same_bytes(place, ray_head, tmp_path, victim):
+    store = Store(place["store"])
+    arguments = ["sft", "--recipe", str(place["recipe"]), "--train-data", "chain", "--name", f"killed-{victim}"]
+    arguments += ["--set", f"store={place['store']}"]
+    process = start(ray_head, *arguments)
+    partial = store.partial("adapter", f"killed-{victim}")
+    wait_for(lambda: len(list(partial.glob("checkpoints/*/checkpoint.json"))) >= 1, process)
+    if victim == "driver":
+        process.kill()
+        process.communicate()
+        assert store.find("adapter", f"killed-{victim}") is None
+        result = finished(start(ray_head, *arguments))
+    else:
+        logs = "".join(
+            path.read_text() for path in (place["store"] / "tracking/logs").glob(f"sft-killed-{victim}-*.log")
+        )
+        os.kill(int(re.findall(r"worker 0 of 1, pid (\d+)", logs)[-1]), signal.SIGKILL)
+        result = finished(process)
+    assert "going on from checkpoint-" in result["stderr"]
+    straight = store.get("adapter", "chain").path / WEIGHTS
+    assert file_hash(store.get("adapter", f"killed-{victim}").path / WEIGHTS) == file_hash(straight)
+
+
+def test_two_workers_train_the_same_steps_and_sigterm_is_resumable(place, ray_head):
+    store = Store(place["store"])
+    arguments = ["sft", "--recipe", str(place["recipe"]), "--train-data", "chain", "--name", "two"]
+    arguments += [
+        "--set",
+        f"store={place['store']}",
+        "--set",
+        "workers.num_workers=2",
+        "--set",
+        "workers.cpus_per_worker=1",
+    ]
+    process = start(ray_head, *arguments)
+    wait_for(lambda: list(store.partial("adapter", "two").glob("checkpoints/*/checkpoint.json")), process)
+    process.send_signal(signal.SIGTERM)
+    assert finished(process, code=75)["status"] == "stopped"
+    finished(start(ray_head, *arguments))
+    one, two = store.get("adapter", "chain").manifest, store.get("adapter", "two").manifest
+    assert one.metrics["steps"] == two.metrics["steps"]
+    assert abs(one.metrics["train_loss_last"] - two.metrics["train_loss_last"]) < 0.05
+
+
+def test_more_than_the_cluster_has_is_refused_instead_of_waited_for(place, ray_head):
+    arguments = ["sft", "--recipe", str(place["recipe"]), "--train-data", "chain", "--name", "huge"]
+    arguments += ["--set", f"store={place['store']}", "--set", "workers.gpus_per_worker=1"]
+    result = finished(start(ray_head, *arguments), code=2)
+    assert "too few GPUs" in result["stderr"]
+
+
+def submit(head: Head, *command: str) -> tuple[int, str]:
+    environment = {**head.environment, "RAY_API_SERVER_ADDRESS": head.dashboard}
+    ray = str(Path(sys.executable).parent / "ray")
+    full = [
+        ray,
+        "job",
+        "submit",
+        "--working-dir",
+        str(ROOT),
+        "--runtime-env",
+        str(ROOT / "cluster/runtime_env.yaml"),
+        "--",
+        *command,
+    ]
+    result = subprocess.run(full, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    return result.returncode, result.stdout + result.stderr
+
+
+def test_the_chain_runs_as_a_submitted_job(place, ray_head):
+    arguments = ["--recipe", str(place["recipe"]), "--name", "job", "--epochs", "1", "--skip-export", "--json"]
+    code, output = submit(ray_head, sys.executable, "jobs/pipeline.py", *arguments, "--set", f"store={place['store']}")
+    assert code == 0, output[-3000:]
+    (line,) = [line for line in output.splitlines() if line.startswith('{"status"')]
+    assert json.loads(line)["adapter"] == str(Store(place["store"]).get("adapter", "job").path)
+
+
+def test_a_submitted_job_with_a_relative_store_is_refused(place, ray_head):
+    code, output = submit(ray_head, sys.executable, "jobs/import_graph.py", "--recipe", str(place["recipe"]))
+    assert code == 1
+    assert "the store must be an absolute path" in output

@@ -1,0 +1,94 @@
+"""Scores against figures worked out by hand."""
+
+import pytest
+
+from ucotron_ray.evaluation.guide_prompts import guide_rows
+from ucotron_ray.evaluation.scoring import by_group, by_predicate, normalise, score_row, summary
+from ucotron_ray.records import Entity, RawRow, Relation
+from ucotron_ray.wire import format_answer, user_prompt
+
+
+def row(
+    *triples: tuple[str, str, str], entities: tuple[str, ...] = ("Ann", "Bo", "Cy"), group: str | None = None
+) -> RawRow:
+    return RawRow(
+        text="Ann, Bo and Cy.",
+        entities=[Entity(text=name, label="person") for name in entities],
+        expected_relations=[Relation(subject=s, predicate=p, object=o) for s, p, o in triples],
+        group=group,
+    )
+
+
+def answer(*triples: tuple[str, str, str]) -> str:
+    return format_answer([Relation(subject=s, predicate=p, object=o) for s, p, o in triples])
+
+
+def test_micro_scores_of_a_small_corpus():
+    scores = [
+        # one right, one wrong predicate, one repeated
+        score_row(
+            row(("Ann", "met", "Bo"), ("Bo", "met", "Cy")),
+            answer(("Ann", "met", "Bo"), ("Bo", "saw", "Cy"), ("ann", "met", "bo")),
+        ),
+        # nothing expected, one invented name
+        score_row(row(), answer(("Ann", "met", "Zed"))),
+        # no array
+        score_row(row(("Ann", "met", "Cy")), "I cannot help with that."),
+        # nothing expected, nothing said
+        score_row(row(), "[]"),
+    ]
+    result = summary(scores, resamples=200, seed=1)
+    assert result["precision"] == pytest.approx(1 / 3)
+    assert result["recall"] == pytest.approx(1 / 3)
+    assert result["f1"] == pytest.approx(2 * 1 / (3 + 3))
+    assert result["valid_answers"] == 0.75
+    assert result["invented_entities"] == pytest.approx(1 / 6)
+    assert result["f1_low"] <= result["f1"] <= result["f1_high"]
+
+
+def test_strict_forgives_spelling_of_case_and_underscores_and_exact_does_not():
+    score = score_row(row(("Ann", "works_at", "Bo")), answer(("ANN", "Works At", "“Bo”.")))
+    assert (score.right, score.exact_right) == (1, 0)
+    assert normalise('  "Dr._Smith"  ') == "dr. smith"
+
+
+def test_direction_counts():
+    assert score_row(row(("Ann", "met", "Bo")), answer(("Bo", "met", "Ann"))).right == 0
+
+
+def test_a_model_that_echoes_the_prompt_scores_nothing():
+    rows = guide_rows()
+    scores = [score_row(entry, user_prompt(entry.text, entry.entities)) for entry in rows]
+    result = summary(scores, resamples=50, seed=1)
+    assert result["f1"] == 0.0
+
+
+def test_perfect_answers_score_one_with_an_interval_of_one():
+    rows = guide_rows()
+    scores = [score_row(entry, format_answer(entry.expected_relations)) for entry in rows]
+    result = summary(scores, resamples=50, seed=1)
+    assert (result["f1"], result["f1_low"], result["f1_high"], result["invented_entities"]) == (1.0, 1.0, 1.0, 0.0)
+
+
+def test_predicates_and_groups_are_scored_apart():
+    seen = score_row(row(("Ann", "met", "Bo"), group="seen"), answer(("Ann", "met", "Bo")))
+    unseen = score_row(row(("Ann", "saw", "Bo"), group="unseen"), answer(("Ann", "met", "Bo")))
+    table = by_predicate([seen, unseen])
+    assert (table["met"]["precision"], table["met"]["recall"]) == (0.5, 1.0)
+    assert table["saw"]["f1"] == 0.0
+    groups = by_group({"seen": [seen], "unseen": [unseen], None: [seen]}, resamples=10, seed=1)
+    assert (groups["seen"]["f1"], groups["unseen"]["f1"], len(groups)) == (1.0, 0.0, 2)
+
+
+def test_the_same_seed_gives_the_same_interval():
+    scores = [
+        score_row(row(("Ann", "met", "Bo")), answer(("Ann", "met", name))) for name in ("Bo", "Cy", "Bo", "Cy", "Bo")
+    ]
+    assert summary(scores, resamples=100, seed=3) == summary(scores, resamples=100, seed=3)
+
+
+def test_guide_rows_name_entities_that_are_in_their_sentences():
+    for entry in guide_rows():
+        assert all(entry.text[entity.start : entity.end] == entity.text for entity in entry.entities)
+        names = {entity.text for entity in entry.entities}
+        assert all({r.subject, r.object} <= names for r in entry.expected_relations)

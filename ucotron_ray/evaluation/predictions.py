@@ -1,0 +1,55 @@
+"""Questions to a model, its answers, and the file that keeps each answer as soon as it is there. Light: no torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """A share of the questions to a model. Plain data, so that it can travel to another machine."""
+
+    base: str
+    adapter: str | None
+    rows_file: str
+    questions: tuple[tuple[int, str], ...]
+    """Row index and layout (`chat` or `raw`) of each question."""
+    output_file: str
+    max_new_tokens: int
+    batch_size: int
+    dtype: str
+    """`auto`, `bfloat16` or `float32`; `auto` is decided by the worker's own processor."""
+    num_threads: int | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer. `cut` says that it reached the limit of new tokens without an end."""
+
+    row: int
+    layout: str
+    answer: str
+    num_tokens: int
+    cut: bool
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """All whole lines of a predictions file; none if there is no file. A torn last line is an answer not given."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [Prediction(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def append_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Add lines to a predictions file, dropping a torn last line of a killed predecessor first."""
+    whole = path.read_bytes() if path.exists() else b""
+    end = whole.rfind(b"\n") + 1
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.truncate(end)
+        file.seek(end)
+        for prediction in predictions:
+            record: dict[str, Any] = vars(prediction)
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())

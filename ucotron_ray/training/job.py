@@ -1,0 +1,20 @@
+"""What travels to the workers of a training stage. Light: every actor of Ray Train imports it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SftJob:
+    """All that a worker needs to know. Plain data, so that it can travel to another machine."""
+
+    base: str
+    train_file: str
+    val_file: str | None
+    directory: str
+    settings: dict[str, Any]
+    dtype: str
+    """`auto`, `bfloat16` or `float32`; `auto` is decided by the worker's own processor."""
+    per_device_batch: int | None
+    tokens_per_step: int
+    num_threads: int | None
