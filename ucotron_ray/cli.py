@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result |= {"error": error.problem, "exit_code": error.exit_code}
         code = error.exit_code
     except KeyboardInterrupt:
-        problem = "stopped by Ctrl-C"
+        problem = "stopped before the end, by Ctrl-C or SIGTERM"
         print(f"error: {problem}\n  next step: run the same command again: it goes on from here", file=sys.stderr)
         result = {"status": "stopped", "artifact": None, "error": problem, "exit_code": STOPPED_EXIT}
         code = STOPPED_EXIT
@@ -388,4 +388,5 @@ def _print_scores(beside: dict[str, dict[str, Any]]) -> None:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise Stopped("stopped by SIGTERM", next_step="run the same command again: it goes on from here")
+    # Inside `ray.get` only this exception and SystemExit get through; any other would be swallowed.
+    raise KeyboardInterrupt

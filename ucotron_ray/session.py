@@ -15,7 +15,7 @@ from types import FrameType
 import ray
 
 from ucotron_ray.config import Place, Workers
-from ucotron_ray.errors import ResourceError, Stopped
+from ucotron_ray.errors import ResourceError
 
 log = logging.getLogger(__name__)
 
@@ -170,4 +170,5 @@ def _forwarded() -> dict[str, str]:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise Stopped("stopped by SIGTERM", next_step="run the same command again: it goes on from the last checkpoint")
+    # `ray.get` lets only KeyboardInterrupt and SystemExit through (`check_signals` in _raylet.pyx, ray 2.60).
+    raise KeyboardInterrupt

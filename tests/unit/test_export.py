@@ -14,6 +14,9 @@ from ucotron_ray.models import base as base_models
 from ucotron_ray.models.runner import OnnxRunner
 from ucotron_ray.training.data import prompt_ids, server_row
 
+# Tracing warns about every branch of the model's code that it fixes.
+pytestmark = pytest.mark.filterwarnings("ignore::Warning")
+
 ROWS = list(demo_world.rows(demo_world.graph_world(1), 3, seed=1))
 SETTINGS = config.load().recipe.export.model_copy(update={"parity_new_tokens": 6})
 
