@@ -28,6 +28,8 @@ class Run:
         # The same recipe gives the same key, so that a run that goes on after a kill is one run in MLflow.
         key = f"{verb}-{name}-{canonical_hash(config.recipe.model_dump())[:12]}"
         self.spool = tracking.Spool(tracking.spool_directory(self.store.root), key)
+        self.hub_needed = False
+        """Whether a model hub may be asked: only if a recipe names a hub model. Set before `connect`."""
         self.log_file = str(self.store.root / "tracking" / "logs" / f"{key}.log")
         self._verb = verb
         self._stack = ExitStack()
@@ -54,7 +56,7 @@ class Run:
         if not self._connected:
             from ucotron_ray import session  # noqa: PLC0415 - 1.5 s; a run that reuses everything needs no Ray
 
-            self._stack.enter_context(session.connected(self.config.place))
+            self._stack.enter_context(session.connected(self.config.place, hub=self.hub_needed))
             self._connected = True
 
     def make(self, stage: str, request: Request, build: Callable[[Build], Result]) -> Artifact:

@@ -51,13 +51,17 @@ class WorkerResources:
 
 
 @contextmanager
-def connected(place: Place) -> Iterator[None]:
+def connected(place: Place, *, hub: bool) -> Iterator[None]:
     """A cluster for the time of the block: the one of RAY_ADDRESS or of the place, else a local one of our own.
+
+    Workers may reach for a model hub only with `hub`.
 
     Raises ResourceError if the cluster can never hold the place's workers.
     """
     address = place.ray.address or os.environ.get("RAY_ADDRESS")
     environment = {**WORKER_ENVIRONMENT, **_forwarded()}
+    if not hub:
+        environment["HF_HUB_OFFLINE"] = "1"
     os.environ.update(environment)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Two processes of Ray's own would otherwise set up metrics exporters on every interface.

@@ -185,6 +185,7 @@ def write_chat_copy(dataset: Artifact, path: Path) -> int:
 def loadable_base(run: Run, base: base_models.BaseModel) -> str:
     """What a worker loads: the reference itself, or for a GGUF file the safetensors that were made of it once."""
     if base.kind != "gguf":
+        run.hub_needed = run.hub_needed or base.kind == "hub"
         return str(base.path or base.reference)
     request = Request("cache", f"base-{base.identity[-12:]}", {"base": base.identity, "format": "safetensors float32"})
 

@@ -169,8 +169,8 @@ def destination(place: Place, store: Path) -> Destination | None:
     if uri is not None and uri.lower() == NO_TRACKING:
         return None
     if uri is None:
+        # The folder is made with the first event: a dry run leaves nothing behind.
         folder = store / "tracking"
-        folder.mkdir(parents=True, exist_ok=True)
         return Destination(
             f"sqlite:///{folder / 'mlflow.db'}", place.tracking.experiment, (folder / "artifacts").as_uri()
         )

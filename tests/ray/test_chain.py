@@ -113,7 +113,8 @@ def test_chain_is_in_mlflow_as_one_parent_with_a_child_a_stage(place):
     assert len(client.get_metric_history(children["sft"].info.run_id, "loss")) > 10
     assert children["export"].data.metrics["max_logit_difference"] < 1e-3
     assert {entry.path for entry in client.list_artifacts(children["export"].info.run_id)} >= {"MODEL_CARD.md"}
-    assert children["evaluate"].inputs.model_inputs[0].model_id == children["sft"].outputs.model_outputs[0].model_id
+    evaluated = client.get_run(children["evaluate"].info.run_id)
+    assert evaluated.inputs.model_inputs[0].model_id == children["sft"].outputs.model_outputs[0].model_id
     assert not tracking.has_pending(tracking.spool_directory(place["store"]))
 
 

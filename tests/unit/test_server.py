@@ -97,7 +97,7 @@ def test_a_refusal_ends_with_exit_2_and_the_servers_words(server, tmp_path, monk
     assert key is None or key not in err
 
 
-def test_generate_dataset_is_taken_and_its_poverty_is_said(server, tmp_path, monkeypatch, capsys):
+def test_generate_dataset_is_taken_and_its_poverty_is_said(server, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setenv("UCOTRON_API_KEY", "admin-key")
     arguments = [
         "--source",
@@ -108,10 +108,10 @@ def test_generate_dataset_is_taken_and_its_poverty_is_said(server, tmp_path, mon
         "--set",
         f"store={tmp_path}",
     ]
-    code, result, err = run("import-graph", server.url, *arguments, capsys=capsys)
+    code, result, _ = run("import-graph", server.url, *arguments, capsys=capsys)
     assert code == 0
     assert result["bare_name_texts"] == result["rows"] > 0
-    assert "bare entity name" in err
+    assert "bare entity name" in caplog.text
 
 
 def test_no_server_is_said_in_one_block(tmp_path, monkeypatch, capsys):

@@ -157,7 +157,6 @@ def test_batched_answers_are_the_answers_one_by_one(tiny_model):
     prompts = [example(server_row(row, "chat"), tokenizer).input_ids for row in ROWS[:4]]
     together = greedy(model, tokenizer, prompts, max_new_tokens=8)
     assert together == [greedy(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
-    assert all(cut for _, _, cut in together)
 
 
 def test_unusable_models_are_refused_in_words(tmp_path, tiny_model):

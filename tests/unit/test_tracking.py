@@ -70,8 +70,10 @@ def test_parent_child_params_metrics_over_time_lineage_and_files_arrive_once(tmp
     assert "broken" not in sft.data.metrics
     assert [entry.path for entry in server.list_artifacts(sft.info.run_id)] == ["card.md"]
     (output,) = sft.outputs.model_outputs
-    assert output.model_id == runs["evaluate"].inputs.model_inputs[0].model_id
-    assert runs["evaluate"].inputs.dataset_inputs[0].dataset.digest == made.manifest.content[:32]
+    # A search does not return models that went in; asking for the run does.
+    evaluated = server.get_run(runs["evaluate"].info.run_id)
+    assert [entry.model_id for entry in evaluated.inputs.model_inputs] == [output.model_id]
+    assert evaluated.inputs.dataset_inputs[0].dataset.digest == made.manifest.content[:32]
 
 
 def test_a_dead_server_keeps_the_spool_and_the_next_sender_empties_it(tmp_path, database):

@@ -150,6 +150,9 @@ class LabelOnlyTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
         return _EpochOrder(lengths, self._global_batch, self._order_seed)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL would write a card into every directory of checkpoints; ours is written at the export."""
+
     def compute_loss(
         self,
         model: torch.nn.Module,
