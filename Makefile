@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check format bench test-slow test-faults clean
+.PHONY: help setup demo test check format bench test-slow clean
 
 help: ## What there is to do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,9 +40,6 @@ test: setup check ## Everything that CI runs
 
 test-slow: setup ## Minutes: the demo model, whole chains
 	$(BIN)/pytest -m "slow"
-
-test-faults: setup ## Kills at many moments
-	$(BIN)/pytest -m "faults"
 
 bench: setup ## Measure what README claims
 	$(BIN)/python -m tests.benchmarks.run

@@ -214,7 +214,7 @@ def _add_simulate_ucotron(verbs: Any) -> None:
     parser = _verb(
         verbs, "simulate-ucotron", "Serve a STAND-IN for a Ucotron server on loopback, for tests.", _simulate_ucotron
     )
-    parser.add_argument("--port", type=int, default=8420, help="0 = any free port")
+    parser.add_argument("--port", type=int, default=8420, help="port on 127.0.0.1")
     parser.add_argument("--graph", type=Path, metavar="FILE", help="export file to begin with")
     parser.add_argument("--api-key-env", metavar="VARIABLE", help="require the key in this variable (default: no auth)")
     parser.add_argument("--endpoint", metavar="URL", help="fine_tuned_re_endpoint that `learn` calls")

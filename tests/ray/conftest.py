@@ -1,6 +1,7 @@
 """One Ray head for all Ray tests, started by our own script on ports and in a directory of its own."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -32,6 +33,9 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[Head]:
     directory = tempfile.mkdtemp(prefix="ur-", dir="/tmp")
+    token = Path(directory) / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(16), encoding="utf-8")
     gcs, dashboard = free_port(), free_port()
     environment = {
         **os.environ,
@@ -43,7 +47,7 @@ def ray_head() -> Iterator[Head]:
         "RAY_OBJECT_STORE_BYTES": "200000000",
         "RAY_NUM_CPUS": "2",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": f"{directory}/token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
         # The drain of an idle head would only make the tests wait.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
     }

@@ -78,6 +78,18 @@ def test_a_users_mistake_is_one_block_and_exit_2(tmp_path, capsys, tiny_model, d
     assert (result["status"], result["exit_code"]) == ("failed", 2)
 
 
+def test_the_guides_flags_are_the_settings_of_the_chosen_tier(tmp_path):
+    flags = ["--tier", "medium", "--model-name", "m", "--epochs", "5", "--batch-size", "4"]
+    flags += ["--learning-rate", "3e-4", "--max-seq-length", "512"]
+    recipe = cli._config(cli._parser().parse_args(["sft", *flags])).recipe
+    sft = recipe.training.sft.medium
+    assert (sft.epochs, sft.global_batch, sft.learning_rate, sft.max_context_length) == (5, 4, 3e-4, 512)
+    assert recipe.models.fine_tuning.medium.local_model == "m"
+    # The tier's other numbers stay.
+    assert sft.lora_rank == 16
+    assert recipe.training.sft.slm.epochs == 3
+
+
 def test_a_graph_without_relations_and_bad_jsonl_name_the_place(tmp_path, capsys, tiny_model):
     graph = tmp_path / "graph.jsonld"
     graph.write_text('{"nodes": [], "edges": []}', encoding="utf-8")

@@ -104,6 +104,14 @@ def test_global_batch_that_cannot_be_shared_is_refused():
     assert sft.per_device_batch(made, SETTINGS, longest=100, world=4) == 1
 
 
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_other_families_train_as_they_are(tmp_path, family):
+    model = save_tiny(tmp_path / "base", family)
+    metrics = sft.train(job(tmp_path / "run", model, val_file=None, per_device_batch=4), lambda _: None)
+    assert metrics["train_loss_last"] < metrics["train_loss_first"]
+    assert (tmp_path / "run" / WEIGHTS).is_file()
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
 def test_adapter_at_step_0_is_the_base_and_merged_is_the_adapter(tmp_path, family):
     base = base_models.resolve(str(save_tiny(tmp_path / "base", family)))
@@ -121,6 +129,21 @@ def test_adapter_at_step_0_is_the_base_and_merged_is_the_adapter(tmp_path, famil
         adapted.save_pretrained(tmp_path / "adapter", safe_serialization=True)
         merged = lora.load_merged(base_models.load_model(base, "float32"), tmp_path / "adapter").eval()
         assert torch.allclose(merged(ids).logits, changed, atol=1e-5)
+
+
+def test_padding_in_front_does_not_change_the_loss(tiny_model):
+    base = base_models.resolve(str(tiny_model))
+    tokenizer, model = base_models.load_tokenizer(base), base_models.load_model(base, "float32").eval()
+    rows = [vars(example(server_row(row, "chat"), tokenizer)) for row in ROWS[:3]]
+    batch = sft.collate(rows, pad=tokenizer.pad_token_id)
+    assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
+    sums, count = 0.0, 0
+    for row in rows:
+        alone = sft.collate([row], pad=tokenizer.pad_token_id)
+        num_labels = int((alone["labels"] != IGNORED).sum())
+        sums += float(model(**alone).loss) * num_labels
+        count += num_labels
+    assert float(model(**batch).loss) == pytest.approx(sums / count, abs=1e-5)
 
 
 def test_loss_is_the_models_own_loss_on_the_labels(tmp_path, tiny_model):

@@ -68,7 +68,7 @@ def serve(
     application = make_app(Settings(keys=keys, endpoint=endpoint, endpoint_model=endpoint_model), graph)
 
     def ready(text: str) -> None:
-        if text.startswith("=") or "Running on" in text:
+        if "Running on" in text:
             print(f"{STAND_IN}; listening on http://127.0.0.1:{port}", flush=True)
 
     web.run_app(application, host="127.0.0.1", port=port, print=ready)

@@ -10,7 +10,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def train(job: SftJob, report: Report) -> dict[str, float]:
         train_dataset=_dataset(train_rows),
         eval_dataset=_dataset(val_rows) if val_rows else None,
         processing_class=tokenizer,
+        data_collator=partial(collate, pad=tokenizer.pad_token_id),
         callbacks=[_Records(directory, counts, report, rank, world)],
         order_seed=settings.seed,
         global_batch=settings.global_batch,
@@ -132,6 +134,24 @@ def newest_checkpoint(directory: Path, *, remove_bad: bool = False) -> Path | No
         if remove_bad:
             shutil.rmtree(path, ignore_errors=True)
     return None
+
+
+def collate(rows: Sequence[Mapping[str, list[int]]], *, pad: int) -> dict[str, torch.Tensor]:
+    """A left-padded batch: `input_ids`, `labels`, `attention_mask`, each [rows, longest].
+
+    Answers then end in the same column, and the columns that have a label in any row are few. Positions are relative
+    (RoPE), so padding in front changes nothing.
+    """
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def left(values: list[int], filler: int) -> list[int]:
+        return [filler] * (longest - len(values)) + list(values)
+
+    return {
+        "input_ids": torch.tensor([left(row["input_ids"], pad) for row in rows]),
+        "labels": torch.tensor([left(row["labels"], IGNORED) for row in rows]),
+        "attention_mask": torch.tensor([left([1] * len(row["input_ids"]), 0) for row in rows]),
+    }
 
 
 class LabelOnlyTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
