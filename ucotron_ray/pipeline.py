@@ -119,14 +119,12 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
         adapter = _step(run, steps, "sft", stages.sft_request(run, dataset, base))
     else:
         _unknown(run, steps, "sft", "adapter", run.name)
-    # Its rows are imported under their hash in a moment; whether the scores are there depends on that import.
-    action = "reuse" if run.store.find("scores", run.name) and adapter else "run"
-    steps.append({"stage": "evaluate", "artifact": f"scores/{run.name}", "action": action})
-    if run.config.recipe.evaluation.base:
-        found = run.store.find("scores", f"{run.name}-base")
-        steps.append(
-            {"stage": "evaluate-base", "artifact": f"scores/{run.name}-base", "action": "reuse" if found else "run"}
-        )
+    data = _planned_data(run, dataset)
+    for stage, name, scored in _scorings(run, adapter):
+        if data is None or (stage == "evaluate" and adapter is None):
+            _unknown(run, steps, stage, "scores", name)
+        else:
+            _step(run, steps, stage, stages.evaluate_request(run, name, base, scored, data))
     if options.skip_export:
         steps.append({"stage": "export", "artifact": f"bundle/{run.name}", "action": "skip"})
     elif adapter is not None:
@@ -136,12 +134,26 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
     return steps
 
 
+def _scorings(run: Run, adapter: Artifact | None) -> list[tuple[str, str, Artifact | None]]:
+    """Stage, artifact name and adapter of each model that is scored."""
+    tuned = ("evaluate", run.name, adapter)
+    base = ("evaluate-base", f"{run.name}-base", None)
+    return [tuned, base] if run.config.recipe.evaluation.base else [tuned]
+
+
+def _planned_data(run: Run, dataset: Artifact | None) -> Artifact | None:
+    """The rows to score on, if they are in the store already."""
+    reference = run.config.recipe.evaluation.data
+    if reference is None:
+        return dataset
+    path = Path(reference)
+    return run.store.find("dataset", stages.held_out_request(path).name if path.is_file() else path.name)
+
+
 def _planned_dataset(run: Run, options: Options, steps: list[dict[str, str]]) -> Artifact | None:
     files = _files(run, options) if options.data_dir is not None or options.skip_generate else None
     if files:
-        hashes = {"train": artifacts.file_hash(files[0]), "val": artifacts.file_hash(files[1]) if files[1] else None}
-        name = f"rows-{artifacts.canonical_hash(hashes)[:12]}"
-        return _step(run, steps, "import-rows", Request("dataset", name, {"files": hashes}))
+        return _step(run, steps, "import-rows", stages.rows_request(*files))
     if options.skip_generate:
         steps.append({"stage": "import-graph", "artifact": f"dataset/{run.name}", "action": "skip"})
         return run.store.get("dataset", run.name)
@@ -153,8 +165,7 @@ def _planned_dataset(run: Run, options: Options, steps: list[dict[str, str]]) ->
         return None
     path = Path(source)
     read_file(path)
-    fields = {"graph": settings.model_dump(exclude={"source"}), "source": {"file": artifacts.file_hash(path)}}
-    return _step(run, steps, "import-graph", Request("dataset", run.name, fields))
+    return _step(run, steps, "import-graph", stages.graph_request(run, {"file": artifacts.file_hash(path)}))
 
 
 def _step(run: Run, steps: list[dict[str, str]], stage: str, request: Request) -> Artifact | None:

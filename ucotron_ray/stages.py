@@ -67,21 +67,31 @@ def prompt_identity() -> str:
 # ---- datasets --------------------------------------------------------------------------------------------------------
 
 
+def graph_request(run: Run, identity: Mapping[str, str]) -> Request:
+    """What importing a graph would make; `identity` is the hash of what was read."""
+    settings = run.config.recipe.graph.model_dump(exclude={"source"})
+    return Request("dataset", run.name, {"graph": settings, "source": dict(identity)})
+
+
+def rows_request(train: Path, val: Path | None) -> Request:
+    """What importing the user's own files would make, named by their content."""
+    hashes = {"train": artifacts.file_hash(train), "val": artifacts.file_hash(val) if val else None}
+    return Request("dataset", f"rows-{artifacts.canonical_hash(hashes)[:12]}", {"files": hashes})
+
+
 def import_graph(run: Run, source: str | None = None) -> Artifact:
     """A knowledge graph → `dataset/<name>` with `train.jsonl` and `val.jsonl`."""
     settings = run.config.recipe.graph
     source = source or settings.source or config.variable("UCOTRON_SERVER_URL")
     assert source is not None
     split, identity, where = _read_graph(source, settings)
-    fields = {"graph": settings.model_dump(exclude={"source"}), "source": identity}
-    request = Request("dataset", run.name, fields)
 
     def build(build: Build) -> Result:
         jsonl.write_rows(build.path / TRAIN, split.train)
         jsonl.write_rows(build.path / VAL, split.val)
         return Result({}, split.counts, [f"from {where}", *split.notes])
 
-    artifact = run.make("import-graph", request, build)
+    artifact = run.make("import-graph", graph_request(run, identity), build)
     for note in split.notes:
         log.warning("%s", note)
     return artifact
@@ -100,8 +110,6 @@ def import_rows(run: Run, train: Path, val: Path | None) -> Artifact:
             found=sorted(common)[0][:120],
             next_step="remove them from the validation file",
         )
-    hashes = {"train": artifacts.file_hash(train), "val": artifacts.file_hash(val) if val else None}
-    request = Request("dataset", f"rows-{artifacts.canonical_hash(hashes)[:12]}", {"files": hashes})
 
     def build(build: Build) -> Result:
         jsonl.write_rows(build.path / TRAIN, train_rows)
@@ -110,7 +118,13 @@ def import_rows(run: Run, train: Path, val: Path | None) -> Artifact:
         notes = [f"from {train}" + (f" and {val}" if val else "")]
         return Result({}, counts, notes)
 
-    return run.make("import-rows", request, build)
+    return run.make("import-rows", rows_request(train, val), build)
+
+
+def held_out_request(path: Path) -> Request:
+    """What importing a held-out file would make, named by its content."""
+    digest = artifacts.file_hash(path)
+    return Request("dataset", f"rows-{digest[:12]}", {"file": digest})
 
 
 def held_out(run: Run, reference: str | None, dataset: Artifact | None) -> Artifact:
@@ -136,15 +150,13 @@ def held_out(run: Run, reference: str | None, dataset: Artifact | None) -> Artif
             next_step="check the path",
         )
     rows = jsonl.read_relations(path)
-    digest = artifacts.file_hash(path)
-    request = Request("dataset", f"rows-{digest[:12]}", {"file": digest})
 
     def build(build: Build) -> Result:
         jsonl.write_rows(build.path / ROWS, rows)
         counts = {"rows": len(rows), "relations": sum(len(row.expected_relations) for row in rows)}
         return Result({}, counts, [f"from {path}"])
 
-    return run.make("import-rows", request, build)
+    return run.make("import-rows", held_out_request(path), build)
 
 
 def rows_file(data: Artifact) -> Path:

@@ -224,3 +224,20 @@ def test_a_submitted_job_with_a_relative_store_is_refused(place, ray_head):
     code, output = submit(ray_head, sys.executable, "jobs/import_graph.py", "--recipe", str(place["recipe"]))
     assert code == 1
     assert "the store must be an absolute path" in output
+
+
+def test_a_plain_model_directory_is_exported_and_copied_out(place, ray_head, tiny_model, tmp_path):
+    arguments = ["export", "--model-dir", str(tiny_model), "--output-dir", str(tmp_path / "out"), "--name", "plain"]
+    arguments += [
+        "--set",
+        f"store={place['store']}",
+        "--set",
+        "export.parity_rows=2",
+        "--set",
+        "export.parity_new_tokens=4",
+    ]
+    result = finished(start(ray_head, *arguments))
+    assert result["parity"] is True
+    assert {"model.onnx", "model.onnx_data", "manifest.json", "tokenizer.json"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }

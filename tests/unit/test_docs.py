@@ -90,3 +90,9 @@ def test_versions_are_pinned_exactly_and_cover_what_is_installed():
         "mlflow==3.17.2",
     ):
         assert name in lines
+
+
+def test_readmes_figures_are_those_of_the_result_files():
+    from tests.benchmarks.table import table
+
+    assert table() in README
