@@ -305,8 +305,11 @@ def _send_model(client: "MlflowClient", experiment_id: str, run: str, event: dic
         )
         client.finalize_logged_model(model.model_id, "READY")
         sent.models[content] = model.model_id
-        if event["direction"] == "output":
-            client.log_outputs(run, [LoggedModelOutput(model.model_id, 0)])
+    # Events of different processes can arrive in any order: who uses a model may be heard before who made it.
+    made = f"output:{content}"
+    if event["direction"] == "output" and made not in sent.models:
+        client.log_outputs(run, [LoggedModelOutput(sent.models[content], 0)])
+        sent.models[made] = run
     if event["direction"] == "input":
         client.log_inputs(run, models=[LoggedModelInput(sent.models[content])])
 

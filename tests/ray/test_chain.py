@@ -166,6 +166,7 @@ def test_after_kill_9_the_same_command_ends_with_the_same_bytes(place, ray_head,
     assert file_hash(store.get("adapter", f"killed-{victim}").path / WEIGHTS) == file_hash(straight)
 
 
+@pytest.mark.slow
 def test_two_workers_train_the_same_steps_and_sigterm_is_resumable(place, ray_head):
     store = Store(place["store"])
     arguments = ["sft", "--recipe", str(place["recipe"]), "--train-data", "chain", "--name", "two"]

@@ -69,7 +69,7 @@ def test_parent_child_params_metrics_over_time_lineage_and_files_arrive_once(tmp
     assert [(metric.step, metric.value) for metric in history] == [(0, 2.0), (1, 1.5), (2, 1.0)]
     assert "broken" not in sft.data.metrics
     assert [entry.path for entry in server.list_artifacts(sft.info.run_id)] == ["card.md"]
-    (output,) = sft.outputs.model_outputs
+    (output,) = server.get_run(sft.info.run_id).outputs.model_outputs
     # A search does not return models that went in; asking for the run does.
     evaluated = server.get_run(runs["evaluate"].info.run_id)
     assert [entry.model_id for entry in evaluated.inputs.model_inputs] == [output.model_id]
