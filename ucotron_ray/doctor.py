@@ -102,4 +102,4 @@ def _variable(name: str) -> Check:
     default = config.VARIABLE_DEFAULTS.get(name)
     if default:
         return Check(NOTE, name, f"not set, default {default}")
-    return Check(NOTE, name, "not set", f"needed for: {purpose}")
+    return Check(NOTE, name, "not set", purpose)

@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,14 +115,6 @@ def check_resources(workers: Workers) -> None:
                 found=f"{have:g} {name}s",
                 next_step="lower the workers in the place file, or join a larger cluster",
             )
-
-
-def scratch_directory() -> Path:
-    """Where Ray may write its own bookkeeping of a run: nothing in it is needed to resume."""
-    job = str(ray.get_runtime_context().get_job_id())
-    path = Path(tempfile.gettempdir()) / f"ucotron-ray-{os.getuid()}" / job
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path
 
 
 def set_up_worker(log_file: str) -> None:

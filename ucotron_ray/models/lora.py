@@ -37,7 +37,10 @@ def attach(model: "PreTrainedModel", settings: SftSettings) -> "PeftModel":
 
 
 def keep_activations_in_base_dtype(model: "PeftModel") -> None:
-    """Let autocast cast the small LoRA weights, instead of PEFT the large activations (18 % of a step on a CPU)."""
+    """Let autocast cast the small LoRA weights, instead of PEFT the large activations.
+
+    SmolLM2 in bf16 on a CPU, 4 x 350 tokens: 247 tokens/s with PEFT's casts, 289 without.
+    """
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False

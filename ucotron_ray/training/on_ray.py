@@ -5,6 +5,7 @@ Every actor of Ray Train imports this file, six of them for one worker: it must 
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,9 @@ def train_on_ray(job: SftJob, workers: Workers, spool: Spool, build: Build, log_
     whether the worker, the driver or the whole cluster was lost.
     """
     resources = session.worker_resources(workers)
+    # Ray's own bookkeeping of this attempt. Ray resumes from what it finds there: nothing of another may be left.
+    scratch = build.path / "ray"
+    shutil.rmtree(scratch, ignore_errors=True)
     trainer = TorchTrainer(
         _loop,
         train_loop_config={
@@ -44,7 +48,7 @@ def train_on_ray(job: SftJob, workers: Workers, spool: Spool, build: Build, log_
         ),
         run_config=ray.train.RunConfig(
             name=build.request.name,
-            storage_path=str(session.scratch_directory()),
+            storage_path=str(scratch),
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
         ),
     )
@@ -53,6 +57,8 @@ def train_on_ray(job: SftJob, workers: Workers, spool: Spool, build: Build, log_
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     metrics = result.return_value
     if not isinstance(metrics, dict):
         raise StageFailed("the workers ended without a result", where=str(build.path))
