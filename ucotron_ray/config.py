@@ -173,9 +173,10 @@ class SampledTask(Section):
 
 
 class RelationTask(SampledTask):
-    """Relation extraction: a text, then its relations."""
+    """Relation extraction: a text, then its relations. `relations` None = all twenty."""
 
     extract: Sampling
+    relations: list[Text] | None = None
 
 
 class PreferenceTask(Section):
@@ -209,6 +210,11 @@ class Generation(Section):
 
     defaults: Sampling
     tasks: Tasks
+    seed: NonNegative
+    val_ratio: Share
+    near_duplicate: Annotated[float, Field(gt=0, le=1)]
+    max_answer_tokens: Count
+    in_pipeline: NonNegative
 
 
 class Graph(Section):
@@ -255,6 +261,21 @@ class Api(Section):
     timeout: Positive
     max_retries: NonNegative
     retry_delay: Positive
+    key_variable: Text | None
+    key_file: Text | None
+    dialect: Literal["auto", "fireworks", "openai", "plain"]
+    prices: Text | None
+    connect_timeout: Positive
+    read_timeout: Positive
+    max_in_flight: Count
+    first_in_flight: Count
+    requests_per_minute: Positive | None
+    prompt_tokens_per_minute: Positive | None
+    generated_tokens_per_minute: Positive | None
+    give_up_after: Positive
+    max_usd: Annotated[float, Field(ge=0)] | None
+    max_rounds: Count
+    num_actors: Count
 
 
 class Output(Section):
@@ -409,14 +430,31 @@ def is_set(name: str) -> bool:
     return bool(os.environ.get(name))
 
 
-def required_variable(name: str, *, purpose: str) -> str:
-    """The value of a variable without which nothing can start. Raises ConfigError that names it."""
-    value = variable(name)
-    if value is None:
+def secret(variable_name: str | None, file: str | None) -> str | None:
+    """A key, from a variable or from a file that only its owner can read; None if neither is named. Do not print it.
+
+    Raises ConfigError with the name of what is missing, never with a value.
+    """
+    if file is not None:
+        path = Path(file).expanduser()
+        try:
+            mode = path.stat().st_mode & 0o077
+            if mode:
+                raise ConfigError(
+                    "others can read the key file", where=str(path), expected="mode 0600", next_step=f"chmod 600 {path}"
+                )
+            return path.read_text(encoding="utf-8").strip() or None
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError("the key file cannot be read", where=str(path), next_step="check the path") from None
+    if variable_name is None:
+        return None
+    value = os.environ.get(variable_name, "").strip()
+    if not value or not value.isprintable():
         raise ConfigError(
-            f"the environment variable {name} is not set",
-            expected=f"{name}: {VARIABLES[name]} ({purpose})",
-            next_step=f"export {name}=... and run the same command again",
+            f"the environment variable {variable_name} is not set",
+            expected=f"{variable_name}: {VARIABLES.get(variable_name, 'the key that api.key_variable names')}",
+            next_step=f"export {variable_name}=... and run the same command again; to try without a key: "
+            "ucotron-ray simulate-fireworks",
         )
     return value
 

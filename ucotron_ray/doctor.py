@@ -12,7 +12,7 @@ from ucotron_ray import config, tracking
 from ucotron_ray.config import Config
 from ucotron_ray.errors import UcotronRayError
 from ucotron_ray.models import base as base_models
-from ucotron_ray.stages import PACKAGES
+from ucotron_ray.stages.requirements import PACKAGES
 
 OK, NOTE, GAP = "ok", "note", "GAP"
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import artifacts, jsonl, stages
+from ucotron_ray import artifacts, jsonl
 from ucotron_ray.artifacts import Artifact, Request
 from ucotron_ray.config import variable
 from ucotron_ray.errors import InputError, MissingArtifact
 from ucotron_ray.graph.export import is_server, read_file
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
+from ucotron_ray.stages import datasets, export, models, requirements, scoring, synthesis, training
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def check(run: Run, options: Options) -> base_models.BaseModel:
     needed = ["ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf"]
     if not options.skip_export:
         needed += ["optimum", "onnx", "onnxruntime"]
-    stages.require_packages(*needed)
+    requirements.require_packages(*needed)
     if options.skip_generate or options.data_dir is not None:
         _files(run, options)
     reference = run.config.recipe.evaluation.data
@@ -49,27 +50,27 @@ def execute(run: Run, options: Options) -> dict[str, Any]:
     base = check(run, options)
     dataset = dataset_stage(run, options)
     # Read it before the long part: a wrong path should not cost a training run.
-    data = stages.held_out(run, run.config.recipe.evaluation.data, dataset)
+    data = datasets.held_out(run, run.config.recipe.evaluation.data, dataset)
     adapter = adapter_stage(run, options, dataset, base)
-    tuned = stages.scores_of(stages.evaluate(run, run.name, base, adapter, data))
+    tuned = scoring.scores_of(scoring.evaluate(run, run.name, base, adapter, data))
     result: dict[str, Any] = {"adapter": str(adapter.path)}
     figures = {"base_f1": None, **headline(tuned)}
     if run.config.recipe.evaluation.base:
-        before = stages.scores_of(stages.evaluate(run, f"{run.name}-base", base, None, data))
+        before = scoring.scores_of(scoring.evaluate(run, f"{run.name}-base", base, None, data))
         figures["base_f1"] = headline(before)["tuned_f1"]
         result["base"] = {key: before["overall"][key] for key in ("f1", "f1_low", "f1_high", "valid_answers")}
     result |= figures
     result["tuned"] = {key: tuned["overall"][key] for key in ("f1", "f1_low", "f1_high", "valid_answers")}
     result |= {"parity": None, "bundle": None}
     if not options.skip_export:
-        bundle = stages.export(run, base, adapter, data)
+        bundle = export.export(run, base, adapter, data)
         parity = json.loads((bundle.path / "parity.json").read_text(encoding="utf-8"))
         result |= {"parity": not parity["missed"], "bundle": str(bundle.path)}
         result["max_logit_difference"] = parity["figures"]["max_logit_difference"]
         result["artifact"] = str(bundle.path)
         if options.output_dir is not None:
-            stages.copy_out(run.store.get("model", run.name), options.output_dir)
-            stages.copy_out(bundle, options.output_dir.with_name(options.output_dir.name + "-onnx"))
+            models.copy_out(run.store.get("model", run.name), options.output_dir)
+            models.copy_out(bundle, options.output_dir.with_name(options.output_dir.name + "-onnx"))
     else:
         result["artifact"] = str(adapter.path)
     return result
@@ -79,22 +80,29 @@ def dataset_stage(run: Run, options: Options) -> Artifact:
     """The training rows: the user's files, the graph, or with `--skip-generate` alone the dataset of this name."""
     if options.data_dir is not None or options.skip_generate:
         files = _files(run, options)
-        return stages.import_rows(run, *files) if files else run.store.get("dataset", run.name)
-    return stages.import_graph(run)
+        return datasets.import_rows(run, *files) if files else run.store.get("dataset", run.name)
+    graph, want = datasets.import_graph(run), teacher_rows(run)
+    return graph if want is None else datasets.mix(run, graph, synthesis.synthesize(run, want))
+
+
+def teacher_rows(run: Run) -> synthesis.Wanted | None:
+    """The rows that the recipe wants from a teacher beside those of the graph."""
+    count = run.config.recipe.generation.in_pipeline
+    return synthesis.wanted(run, "relation_extraction", count, None, name=f"{run.name}-teacher") if count else None
 
 
 def adapter_stage(run: Run, options: Options, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
     """The trained adapter; with `--skip-train` the one that is there already."""
     if options.skip_train:
         return run.store.get("adapter", run.name, accept_rejected=run.accept_rejected)
-    return stages.sft(run, dataset, base)
+    return training.sft(run, dataset, base)
 
 
 def headline(scores: dict[str, Any]) -> dict[str, float | None]:
     """F1 on the rows marked `seen` (on all where none is), on those marked `unseen`, and valid answers."""
     groups, overall = scores["groups"], scores["overall"]
-    seen = groups.get(stages.HEADLINE_GROUP, overall)
-    unseen = groups.get(stages.SECOND_GROUP)
+    seen = groups.get(scoring.HEADLINE_GROUP, overall)
+    unseen = groups.get(scoring.SECOND_GROUP)
     return {
         "tuned_f1": seen["f1"],
         "tuned_f1_unseen": unseen["f1"] if unseen else None,
@@ -116,7 +124,7 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
             )
         steps.append({"stage": "sft", "artifact": f"adapter/{run.name}", "action": "skip"})
     elif dataset is not None:
-        adapter = _step(run, steps, "sft", stages.sft_request(run, dataset, base))
+        adapter = _step(run, steps, "sft", training.sft_request(run, dataset, base))
     else:
         _unknown(run, steps, "sft", "adapter", run.name)
     data = _planned_data(run, dataset)
@@ -124,11 +132,11 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
         if data is None or (stage == "evaluate" and adapter is None):
             _unknown(run, steps, stage, "scores", name)
         else:
-            _step(run, steps, stage, stages.evaluate_request(run, name, base, scored, data))
+            _step(run, steps, stage, scoring.evaluate_request(run, name, base, scored, data))
     if options.skip_export:
         steps.append({"stage": "export", "artifact": f"bundle/{run.name}", "action": "skip"})
     elif adapter is not None:
-        _step(run, steps, "export", stages.export_requests(run, base, adapter)[1])
+        _step(run, steps, "export", export.export_requests(run, base, adapter)[1])
     else:
         _unknown(run, steps, "export", "bundle", run.name)
     return steps
@@ -147,13 +155,13 @@ def _planned_data(run: Run, dataset: Artifact | None) -> Artifact | None:
     if reference is None:
         return dataset
     path = Path(reference)
-    return run.store.find("dataset", stages.held_out_request(path).name if path.is_file() else path.name)
+    return run.store.find("dataset", datasets.held_out_request(path).name if path.is_file() else path.name)
 
 
 def _planned_dataset(run: Run, options: Options, steps: list[dict[str, str]]) -> Artifact | None:
     files = _files(run, options) if options.data_dir is not None or options.skip_generate else None
     if files:
-        return _step(run, steps, "import-rows", stages.rows_request(*files))
+        return _step(run, steps, "import-rows", datasets.rows_request(*files))
     if options.skip_generate:
         steps.append({"stage": "import-graph", "artifact": f"dataset/{run.name}", "action": "skip"})
         return run.store.get("dataset", run.name)
@@ -165,7 +173,19 @@ def _planned_dataset(run: Run, options: Options, steps: list[dict[str, str]]) ->
         return None
     path = Path(source)
     read_file(path)
-    return _step(run, steps, "import-graph", stages.graph_request(run, {"file": artifacts.file_hash(path)}))
+    graph = _step(run, steps, "import-graph", datasets.graph_request(run, {"file": artifacts.file_hash(path)}))
+    want = teacher_rows(run)
+    return graph if want is None else _planned_mix(run, want, graph, steps)
+
+
+def _planned_mix(
+    run: Run, want: synthesis.Wanted, graph: Artifact | None, steps: list[dict[str, str]]
+) -> Artifact | None:
+    teacher = _step(run, steps, "synthesize", synthesis.request(run, want))
+    if graph is None or teacher is None:
+        _unknown(run, steps, "mix", "dataset", f"{run.name}-mix")
+        return None
+    return _step(run, steps, "mix", datasets.mix_request(run, graph, teacher))
 
 
 def _step(run: Run, steps: list[dict[str, str]], stage: str, request: Request) -> Artifact | None:

@@ -51,13 +51,15 @@ class Run:
             self.spool.end("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
         self._stack.__exit__(None, None, None)
 
-    def connect(self) -> None:
-        """Connect to Ray unless this run already did."""
-        if not self._connected:
-            from ucotron_ray import session  # noqa: PLC0415 - 1.5 s; a run that reuses everything needs no Ray
+    def connect(self, *, workers: bool = True) -> None:
+        """Connect to Ray unless this run already did; with `workers`, check that the cluster can hold them."""
+        from ucotron_ray import session  # noqa: PLC0415 - 1.5 s; a run that reuses everything needs no Ray
 
+        if not self._connected:
             self._stack.enter_context(session.connected(self.config.place, hub=self.hub_needed))
             self._connected = True
+        if workers:
+            session.check_resources(self.config.place.workers)
 
     def make(self, stage: str, request: Request, build: Callable[[Build], Result]) -> Artifact:
         """The requested artifact: reused if it is there, else built (or built further) and published."""

@@ -54,8 +54,6 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     """A cluster for the time of the block: the one of RAY_ADDRESS or of the place, else a local one of our own.
 
     Workers may reach for a model hub only with `hub`.
-
-    Raises ResourceError if the cluster can never hold the place's workers.
     """
     address = place.ray.address or os.environ.get("RAY_ADDRESS")
     environment = {**WORKER_ENVIRONMENT, **_forwarded()}
@@ -81,7 +79,6 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     # Ray's own handler ends the process with exit 1; ours lets the stages leave things in order.
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
-        check_resources(place.workers)
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)

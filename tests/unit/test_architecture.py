@@ -1,6 +1,7 @@
 """The rules of the tree, read from the code: who may import whom, and what files may not do."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -9,21 +10,23 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "ucotron_ray"
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
-STAGES = ("training", "evaluation", "export")
+STAGES = ("training", "evaluation", "export", "synthesis")
 ALLOWED_BETWEEN_STAGES = {
     ("export", "evaluation"),
     # One place knows how a row becomes a prompt: what is asked in scoring and parity is what was trained on.
     ("evaluation", "training.data"),
     ("export", "training.data"),
 }
-LIBRARIES = ("graph", "models")
+LIBRARIES = ("graph", "models", "fireworks")
 TOP = ("cli", "pipeline", "stages", "run", "doctor", "show")
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 60
 LONG_FILES = {
     "ucotron_ray/graph/demo_language.py": "data: names and sentence patterns",
     "ucotron_ray/config.py": "one class a section; they are read side by side",
-    "ucotron_ray/stages.py": "one function a stage; they share how requests and artifacts are made",
+    "ucotron_ray/synthesis/governor.py": "one state machine: window, rates, ledgers and workers hang together",
+    "ucotron_ray/synthesis/worker.py": "one event loop with all that runs on it",
+    "ucotron_ray/fireworks/simulator.py": "the stand-in: its limits, faults, ledger and routes",
     "ucotron_ray/tracking.py": "the only home of mlflow",
     "ucotron_ray/artifacts.py": "manifest, store and verification hold each other",
     "ucotron_ray/cli.py": "flags and handlers of all verbs",
@@ -60,9 +63,9 @@ def test_ray_is_imported_only_at_the_rim_and_mlflow_only_in_tracking():
 def test_stages_do_not_import_each_other_and_libraries_import_no_stage():
     for path in FILES:
         relative = path.relative_to(PACKAGE)
-        if len(relative.parts) == 1:
-            continue
         owner = relative.parts[0]
+        if len(relative.parts) == 1 or owner == "stages":
+            continue
         for name in imports(path):
             parts = name.split(".")
             if parts[0] != "ucotron_ray" or len(parts) < 2 or parts[1] == owner:
@@ -117,6 +120,9 @@ def test_nothing_happens_at_import():
         "tuple",
         "split",
         "Predicate",
+        "Template",
+        "lru_cache",
+        "join",
     }
     for path in FILES:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -149,4 +155,4 @@ def test_nothing_unpickles_and_no_remote_code_is_trusted():
         text = path.read_text(encoding="utf-8")
         for word in ("import pickle", "torch.load(", "yaml.load(", "trust_remote_code=True", "eval(", "exec("):
             # `model.eval()` has no argument; a call of the builtin has.
-            assert word not in text.replace(".eval()", "").replace("def eval(", ""), f"{path}: {word}"
+            assert word not in re.sub(r"\.eval\(\)|def eval\(|subprocess_exec\(", "", text), f"{path}: {word}"

@@ -206,8 +206,8 @@ def test_errors_keep_their_words_and_codes_across_processes(kind, code):
 
 def test_sigterm_before_the_end_is_exit_75(tmp_path, demo_files):
     script = (
-        "import os, signal, sys\nfrom ucotron_ray import cli, stages\n"
-        "stages.import_graph = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM) or signal.pause()\n"
+        "import os, signal, sys\nfrom ucotron_ray import cli\nfrom ucotron_ray.stages import datasets\n"
+        "datasets.import_graph = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM) or signal.pause()\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "import-graph", str(demo_files[0]), "--set", f"store={tmp_path}", "--json"]

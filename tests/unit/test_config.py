@@ -130,7 +130,7 @@ def test_set_without_key_or_value_is_refused(text):
 
 def test_missing_variable_names_it_and_never_shows_a_value(monkeypatch):
     with pytest.raises(ConfigError, match="FIREWORKS_API_KEY"):
-        config.required_variable("FIREWORKS_API_KEY", purpose="synthesis")
+        config.secret("FIREWORKS_API_KEY", None)
     monkeypatch.setenv("FIREWORKS_API_KEY", "fw-canary")
     assert config.is_set("FIREWORKS_API_KEY")
     assert config.variable("UCOTRON_NAMESPACE") == "default"

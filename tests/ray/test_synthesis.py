@@ -1,0 +1,192 @@
+"""Synthesis on a real Ray head against the stand-in in a process of its own, whose ledger judges what was paid twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.ray.conftest import ROOT
+from tests.ray.test_chain import finished, start, wait_for
+from ucotron_ray.artifacts import Store
+from ucotron_ray.fireworks.simulator import TEACHER
+from ucotron_ray.synthesis import journal
+from ucotron_ray.synthesis.plan import STATUSES
+
+pytestmark = pytest.mark.ray
+
+COUNT = 150
+IN_FLIGHT = 16
+CANARY = "fw-canary-0815"
+
+
+@contextmanager
+def simulator(ledger: Path, *options: str, environment: dict | None = None) -> Iterator[str]:
+    command = [sys.executable, "-m", "ucotron_ray", "simulate-fireworks", "--ledger", str(ledger), *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
+    )
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().split("listening on ")[1].strip()
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def arguments(url: str, store: Path, *more: str) -> list[str]:
+    settings = {
+        "models.generation.model_id": TEACHER,
+        "api.inference_base_url": f"{url}/inference/v1",
+        "api.max_in_flight": IN_FLIGHT,
+        "store": store,
+        "tracking.mlflow_uri": "none",
+    }
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return ["synthesize", "relation_extraction", "--name", "made", "--count", str(COUNT), *sets, *more]
+
+
+def answered(ledger: Path) -> Counter:
+    """How often each distinct request was answered, as the server saw it."""
+    lines = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()] if ledger.exists() else []
+    return Counter(line["request"] for line in lines if line["event"] == "out" and line["status"] == "200")
+
+
+def rows(store: Path) -> dict[str, bytes]:
+    artifact = Store(store).get("dataset", "made")
+    return {path.name: path.read_bytes() for path in artifact.path.glob("*.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, ray_head) -> dict:
+    """One undisturbed run, with a key."""
+    directory = tmp_path_factory.mktemp("straight")
+    store, ledger = directory / "store", directory / "ledger.jsonl"
+    head = type(ray_head)(ray_head.address, ray_head.dashboard, {**ray_head.environment, "FIREWORKS_API_KEY": CANARY})
+    with simulator(ledger, "--api-key-env", "CANARY_KEY", environment={"CANARY_KEY": CANARY}) as url:
+        key = directory / "key"
+        key.touch(mode=0o600)
+        key.write_text(CANARY, encoding="utf-8")
+        # The head's processes were started without the key: they read it from the file.
+        result = finished(start(head, *arguments(url, store, "--set", f"api.key_file={key}")))
+        key.unlink()
+        again = finished(start(head, *arguments(url, store, "--set", f"api.key_file={key}")))
+    return {"store": store, "ledger": ledger, "result": result, "again": again, "head": ray_head}
+
+
+def test_a_run_gives_exactly_the_rows_asked_for_and_the_sum_is_what_was_planned(straight):
+    result = straight["result"]
+    assert result["accepted"] == COUNT
+    lines = (
+        (Store(straight["store"]).get("dataset", "made").path / "relation_extraction.jsonl").read_text().splitlines()
+    )
+    assert len(lines) == COUNT
+    planned = sum(result[status] for status in STATUSES)
+    other = (Store(straight["store"]).get("dataset", "made").path / "rejected.jsonl").read_text().splitlines()
+    assert planned == COUNT + len(other)
+    assert result["train"] + result["val"] == COUNT
+    assert result["requests"] == sum(answered(straight["ledger"]).values())
+    assert max(answered(straight["ledger"]).values()) == 1
+    assert result["cost_usd"] > 0
+
+
+def test_a_second_run_asks_nobody(straight):
+    assert straight["again"]["artifact"] == straight["result"]["artifact"]
+    assert "reuse" in straight["again"]["stderr"]
+
+
+def test_the_key_is_in_no_file_that_the_run_left(straight):
+    session = Path(straight["head"].environment["RAY_TEMP_DIR"])
+    seen = 0
+    for root in (straight["store"], session):
+        for path in root.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                seen += 1
+                assert CANARY.encode() not in path.read_bytes(), path
+    assert seen > 20
+    assert CANARY not in straight["result"]["stderr"]
+    for path in ("api/jobs/", "api/v0/actors"):
+        request = urllib.request.Request(f"{straight['head'].dashboard}/{path}")
+        token = Path(straight["head"].environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        request.add_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert CANARY.encode() not in answer.read()
+
+
+def test_kill_9_of_the_driver_and_the_same_command_again(straight, ray_head, tmp_path):
+    store, ledger = tmp_path / "store", tmp_path / "ledger.jsonl"
+    with simulator(ledger, "--latency", "0.3") as url:
+        process = start(ray_head, *arguments(url, store))
+        wait_for(lambda: sum(answered(ledger).values()) >= 60, process)
+        process.kill()
+        process.communicate()
+        kept = {record.rid for record in journal.records(store / "journal" / "relation_extraction")}
+        assert len(kept) >= 60 - IN_FLIGHT
+        result = finished(start(ray_head, *arguments(url, store)))
+        repeats = sum(count - 1 for count in answered(ledger).values())
+    assert repeats <= IN_FLIGHT, "only what was in flight at the kill"
+    assert result["accepted"] == COUNT
+    assert rows(store) == rows(straight["store"])
+
+
+@pytest.mark.faults
+def test_kill_9_of_the_sending_actor_and_the_run_goes_on(straight, ray_head, tmp_path):
+    store, ledger = tmp_path / "store", tmp_path / "ledger.jsonl"
+    with simulator(ledger, "--latency", "0.3") as url:
+        process = start(ray_head, *arguments(url, store))
+        wait_for(lambda: sum(answered(ledger).values()) >= 60, process)
+        segment = next((store / "journal" / "relation_extraction" / "segments").glob("*.log"))
+        os.kill(int(segment.stem.split("-")[-2]), signal.SIGKILL)
+        finished(process)
+        repeats = sum(count - 1 for count in answered(ledger).values())
+    assert repeats <= IN_FLIGHT
+    assert rows(store) == rows(straight["store"])
+
+
+@pytest.mark.faults
+def test_a_budget_stops_the_run_and_a_higher_one_goes_on(straight, ray_head, tmp_path):
+    store, ledger = tmp_path / "store", tmp_path / "ledger.jsonl"
+    with simulator(ledger) as url:
+        stopped = finished(start(ray_head, *arguments(url, store, "--max-usd", "0.02")), code=75)
+        assert stopped["status"] == "stopped"
+        assert "budget" in stopped["stderr"]
+        assert journal.spent(store / "journal" / "relation_extraction", _run(store)) <= 0.02
+        finished(start(ray_head, *arguments(url, store, "--max-usd", "5")))
+        assert max(answered(ledger).values()) == 1
+    assert rows(store) == rows(straight["store"])
+
+
+@pytest.mark.faults
+def test_a_key_refused_in_the_middle_stops_at_once(ray_head, tmp_path):
+    store, ledger = tmp_path / "store", tmp_path / "ledger.jsonl"
+    with simulator(ledger, "--faults", "402=0.02", "--latency", "0.1") as url:
+        stopped = finished(start(ray_head, *arguments(url, store)), code=75)
+    statuses = Counter(json.loads(line).get("status") for line in ledger.read_text().splitlines())
+    assert statuses["402"] <= IN_FLIGHT
+    assert "billing" in stopped["stderr"]
+
+
+@pytest.mark.faults
+def test_sigterm_keeps_what_was_in_flight(straight, ray_head, tmp_path):
+    store, ledger = tmp_path / "store", tmp_path / "ledger.jsonl"
+    with simulator(ledger, "--latency", "0.5") as url:
+        process = start(ray_head, *arguments(url, store))
+        wait_for(lambda: sum(answered(ledger).values()) >= 60, process)
+        process.terminate()
+        finished(process, code=75)
+        kept = sum(1 for _ in journal.records(store / "journal" / "relation_extraction"))
+        assert kept == sum(answered(ledger).values())
+        finished(start(ray_head, *arguments(url, store)))
+        assert max(answered(ledger).values()) == 1, "nothing was paid twice"
+    assert rows(store) == rows(straight["store"])
+
+
+def _run(store: Path) -> str:
+    return next(journal.records(store / "journal" / "relation_extraction")).run

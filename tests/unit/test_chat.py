@@ -1,0 +1,233 @@
+"""One request, one classified outcome; the key goes to one host and into no text."""
+
+import asyncio
+import json
+import socket
+import time
+import traceback
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from tests.teacher import serving, teaching
+from ucotron_ray import config
+from ucotron_ray.errors import ConfigError, InputError
+from ucotron_ray.fireworks import chat as chats
+from ucotron_ray.fireworks import endpoint as endpoints
+from ucotron_ray.fireworks.chat import Kind, Limits, Outcome
+from ucotron_ray.fireworks.simulator import TEACHER
+
+CANARY = "fw-canary-4711"
+BODY = {
+    "model": TEACHER,
+    "messages": [{"role": "user", "content": "Text:\nAna Silva lives in Lyon."}],
+    "max_tokens": 200,
+}
+
+
+def ask(url: str, body: dict = BODY, *, total: float = 5.0, read: float = 5.0) -> Outcome:
+    async def run() -> Outcome:
+        timeout = chats.client_timeout(connect=1.0, read=read, total=total)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            headers = {"Authorization": f"Bearer {CANARY}", "Content-Type": "application/json"}
+            return await chats.chat(session, f"{url}/chat/completions", body, headers)
+
+    outcome = asyncio.run(run())
+    assert CANARY not in repr(outcome)
+    return outcome
+
+
+def answering(payload: object, *, status: int = 200, headers: dict | None = None, content_type="application/json"):
+    async def handler(_: web.Request) -> web.Response:
+        text = payload if isinstance(payload, str) else json.dumps(payload)
+        return web.Response(text=text, status=status, headers=headers, content_type=content_type)
+
+    application = web.Application()
+    application.router.add_post("/chat/completions", handler)
+    return serving(application)
+
+
+def completion(content: object, finish: str = "stop", **more) -> dict:
+    return {"choices": [{"message": {"role": "assistant", "content": content, **more}, "finish_reason": finish}]}
+
+
+def test_an_answer_with_its_usage_and_the_limits_of_its_headers():
+    with teaching(requests_per_minute=600, generated_tokens_per_minute=60_000) as teacher:
+        outcome = ask(teacher.base_url)
+    assert outcome.kind is Kind.ANSWER
+    assert json.loads(outcome.text)["relations"][0]["relation"] == "lives_in"
+    assert outcome.usage.completion > 0
+    assert not outcome.usage.estimated
+    assert outcome.limits == Limits(requests=600, generated_tokens=60_000), "tokens a second become tokens a minute"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, Kind.POISON),
+        (413, Kind.POISON),
+        (422, Kind.POISON),
+        (401, Kind.AUTH),
+        (403, Kind.AUTH),
+        (402, Kind.BILLING),
+        (404, Kind.MODEL_MISSING),
+        (408, Kind.TRANSIENT),
+        (429, Kind.RATE_LIMITED),
+        (500, Kind.TRANSIENT),
+        (502, Kind.TRANSIENT),
+        (503, Kind.OVERLOADED),
+        (529, Kind.OVERLOADED),
+        (302, Kind.POISON),
+    ],
+)
+def test_the_status_decides_whatever_the_body_says(status, kind):
+    whole = completion("[]") | {"error": {"type": "invalid_request_error"}}
+    with answering(whole, status=status, headers={"Location": "http://127.0.0.1:9/elsewhere"}) as url:
+        outcome = ask(url)
+    assert outcome.kind is kind
+    assert not outcome.text
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind"),
+    [
+        (completion("x", "length"), Kind.TRUNCATED),
+        (completion("", "stop"), Kind.REFUSED),
+        (completion(None, "stop"), Kind.REFUSED),
+        (completion("no", "content_filter"), Kind.REFUSED),
+        (completion("no", "stop", refusal="I will not"), Kind.REFUSED),
+        ({"choices": []}, Kind.TRANSIENT),
+        ([1], Kind.TRANSIENT),
+        ("<html>", Kind.TRANSIENT),
+        (completion(["a"]), Kind.TRANSIENT),
+    ],
+)
+def test_a_200_is_an_answer_only_if_it_holds_one(payload, kind):
+    with answering(payload) as url:
+        assert ask(url).kind is kind
+
+
+def test_a_server_that_streams_and_counts_nothing_is_understood():
+    events = [{"choices": [{"delta": {"content": part}}]} for part in ("Hel", "lo")]
+    events.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    with answering(stream + "data: [DONE]\n\n", content_type="text/event-stream") as url:
+        outcome = ask(url)
+    assert (outcome.kind, outcome.text) == (Kind.ANSWER, "Hello")
+    assert outcome.usage.estimated
+    with answering(stream.rsplit("data:", 1)[0], content_type="text/event-stream") as url:
+        assert ask(url).kind is Kind.TRANSIENT, "a stream that breaks off is no answer"
+
+
+@pytest.mark.parametrize("fault", ["reset", "half"])
+def test_a_broken_connection_is_transient_and_may_have_been_billed(fault):
+    with teaching(faults={fault: 1.0}) as teacher:
+        outcome = ask(teacher.base_url)
+    assert outcome.kind is Kind.TRANSIENT
+    assert outcome.maybe_billed
+
+
+def test_a_server_that_hangs_is_left_after_the_time_given():
+    began = time.monotonic()
+    with teaching(faults={"hang": 1.0}) as teacher:
+        outcome = ask(teacher.base_url, total=0.5)
+        assert time.monotonic() - began < 3
+    assert outcome.kind is Kind.TRANSIENT
+    assert outcome.detail == "timeout"
+    assert outcome.maybe_billed
+
+
+def test_nobody_there_was_not_billed():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    outcome = ask(url)
+    assert outcome.kind is Kind.TRANSIENT
+    assert not outcome.maybe_billed
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("3", 3.0), ("86400", 60.0), ("-1", 0.0), ("soon", None), ("nan", 60.0), ("", None)]
+)
+def test_retry_after_is_read_and_bounded(text, seconds):
+    assert chats.retry_after({"Retry-After": text}) == seconds
+
+
+def test_retry_after_as_a_date():
+    from email.utils import formatdate
+
+    assert 8 < chats.retry_after({"Retry-After": formatdate(time.time() + 10, usegmt=True)}) <= 10
+
+
+# ---- the endpoint ----------------------------------------------------------------------------------------------------
+
+
+def api(url: str, **changes) -> config.Api:
+    return config.load().place.api.model_copy(update={"inference_base_url": url, **changes})
+
+
+def test_a_missing_model_names_those_that_exist():
+    with teaching() as teacher:
+        endpoint = endpoints.endpoint_of(api(teacher.base_url), "accounts/fireworks/models/glm-4-plus")
+        with pytest.raises(InputError, match="glm-4-plus") as error:
+            endpoints.check(endpoint)
+    assert TEACHER in str(error.value)
+    assert "models.generation.model_id" in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_a_model_that_is_served_but_not_listed_is_taken():
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "another"}]})
+
+    application = web.Application()
+    application.router.add_get("/models", models)
+    application.router.add_post("/chat/completions", lambda _: _json(completion("ok")))
+    with serving(application) as url:
+        assert "does not list" in (endpoints.check(endpoints.endpoint_of(api(url), "mine")) or "")
+
+
+async def _json(value: object) -> web.Response:
+    return web.json_response(value)
+
+
+def test_a_refused_key_is_found_at_the_first_probe_and_not_printed(monkeypatch):
+    monkeypatch.setenv("FIREWORKS_API_KEY", CANARY)
+    with teaching(api_key="another") as teacher:
+        endpoint = endpoints.endpoint_of(api(teacher.base_url), TEACHER)
+        assert CANARY not in repr(endpoint)
+        with pytest.raises(InputError, match="refuses the key") as error:
+            endpoints.check(endpoint)
+    assert CANARY not in "".join(traceback.format_exception(error.value))
+    assert "FIREWORKS_API_KEY" in str(error.value)
+
+
+def test_no_server_says_how_to_get_one():
+    with pytest.raises(InputError, match="cannot be reached") as error:
+        endpoints.check(endpoints.endpoint_of(api("http://127.0.0.1:9"), TEACHER))
+    assert "simulate-fireworks" in str(error.value)
+
+
+def test_the_key_goes_to_the_vendor_and_nowhere_else_unless_said(monkeypatch):
+    monkeypatch.setenv("FIREWORKS_API_KEY", CANARY)
+    assert endpoints.endpoint_of(api("https://api.fireworks.ai/inference/v1"), "m").key_variable == "FIREWORKS_API_KEY"
+    assert endpoints.endpoint_of(api("https://example.org/v1"), "m").key_variable is None
+    assert endpoints.endpoint_of(api("https://evilfireworks.ai/v1"), "m").key_variable is None
+    with pytest.raises(ConfigError, match="without encryption"):
+        endpoints.endpoint_of(api("http://api.fireworks.ai/inference/v1"), "m")
+
+
+def test_the_vendor_without_a_key_is_refused():
+    with pytest.raises(ConfigError, match="FIREWORKS_API_KEY is not set"):
+        endpoints.endpoint_of(api("https://api.fireworks.ai/inference/v1"), "m")
+
+
+def test_a_key_file_must_be_its_owners_alone(tmp_path):
+    file = tmp_path / "key"
+    file.write_text(CANARY + "\n")
+    file.chmod(0o644)
+    with pytest.raises(ConfigError, match="others can read"):
+        config.secret(None, str(file))
+    file.chmod(0o600)
+    assert config.secret(None, str(file)) == CANARY

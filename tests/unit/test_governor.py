@@ -1,0 +1,203 @@
+"""The limiter, with a clock of our own."""
+
+import pytest
+
+from ucotron_ray.fireworks.chat import Kind, Limits
+from ucotron_ray.fireworks.prices import Price
+from ucotron_ray.synthesis import governor as g
+from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Need, Reserved, Settings
+
+NEED = Need("task.step", 100, 400)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def settings(**changes) -> Settings:
+    values = {
+        "first_in_flight": 8,
+        "max_in_flight": 64,
+        "requests_per_minute": None,
+        "prompt_tokens_per_minute": None,
+        "generated_tokens_per_minute": None,
+        "give_up_after": 300.0,
+    }
+    return Settings(**{**values, **changes})
+
+
+def made(clock: Clock, *, budget: Budget | None = None, **changes) -> Governor:
+    governor = Governor(settings(**changes), clock)
+    governor.join("run", budget or Budget(None, None))
+    return governor
+
+
+def done(reserved: Reserved, kind: Kind = Kind.ANSWER, **changes) -> Finished:
+    values = {"prompt_tokens": 100, "cached_tokens": 0, "completion_tokens": 200, "usd": 0.0, "attempt": 1}
+    if kind is not Kind.ANSWER:
+        values |= {"prompt_tokens": 0, "completion_tokens": 0}
+    return Finished(need=NEED, reserved=reserved, kind=kind, **{**values, **changes})
+
+
+def ask(governor: Governor, finished=(), queue: int = 1000, name: str = "a"):
+    governor.driver_is_alive("run")
+    return governor.exchange("run", name, list(finished), [NEED] * queue)
+
+
+def test_no_more_than_the_window_are_in_flight_and_it_doubles_a_round_up_to_its_bound():
+    clock = Clock()
+    governor = made(clock)
+    granted, sizes = ask(governor).reserved, []
+    for _ in range(5):
+        sizes.append(len(granted))
+        clock.now += 1
+        granted = ask(governor, [done(reserved) for reserved in granted]).reserved
+    assert sizes == [8, 16, 32, 64, 64]
+
+
+def test_a_no_halves_the_window_once_a_second_and_pauses_as_long_as_the_server_says():
+    clock = Clock()
+    governor = made(clock, first_in_flight=64)
+    granted = ask(governor).reserved
+    refused = [done(reserved, Kind.RATE_LIMITED, retry_after=7.0) for reserved in granted]
+    assert ask(governor, refused).reserved == ()
+    assert governor.window == 32, "sixty-four refusals of one moment are one signal"
+    clock.now += 6.9
+    assert ask(governor).reserved == ()
+    clock.now += 0.2
+    assert len(ask(governor).reserved) == 32
+
+
+def test_growth_after_the_first_no_is_slow():
+    clock = Clock()
+    governor = made(clock, first_in_flight=32, max_in_flight=1000)
+    granted = ask(governor).reserved
+    ask(governor, [done(granted[0], Kind.OVERLOADED), *[done(r) for r in granted[1:]]])
+    clock.now += 2
+    before = governor.window
+    granted = ask(governor).reserved
+    ask(governor, [done(reserved) for reserved in granted], queue=0)
+    assert governor.window == pytest.approx(before + 1, abs=0.2)
+
+
+def test_the_floor_is_one_probe():
+    clock = Clock()
+    governor = made(clock)
+    for _ in range(20):
+        clock.now += 70
+        granted = ask(governor).reserved
+        if governor.runs["run"].stop:
+            break
+        assert granted, "it never stops probing by itself before `give_up_after`"
+        ask(governor, [done(reserved, Kind.OVERLOADED) for reserved in granted], queue=0)
+    assert governor.window == 1
+    assert governor.runs["run"].stop == "the server gave no answer for 300 s"
+
+
+def test_the_rate_of_requests_is_kept_over_time():
+    clock = Clock()
+    governor = made(clock, requests_per_minute=600, max_in_flight=10_000, first_in_flight=10_000)
+    sent = 0
+    for _ in range(1000):
+        granted = ask(governor).reserved
+        sent += len(granted)
+        ask(governor, [done(reserved) for reserved in granted], queue=0)
+        clock.now += 0.02
+    assert sent == pytest.approx(20 * 10 + 10, abs=2), "20 s at 10 a second, and one second saved up"
+
+
+def test_token_limits_are_learned_from_headers_and_settled_by_what_answers_really_take():
+    clock = Clock()
+    governor = made(clock, max_in_flight=10_000, first_in_flight=100)
+    limits = Limits(generated_tokens=60_000)
+    ask(governor, [done(ask(governor, queue=1).reserved[0], limits=limits)], queue=0)
+    tokens = 0
+    for _ in range(3000):
+        granted = ask(governor).reserved
+        tokens += 350 * len(granted)
+        # Answers are longer than max_tokens / 2, which is what is reserved before anything is known.
+        ask(governor, [done(reserved, completion_tokens=350) for reserved in granted], queue=0)
+        clock.now += 0.02
+    assert tokens / 60 == pytest.approx(1000 * g.RATE_SHARE, rel=0.03)
+
+
+def test_a_budget_is_never_passed_even_in_the_worst_case():
+    clock = Clock()
+    price = Price(0.0, 0.0, 1_000_000.0)  # a dollar a generated token
+    governor = made(clock, budget=Budget(price, 1300.0, spent_before=400.0), first_in_flight=64)
+    first = ask(governor)
+    assert len(first.reserved) == 2, "900 dollars are left, a request may cost 400"
+    second = ask(governor, [done(reserved, usd=100.0) for reserved in first.reserved])
+    assert len(second.reserved) == 1, "cheaper than feared: 700 are left"
+    third = ask(governor, [done(second.reserved[0], usd=400.0)])
+    assert third.reserved == ()
+    assert third.stop is not None
+    assert third.stop.startswith("budget")
+    assert governor.runs["run"].usd == 1000.0
+
+
+@pytest.mark.parametrize("kind", [Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING])
+def test_what_no_request_can_pass_stops_the_run_at_once(kind):
+    clock = Clock()
+    governor = made(clock)
+    granted = ask(governor).reserved
+    answer = ask(governor, [done(granted[0], kind, detail="HTTP 401: no")])
+    assert answer.reserved == ()
+    assert answer.stop == f"{kind}: HTTP 401: no"
+
+
+def test_a_silent_worker_is_counted_out_and_what_it_had_counts_as_paid():
+    clock = Clock()
+    price = Price(0.0, 0.0, 1_000_000.0)
+    governor = made(clock, budget=Budget(price, None))
+    ask(governor, name="dead")
+    assert governor.in_flight == 8
+    clock.now += g.LEASE_SECONDS + 1
+    assert len(ask(governor, name="alive").reserved) == 8
+    assert governor.runs["run"].usd == 8 * 400
+
+
+def test_without_a_driver_nothing_is_sent():
+    clock = Clock()
+    governor = made(clock)
+    clock.now += g.DRIVER_SECONDS + 1
+    answer = governor.exchange("run", "a", [], [NEED])
+    assert answer.reserved == ()
+    assert answer.stop == "the driver fell silent"
+
+
+def test_two_runs_share_the_window_and_not_the_budget():
+    clock = Clock()
+    governor = made(clock, first_in_flight=10)
+    governor.join("other", Budget(Price(0, 0, 1.0), 0.0))
+    mine = ask(governor, queue=6).reserved
+    theirs = governor.exchange("other", "b", [], [NEED] * 10)
+    assert len(mine) == 6
+    assert theirs.reserved == ()
+    assert theirs.stop is not None
+    assert len(ask(governor, queue=10).reserved) == 4
+    assert governor.leave("other") == 1
+    assert governor.exchange("other", "b", [], [NEED]).stop == "the run is over"
+
+
+def test_a_clock_that_jumps_makes_no_burst():
+    clock = Clock()
+    governor = made(clock, requests_per_minute=600, max_in_flight=10_000, first_in_flight=10_000)
+    ask(governor)
+    clock.now += 3600
+    assert len(ask(governor).reserved) <= 11
+    clock.now -= 7200
+    ask(governor)
+    clock.now += 0.5
+    assert ask(governor).stop is None
+
+
+def test_workers_that_die_again_and_again_end_the_run():
+    governor = made(Clock())
+    for number in range(g.MOST_WORKERS + 1):
+        answer = ask(governor, queue=0, name=str(number))
+    assert answer.stop == "its workers died again and again"

@@ -1,0 +1,91 @@
+"""Every planned sample ends in exactly one place, and no validation row shares a name with a training row."""
+
+import json
+
+import pytest
+
+from ucotron_ray.errors import StageFailed
+from ucotron_ray.synthesis import outcomes, release
+from ucotron_ray.synthesis.quality import Duplicates, leaking, shingles
+
+NAME = "relation_extraction"
+
+
+def outcome(number: int, status: str = "accepted", *, text: str | None = None, split: str = "train", names=("A", "B")):
+    row = None
+    if status == "accepted":
+        text = text or f"row {number} has its own words {number * 7} {number * 11} {number * 13}"
+        relation = {"subject": names[0], "relation": "works_at", "object": names[1]}
+        entities = [{"text": name, "type": "Person", "start": 0, "end": 1} for name in names]
+        row = {"text": text, "entities": entities, "relations": [relation], "metadata": {}}
+    reason = None if status == "accepted" else "why"
+    return {"number": number, "status": status, "split": split, "reason": reason, "notes": [], "row": row}
+
+
+def judged(tmp_path, entries, count=100):
+    (tmp_path / outcomes.OUTCOMES).mkdir(exist_ok=True)
+    # Two files, out of order, as two workers leave them.
+    outcomes.append_outcomes(tmp_path / outcomes.OUTCOMES / "b.jsonl", entries[::2])
+    outcomes.append_outcomes(tmp_path / outcomes.OUTCOMES / "a.jsonl", entries[1::2])
+    return release.judge(tmp_path, NAME, count, 0.8)
+
+
+def test_the_sum_is_what_was_planned_and_the_count_is_exact(tmp_path):
+    entries = [outcome(n) for n in range(6)] + [
+        outcome(6, "rejected"),
+        outcome(7, "quarantined"),
+        outcome(8, "pending"),
+    ]
+    entries.append(outcome(9, text=entries[0]["row"]["text"].upper() + "!"))
+    verdicts = judged(tmp_path, entries, count=4)
+    counts = release.counts(verdicts, 10)
+    assert counts == {"accepted": 4, "rejected": 1, "duplicate": 1, "quarantined": 1, "pending": 3}
+    assert [v.number for v in verdicts if v.status == "accepted"] == [0, 1, 2, 3], "the first of the plan"
+    files = release.write_files(tmp_path, NAME, verdicts)
+    assert files == {"relation_extraction.jsonl": 4, "train.jsonl": 4, "rejected.jsonl": 6}
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert all(reasons)
+    assert release.NOT_NEEDED in reasons
+
+
+def test_a_lost_sample_is_noticed(tmp_path):
+    with pytest.raises(StageFailed, match="lost"):
+        release.counts(judged(tmp_path, [outcome(0), outcome(2)]), 3)
+
+
+def test_a_sample_that_two_workers_ended_counts_once_and_an_answer_beats_none(tmp_path):
+    verdicts = judged(tmp_path, [outcome(0, "pending"), outcome(0), outcome(1), outcome(1)])
+    assert [(v.number, v.status) for v in verdicts] == [(0, "accepted"), (1, "accepted")]
+
+
+def test_an_outcome_cut_off_by_a_kill_is_not_read(tmp_path):
+    judged(tmp_path, [outcome(0), outcome(1)])
+    path = tmp_path / outcomes.OUTCOMES / "a.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    assert [v.number for v in release.judge(tmp_path, NAME, 10, 0.8)] == [0]
+
+
+def test_a_validation_row_with_a_name_of_training_is_rejected(tmp_path):
+    rows = [
+        outcome(0, names=("Ana", "X")),
+        outcome(1, split="val", names=("ANA", "Y")),
+        outcome(2, split="val", names=("Bo", "Z")),
+    ]
+    verdicts = judged(tmp_path, rows)
+    assert [v.status for v in verdicts] == ["accepted", "rejected", "accepted"]
+    assert leaking([(0, "train", ["a"]), (1, "val", ["A "]), (2, "val", ["b"])]) == {1}
+
+
+def test_near_duplicates_are_found_and_other_texts_are_not():
+    base = "the quick brown fox jumps over the lazy dog near the old mill and then runs back to the dark green forest again"
+    duplicates = Duplicates(0.8)
+    assert duplicates.reason(base) is None
+    assert "same text" in (duplicates.reason(base.title() + "...") or "")
+    assert "nearly" in (duplicates.reason(base + " today") or "")
+    assert duplicates.reason(base.replace("fox", "cat").replace("mill", "barn").replace("green", "blue")) is None
+    assert Duplicates(1.0).reason(base) is None
+
+
+def test_shingles_of_short_texts_are_the_text():
+    assert shingles(["a", "b"]) == {"a b"}
+    assert len(shingles(list("abcdefg"))) == 3

@@ -1,0 +1,280 @@
+"""What the generators ask, take and refuse; and what the stand-in says to it."""
+
+import json
+import random
+
+import pytest
+
+from ucotron_ray import config, wire
+from ucotron_ray.errors import ConfigError
+from ucotron_ray.fireworks import simulator_language as language
+from ucotron_ray.fireworks.chat import Kind
+from ucotron_ray.records import RawRow
+from ucotron_ray.synthesis import conversation, plan, seeds
+from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Task
+from ucotron_ray.synthesis.tasks import preference, relation_extraction
+
+GENERATION = config.load().recipe.generation
+TASK = relation_extraction.make_task(GENERATION)
+
+
+def play(task: Task, facts, *answers: str | Answer) -> Ask | Done:
+    """Where a conversation is after these answers."""
+    talk = task.converse(facts)
+    step: Ask | Done = next(talk)
+    try:
+        for answer in answers:
+            step = talk.send(answer if isinstance(answer, Answer) else Answer(Kind.ANSWER, answer))
+    except StopIteration as end:
+        return end.value
+    except Ended as end:
+        return end.done
+    return step
+
+
+FACTS = {
+    "number": 0,
+    "style": "a news report",
+    "split": "train",
+    "relations": [
+        {
+            "subject": "Ana Silva",
+            "subject_type": "Person",
+            "relation": "works_at",
+            "object": "Al Bank",
+            "object_type": "Organization",
+        }
+    ],
+}
+TEXT = "In Alba, Ana Silva works at Al Bank."
+
+
+def extraction(*, entities=None, relations=None) -> str:
+    entities = entities or [{"text": "Ana Silva", "type": "Person"}, {"text": "al bank", "type": "organization"}]
+    relations = relations or [{"subject": "ana silva", "relation": "Works At", "object": "Al Bank"}]
+    return json.dumps({"entities": entities, "relations": relations})
+
+
+def test_a_row_has_exactly_the_keys_of_the_generator_and_spans_of_whole_words():
+    done = play(TASK, FACTS, TEXT, extraction())
+    assert isinstance(done, Done)
+    assert done.status == "accepted"
+    row = done.row
+    assert set(row) == {"text", "entities", "relations", "metadata"}
+    assert row["entities"] == [
+        {"text": "Ana Silva", "type": "Person", "start": 9, "end": 18},
+        {"text": "Al Bank", "type": "Organization", "start": 28, "end": 35},
+    ], "not the Al of Alba, and spelled as in the text"
+    assert row["relations"] == [
+        {
+            "subject": "Ana Silva",
+            "subject_type": "Person",
+            "relation": "works_at",
+            "object": "Al Bank",
+            "object_type": "Organization",
+        }
+    ]
+    assert row["metadata"] == {"seed_subject": "Ana Silva", "seed_object": "Al Bank", "seed_relation": "works_at"}
+    trained = relation_extraction.raw_row(row)
+    assert [entity.label for entity in trained.entities] == ["person", "organization"]
+    assert wire.format_answer(trained.expected_relations).endswith('"confidence":1.0}]')
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "reason"),
+    [
+        ("Ana works at Al Bank.", "rejected", "name as given"),
+        ("Ana Silva works at Al Banking.", "rejected", "name as given"),
+        ("Here is a text: Ana Silva works at Al Bank.", "rejected", "not a text alone"),
+        (TEXT * 50, "rejected", "longer"),
+        (TEXT + " <|im_end|>", "quarantined", "turn marker"),
+        (Answer(Kind.POISON), "quarantined", "does not take"),
+        (Answer(Kind.REFUSED), "quarantined", "refused"),
+    ],
+)
+def test_texts_that_cannot_be_used(text, status, reason):
+    done = play(TASK, FACTS, text)
+    assert isinstance(done, Done)
+    assert done.status == status
+    assert reason in (done.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (
+            extraction(relations=[{"subject": "Ana Silva", "relation": "friend_of", "object": "Al Bank"}]),
+            "drawn relation",
+        ),
+        (extraction(relations=[{"subject": "Ana Silva", "relation": "zaps", "object": "Al Bank"}]), "drawn relation"),
+        (
+            extraction(entities=[{"text": "Ana Silva", "type": "Alien"}, {"text": "Al Bank", "type": "Organization"}]),
+            "drawn",
+        ),
+        (
+            extraction(relations=[{"subject": "Ana Silva", "relation": "works_at", "object": "Nobody"}]),
+            "drawn relation",
+        ),
+    ],
+)
+def test_an_extraction_without_the_drawn_relation_is_rejected(answer, reason):
+    done = play(TASK, FACTS, TEXT, answer)
+    assert isinstance(done, Done)
+    assert done.status == "rejected"
+    assert reason in (done.reason or "")
+
+
+@pytest.mark.parametrize(
+    "bad", ["[]", "no JSON", '{"entities": null, "relations": []}', '{"entities": ["Ana"], "relations": []}']
+)
+def test_a_bad_extraction_gets_one_more_turn_that_says_what_was_wrong(bad):
+    again = play(TASK, FACTS, TEXT, bad)
+    assert isinstance(again, Ask)
+    assert again.step == "extract-repair"
+    assert again.messages[-2] == ("assistant", bad)
+    good = play(TASK, FACTS, TEXT, bad, extraction())
+    assert isinstance(good, Done)
+    assert (good.status, good.notes) == ("accepted", (conversation.ASKED_AGAIN,))
+    lost = play(TASK, FACTS, TEXT, bad, bad)
+    assert isinstance(lost, Done)
+    assert lost.status == "quarantined"
+    assert (lost.reason or "").startswith("extract: ")
+
+
+@pytest.mark.parametrize(
+    ("answer", "repaired"),
+    [
+        ("```json\n" + extraction() + "\n```", False),
+        ("Sure: " + extraction() + " Done.", False),
+        (extraction().replace("}]", "},]"), True),
+        (extraction()[:-2], True),
+    ],
+)
+def test_fences_and_prose_are_taken_off_and_mended_json_is_marked(answer, repaired):
+    done = play(TASK, FACTS, TEXT, answer)
+    assert isinstance(done, Done)
+    assert done.status == "accepted"
+    assert (conversation.REPAIRED in done.notes) == repaired
+
+
+def test_a_truncated_answer_is_asked_again_with_twice_the_tokens_and_then_given_up():
+    cut = Answer(Kind.TRUNCATED, '{"entities": [')
+    again = play(TASK, FACTS, TEXT, cut)
+    assert isinstance(again, Ask)
+    assert again.max_tokens == 2 * GENERATION.tasks.relation_extraction.extract.max_tokens
+    done = play(TASK, FACTS, TEXT, cut, cut)
+    assert isinstance(done, Done)
+    assert done.status == "quarantined"
+
+
+def test_samples_are_the_same_in_a_longer_run_and_names_are_split():
+    assert TASK.sample(17) == TASK.sample(17)
+    facts = [TASK.sample(number) for number in range(3000)]
+    names = {"train": set(), "val": set()}
+    for fact in facts:
+        for relation in fact["relations"]:
+            names[fact["split"]] |= {relation["subject"], relation["object"]}
+            assert relation["subject"] != relation["object"]
+    assert not names["train"] & names["val"]
+    val = sum(fact["split"] == "val" for fact in facts) / 3000
+    assert 0.08 < val < 0.12
+    drawn = {(r["subject"], r["relation"], r["object"]) for fact in facts for r in fact["relations"]}
+    assert len(drawn) > 0.97 * sum(len(fact["relations"]) for fact in facts)
+    assert {r["relation"] for fact in facts for r in fact["relations"]} == set(seeds.RELATION_TYPES)
+
+
+def test_request_ids_hold_what_changes_the_answer():
+    ask = play(TASK, FACTS)
+    assert isinstance(ask, Ask)
+    base = plan.request_id(TASK, "m", FACTS, ask, [])
+    assert base == plan.request_id(TASK, "m", dict(reversed(FACTS.items())), ask, [])
+    others = [
+        plan.request_id(TASK, "another", FACTS, ask, []),
+        plan.request_id(TASK, "m", {**FACTS, "number": 1}, ask, []),
+        plan.request_id(TASK, "m", FACTS, ask, [Answer(Kind.ANSWER, "x")]),
+        plan.request_id(Task(TASK.name, 2, TASK.sample, TASK.converse), "m", FACTS, ask, []),
+        plan.request_id(TASK, "m", FACTS, Ask(ask.step, ask.messages, 0.1, ask.max_tokens), []),
+    ]
+    assert len({base, *others}) == 6
+    body = plan.request_body("m", ask, base)
+    assert 0 <= body["seed"] < 2**31
+    assert body["messages"][0]["role"] == "system", "what never changes comes first"
+
+
+def test_a_relation_that_the_generator_does_not_have_is_refused():
+    settings = GENERATION.tasks.relation_extraction.model_copy(update={"relations": ["works_at", "zaps"]})
+    tasks = GENERATION.tasks.model_copy(update={"relation_extraction": settings})
+    with pytest.raises(ConfigError, match="zaps"):
+        relation_extraction.make_task(GENERATION.model_copy(update={"tasks": tasks}))
+
+
+# ---- preference ------------------------------------------------------------------------------------------------------
+
+ROW = RawRow.model_validate(
+    {
+        "text": TEXT,
+        "entities": [{"text": "Ana Silva", "label": "person"}, {"text": "Al Bank", "label": "organization"}],
+        "expected_relations": [{"subject": "Ana Silva", "predicate": "works_at", "object": "Al Bank"}],
+    }
+)
+PAIRS = preference.make_task(GENERATION, [ROW])
+
+
+def pair(chosen: str, hurried: str) -> Done:
+    done = play(PAIRS, PAIRS.sample(0), chosen, hurried)
+    assert isinstance(done, Done)
+    return done
+
+
+def wrong() -> str:
+    return extraction(relations=[{"subject": "Ana Silva", "relation": "relates_to", "object": "Al Bank"}])
+
+
+def test_a_pair_is_kept_only_if_chosen_is_better_by_the_margin():
+    assert pair(extraction(), wrong()).status == "accepted"
+    assert pair(extraction(), extraction()).status == "rejected"
+    assert pair(wrong(), extraction()).status == "rejected"
+
+
+def test_a_pair_trains_in_the_servers_prompt_and_answers():
+    row = pair(extraction(), wrong()).row
+    assert row is not None
+    assert row["prompt"] == f"Extract entities and relations from: {TEXT}"
+    assert set(row["metadata"]) == {"source", "text_length"}
+    assert json.loads(row["ground_truth"])["relations"][0]["predicate"] == "works_at"
+    train = row["train"]
+    assert train["prompt"] == wire.user_prompt(ROW.text, ROW.entities)
+    assert wire.parse_answer(train["chosen"]) == ROW.expected_relations
+    assert train["chosen"] != train["rejected"]
+    vendor = preference.vendor_row(train)
+    assert vendor["input"]["messages"][1]["content"] == train["prompt"]
+    assert vendor["preferred_output"][0]["content"] == train["chosen"]
+    assert vendor["non_preferred_output"][0]["content"] == train["rejected"]
+
+
+def test_the_two_sides_are_asked_as_the_config_says():
+    chosen = play(PAIRS, PAIRS.sample(0))
+    hurried = play(PAIRS, PAIRS.sample(0), extraction())
+    assert isinstance(chosen, Ask)
+    assert isinstance(hurried, Ask)
+    assert (chosen.temperature, chosen.max_tokens) == (0.0, 300)
+    assert (hurried.temperature, hurried.max_tokens) == (0.7, 150)
+
+
+def test_another_pass_over_the_rows_asks_anew():
+    assert PAIRS.sample(0) != PAIRS.sample(1)
+    assert PAIRS.sample(1)["pass"] == 1
+
+
+# ---- the stand-in's language -----------------------------------------------------------------------------------------
+
+
+def test_the_stand_in_reads_what_it_writes():
+    for number in range(500):
+        facts = TASK.sample(number)
+        prompt = play(TASK, facts)
+        assert isinstance(prompt, Ask)
+        text = language.write_text(prompt.messages[-1][1], random.Random(number))
+        assert text is not None
+        found = {(r[0], r[2], r[3]) for r in language.read_text(text)}
+        assert found >= {(r["subject"], r["relation"], r["object"]) for r in facts["relations"]}, text

@@ -1,0 +1,179 @@
+"""Samples against the stand-in over real HTTP, with the real limiter and journal, without Ray."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.teacher import Teacher, teaching
+from ucotron_ray import config
+from ucotron_ray.fireworks.endpoint import endpoint_of
+from ucotron_ray.fireworks.prices import Price
+from ucotron_ray.fireworks.simulator import TEACHER
+from ucotron_ray.synthesis import journal
+from ucotron_ray.synthesis.governor import Budget, Governor, Settings
+from ucotron_ray.synthesis.tasks import relation_extraction
+from ucotron_ray.synthesis.worker import Result, Sending, Worker
+
+PRICE = Price(1.0, 1.0, 1.0)
+
+
+def sample(
+    teacher: Teacher,
+    directory: Path,
+    numbers: range,
+    *,
+    max_usd: float | None = None,
+    max_retries: int = 3,
+    total: float = 5.0,
+    give_up_after: float = 5.0,
+    dialect: str = "auto",
+) -> tuple[list[Result], Governor]:
+    loaded = config.load()
+    task = relation_extraction.make_task(loaded.recipe.generation)
+    api = loaded.place.api.model_copy(update={"inference_base_url": teacher.base_url, "dialect": dialect})
+    governor = Governor(Settings(8, 64, None, None, None, give_up_after), time.monotonic)
+    governor.join("run", Budget(PRICE, max_usd))
+
+    async def exchange(name, finished, needs, trouble):
+        governor.driver_is_alive("run")
+        return governor.exchange("run", name, finished, needs, trouble)
+
+    sending = Sending("run", 1.0, total, total, max_retries, 0.01)
+    worker = Worker(task, endpoint_of(api, TEACHER), PRICE, sending, directory, exchange)
+    try:
+        return worker.run(numbers), governor
+    finally:
+        worker.close()
+
+
+def rows(results: list[Result]) -> list:
+    return [(result.number, result.done) for result in results]
+
+
+def test_samples_end_accepted_with_two_requests_each(tmp_path):
+    with teaching() as teacher:
+        results, governor = sample(teacher, tmp_path, range(20))
+        ledger = teacher.ledger()
+    assert all(result.done.status == "accepted" for result in results)
+    assert [result.requests for result in results] == [2] * 20
+    assert ledger["received"] == 40 == governor.runs["run"].totals.sent
+    assert governor.in_flight == 0
+    assert governor.runs["run"].usd == pytest.approx(journal.spent(tmp_path, "run"))
+    assert governor.runs["run"].usd > 0
+
+
+def test_what_the_journal_holds_is_not_asked_again_and_gives_the_same_rows(tmp_path):
+    with teaching(garbage=0.3) as teacher:
+        first, _ = sample(teacher, tmp_path, range(30))
+        asked = teacher.ledger()["received"]
+        again, governor = sample(teacher, tmp_path, range(30))
+        assert teacher.ledger()["received"] == asked
+        assert governor.runs["run"].totals.sent == 0
+        more, _ = sample(teacher, tmp_path, range(40))
+    assert rows(first) == rows(again)
+    assert rows(more)[:30] == rows(first)
+    assert {result.requests for result in more[:30]} == {0}
+    assert len({result.done.status for result in first}) > 1, "the garbage had an effect"
+
+
+def test_faults_change_what_is_sent_and_not_what_is_made(tmp_path):
+    faults = {"500": 0.1, "reset": 0.05, "half": 0.05, "503": 0.02}
+    with teaching() as teacher:
+        straight, _ = sample(teacher, tmp_path / "a", range(30))
+    with teaching(faults=faults) as teacher:
+        disturbed, governor = sample(teacher, tmp_path / "b", range(30), max_retries=20, give_up_after=60)
+        ledger = teacher.ledger()
+    assert rows(straight) == rows(disturbed)
+    assert governor.runs["run"].totals.failed > 0
+    assert ledger["received"] == governor.runs["run"].totals.sent
+    # What was reset may have been paid, so it counts, in the worst case.
+    assert journal.spent(tmp_path / "b", "run") > journal.spent(tmp_path / "a", "run")
+
+
+def test_a_429_spends_no_attempt(tmp_path):
+    with teaching(faults={"429-retry-after": 0.3}, retry_after="0") as teacher:
+        results, governor = sample(teacher, tmp_path, range(20), max_retries=0)
+    assert all(result.done.status == "accepted" for result in results)
+    assert governor.runs["run"].totals.rate_limited > 0
+
+
+def test_attempts_are_bounded_and_a_sample_without_answer_stays_pending(tmp_path):
+    with teaching(faults={"500": 1.0}) as teacher:
+        results, _ = sample(teacher, tmp_path, range(2), max_retries=2, give_up_after=60)
+        assert teacher.ledger()["received"] == 2 * 3
+    assert [result.done.status for result in results] == ["pending"] * 2
+    assert "no answer in 3 attempts: HTTP 500" in (results[0].done.reason or "")
+
+
+def test_a_400_quarantines_its_sample_and_is_not_sent_again(tmp_path):
+    with teaching(faults={"400": 0.2}) as teacher:
+        results, _ = sample(teacher, tmp_path, range(30), dialect="fireworks")
+        received = teacher.ledger()["received"]
+        again, _ = sample(teacher, tmp_path, range(30), dialect="fireworks")
+        assert teacher.ledger()["received"] == received
+    bad = [result for result in results if result.done.status == "quarantined"]
+    assert bad
+    assert all("does not take this request" in (result.done.reason or "") for result in bad)
+    assert len(bad) < 30
+    assert rows(results) == rows(again)
+
+
+@pytest.mark.parametrize("status", ["401", "402", "404"])
+def test_what_no_request_can_pass_stops_all_and_is_not_repeated(tmp_path, status):
+    with teaching(faults={status: 1.0}, latency=0.05) as teacher:
+        results, governor = sample(teacher, tmp_path, range(200))
+        assert teacher.ledger()["received"] <= 8, "what was in flight, and no more"
+    assert governor.runs["run"].stop
+    assert {result.done.status for result in results} == {"pending"}
+
+
+def test_a_hung_server_cannot_hang_the_run(tmp_path):
+    began = time.monotonic()
+    with teaching(faults={"hang": 1.0}) as teacher:
+        results, governor = sample(teacher, tmp_path, range(50), total=0.3, give_up_after=2.0, max_retries=100)
+    assert time.monotonic() - began < 15
+    assert governor.runs["run"].stop == "the server gave no answer for 2 s"
+    assert {result.done.status for result in results} == {"pending"}
+
+
+def test_the_budget_is_hard_and_the_rest_stays_pending(tmp_path):
+    with teaching() as teacher:
+        results, governor = sample(teacher, tmp_path, range(200), max_usd=0.02)
+    assert governor.runs["run"].usd <= 0.02
+    assert journal.spent(tmp_path, "run") <= 0.02
+    assert (governor.runs["run"].stop or "").startswith("budget")
+    assert {result.done.status for result in results} >= {"pending", "accepted"}
+
+
+def test_a_server_that_refuses_keys_is_asked_with_fewer(tmp_path):
+    refused = ("context_length_exceeded_behavior", "response_format")
+    with teaching(refused_keys=refused) as teacher:
+        results, _ = sample(teacher, tmp_path, range(20))
+        ledger = teacher.ledger()
+    assert all(result.done.status == "accepted" for result in results)
+    assert ledger["statuses"]["200"] == 40
+    assert ledger["statuses"]["422"] <= 2 * 8, "found out with the first requests, not with each"
+
+
+def test_a_cut_off_answer_is_asked_for_once_more_and_never_taken(tmp_path):
+    with teaching(faults={"length": 0.2}) as teacher:
+        results, _ = sample(teacher, tmp_path, range(40))
+    kinds = [record.kind for record in journal.records(tmp_path)]
+    assert "truncated" in kinds
+    for result in results:
+        if result.done.status == "quarantined":
+            assert "cut off" in (result.done.reason or "")
+    assert sum(result.done.status == "accepted" for result in results) > 20
+
+
+def test_a_journal_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal.Writer, "append", full)
+    with teaching() as teacher:
+        results, governor = sample(teacher, tmp_path, range(100))
+        assert teacher.ledger()["received"] <= 8
+    assert "No space left" in (governor.runs["run"].stop or "")
+    assert {result.done.status for result in results} <= {"pending", "accepted", "rejected"}

@@ -1,0 +1,269 @@
+"""One request to an OpenAI-compatible server → one classified outcome. No retries here: the caller's limiter sees all.
+
+Outcomes are judged by HTTP status, never by the body: bodies of a 429 have been seen to say `invalid_request_error`
+(github.com/BerriAI/litellm/issues/9779).
+"""
+
+import email.utils
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import aiohttp
+
+MAX_RETRY_AFTER_SECONDS = 60.0
+DETAIL_CHARACTERS = 300
+MAX_BODY_BYTES = 16 * 1024**2
+
+CHARACTERS_PER_TOKEN = 4
+"""Rule of thumb for servers that report no usage."""
+
+
+class Kind(StrEnum):
+    """What became of a request."""
+
+    ANSWER = "answer"
+    TRUNCATED = "truncated"  # finish_reason=length: paid, and not whole
+    REFUSED = "refused"  # an empty answer, a refusal, a content filter
+    RATE_LIMITED = "rate_limited"  # 429
+    OVERLOADED = "overloaded"  # 503, 529
+    TRANSIENT = "transient"  # other 5xx, 408, a reset, a timeout, a body that is no chat completion
+    POISON = "poison"  # 400, 413, 422: this request will never be answered
+    AUTH = "auth"  # 401, 403
+    BILLING = "billing"  # 402, 412
+    MODEL_MISSING = "model_missing"  # 404
+
+
+FINAL = (Kind.ANSWER, Kind.TRUNCATED, Kind.REFUSED)
+"""Paid answers of the model."""
+
+FATAL = (Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING)
+"""No other request will fare better."""
+
+_KINDS = {
+    400: Kind.POISON,
+    401: Kind.AUTH,
+    402: Kind.BILLING,
+    403: Kind.AUTH,
+    404: Kind.MODEL_MISSING,
+    405: Kind.MODEL_MISSING,
+    408: Kind.TRANSIENT,
+    412: Kind.BILLING,
+    413: Kind.POISON,
+    422: Kind.POISON,
+    429: Kind.RATE_LIMITED,
+    503: Kind.OVERLOADED,
+    529: Kind.OVERLOADED,
+}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer. `estimated` where the server did not say."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server's headers say about its limits, per minute; None where they say nothing."""
+
+    requests: float | None = None
+    prompt_tokens: float | None = None
+    uncached_prompt_tokens: float | None = None
+    generated_tokens: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one request. `detail` is safe to print: it never holds a header."""
+
+    kind: Kind
+    text: str = ""
+    finish: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    limits: Limits | None = None
+    status: int | None = None
+    retry_after: float | None = None
+    maybe_billed: bool = False
+    seconds: float = 0.0
+    detail: str = ""
+
+
+async def chat(
+    session: aiohttp.ClientSession, url: str, body: Mapping[str, Any], headers: Mapping[str, str]
+) -> Outcome:
+    """Post one chat request. Never raises for what the server or the network does.
+
+    The session brings the timeouts. The key is in `headers` and goes nowhere else: redirects are not followed, and of
+    aiohttp's errors only the kind is kept, since their repr prints request headers.
+    """
+    began = time.monotonic()
+    sent = False
+    try:
+        # Encoded here: aiohttp would do it with its own defaults, and non-ASCII text would be twice as long.
+        data = json.dumps(body, ensure_ascii=False).encode()
+        async with session.post(url, data=data, headers=headers, allow_redirects=False) as response:
+            sent = True
+            if response.status != 200:
+                raw = await _head_of(response)
+                return _failure(response.status, raw, response.headers, time.monotonic() - began)
+            if response.content_type == "text/event-stream":
+                message = _join_stream(await response.text(encoding="utf-8"))
+            else:
+                message = json.loads(await response.read())
+            limits = read_limits(response.headers)
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        # A request that timed out or was cut off may have been answered, and billed, behind our back.
+        return Outcome(
+            Kind.TRANSIENT,
+            maybe_billed=sent or not isinstance(error, aiohttp.ClientConnectorError),
+            seconds=time.monotonic() - began,
+            detail=_name(error),
+        )
+    return _answer(message, body, limits, time.monotonic() - began)
+
+
+def client_timeout(*, connect: float, read: float, total: float) -> aiohttp.ClientTimeout:
+    """Every wait has an end: for a connection, between two bytes, and in all. Seconds."""
+    return aiohttp.ClientTimeout(total=total, connect=connect, sock_connect=connect, sock_read=read)
+
+
+def read_limits(headers: Mapping[str, str]) -> Limits | None:
+    """Limits from `X-Ratelimit-Limit-*` headers; token limits are sent per second (docs, serverless/rate-limits)."""
+    limits = Limits(
+        requests=_number(headers, "X-Ratelimit-Limit-Requests"),
+        prompt_tokens=_per_minute(headers, "X-Ratelimit-Limit-Tokens-Prompt"),
+        uncached_prompt_tokens=_per_minute(headers, "X-Ratelimit-Limit-Tokens-Cache-Adjusted-Prompt"),
+        generated_tokens=_per_minute(headers, "X-Ratelimit-Limit-Tokens-Generated"),
+    )
+    return None if limits == Limits() else limits
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait: a number or an HTTP date, at most a minute; None if absent or unreadable."""
+    text = headers.get("Retry-After")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        parsed = email.utils.parsedate_tz(text)
+        if parsed is None:
+            return None
+        seconds = email.utils.mktime_tz(parsed) - time.time()
+    return min(MAX_RETRY_AFTER_SECONDS, max(0.0, seconds)) if math.isfinite(seconds) else MAX_RETRY_AFTER_SECONDS
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens a text has."""
+    return len(text) // CHARACTERS_PER_TOKEN + 1
+
+
+def prompt_tokens(body: Mapping[str, Any]) -> int:
+    """About how many tokens the messages of a request have, with a few for the turns' markers."""
+    return sum(estimate_tokens(message["content"]) + 4 for message in body["messages"])
+
+
+def _failure(status: int, raw: str, headers: Mapping[str, str], seconds: float) -> Outcome:
+    kind = _KINDS.get(status) or (Kind.TRANSIENT if status >= 500 else Kind.POISON)
+    return Outcome(
+        kind,
+        status=status,
+        limits=read_limits(headers),
+        retry_after=retry_after(headers),
+        maybe_billed=False,
+        seconds=seconds,
+        detail=f"HTTP {status}: {raw}",
+    )
+
+
+def _answer(message: object, body: Mapping[str, Any], limits: Limits | None, seconds: float) -> Outcome:
+    try:
+        choice = message["choices"][0]  # type: ignore[index]  # checked by the except
+        text = choice["message"].get("content") or ""
+        finish = choice.get("finish_reason")
+        refusal = choice["message"].get("refusal")
+        if not isinstance(text, str):
+            raise TypeError("content")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        detail = "a body without choices[0].message"
+        return Outcome(Kind.TRANSIENT, maybe_billed=True, status=200, limits=limits, seconds=seconds, detail=detail)
+    kind = Kind.ANSWER
+    if finish == "length":
+        kind = Kind.TRUNCATED
+    elif refusal or finish == "content_filter" or not text.strip():
+        kind = Kind.REFUSED
+    return Outcome(
+        kind,
+        text=text,
+        finish=finish,
+        usage=_usage(message, body, text),
+        limits=limits,
+        status=200,
+        seconds=seconds,
+        detail="" if kind is Kind.ANSWER else str(refusal or finish or "an empty answer")[:DETAIL_CHARACTERS],
+    )
+
+
+def _usage(message: Any, body: Mapping[str, Any], text: str) -> Usage:
+    usage = message.get("usage") or {}
+    try:
+        details = usage.get("prompt_tokens_details") or {}
+        return Usage(
+            int(usage["prompt_tokens"]), int(details.get("cached_tokens") or 0), int(usage["completion_tokens"])
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return Usage(prompt_tokens(body), 0, estimate_tokens(text), estimated=True)
+
+
+def _join_stream(stream: str) -> dict[str, Any]:
+    """The chat completion that a server-sent event stream adds up to; some servers stream whatever is asked."""
+    parts: list[str] = []
+    finish: str | None = None
+    usage: Any = None
+    for line in stream.splitlines():
+        data = line.removeprefix("data:").strip()
+        if not line.startswith("data:") or data == "[DONE]":
+            continue
+        event = json.loads(data)
+        usage = event.get("usage") or usage
+        for choice in event.get("choices") or []:
+            parts.append((choice.get("delta") or {}).get("content") or "")
+            finish = choice.get("finish_reason") or finish
+    if finish is None:
+        raise ValueError("the stream ended before the answer did")
+    return {"choices": [{"message": {"content": "".join(parts)}, "finish_reason": finish}], "usage": usage}
+
+
+async def _head_of(response: aiohttp.ClientResponse) -> str:
+    raw = await response.content.read(DETAIL_CHARACTERS * 4)
+    return " ".join(raw.decode("utf-8", errors="replace").split())[:DETAIL_CHARACTERS]
+
+
+def _name(error: BaseException) -> str:
+    """The kind of an error and, for a socket's, its reason; never its repr."""
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    reason = error.strerror if isinstance(error, OSError) else None
+    return type(error).__name__ + (f": {reason}" if reason else "")
+
+
+def _number(headers: Mapping[str, str], name: str) -> float | None:
+    try:
+        value = float(headers.get(name, ""))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _per_minute(headers: Mapping[str, str], name: str) -> float | None:
+    value = _number(headers, name)
+    return None if value is None else value * 60

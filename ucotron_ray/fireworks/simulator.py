@@ -1,0 +1,408 @@
+"""A STAND-IN for Fireworks.ai on loopback: it speaks the vendor's HTTP for chat, models and embeddings. It is no model.
+
+Answers come from sentence patterns (`simulator_language.py`) and depend on the request alone, so runs repeat. Faults
+and limits are there on demand, and a ledger of every request received: the judge of what was paid twice.
+"""
+
+import asyncio
+import hashlib
+import json
+import math
+import random
+import struct
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from aiohttp import web
+
+from ucotron_ray import wire
+from ucotron_ray.errors import ConfigError
+from ucotron_ray.fireworks import simulator_language as language
+
+STAND_IN = "simulate-fireworks: a stand-in of ucotron_ray, not Fireworks.ai; its answers are generated, not a model's"
+TEACHER, EMBEDDER = "accounts/simulator/models/teacher", "accounts/simulator/models/embedder"
+EMBEDDING_DIMENSIONS = 64
+BURST_SECONDS = 5.0
+REQUEST_BURST_SECONDS = 2.0
+HANG_SECONDS = 3600.0
+
+FAULTS = (
+    "429", "429-retry-after", "500", "503", "529", "reset", "hang", "half", "malformed", "length", "refusal",
+    "400", "401", "402", "404",
+)  # fmt: skip
+"""What can go wrong on demand. All but 400, malformed, length and refusal are drawn anew at each attempt."""
+
+_STICKY = ("400", "malformed", "length", "refusal")
+_BODIES = {
+    "400": (400, {"error": {"message": "bad request", "code": "INVALID_REQUEST"}}),
+    "401": (401, {"error": {"message": "unauthorized"}}),
+    "402": (402, {"error": {"message": "the account's budget is spent"}}),
+    "404": (404, {"error": {"message": "Model not found, inaccessible, and/or not deployed", "code": "NOT_FOUND"}}),
+    "429": (429, {"error": {"message": "rate limit", "type": "invalid_request_error"}}),
+    "500": (500, {"error": {"message": "internal error"}}),
+    "503": (503, {"error": {"message": "Service Overloaded"}}),
+    "529": (529, {"error": {"message": "overloaded"}}),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the stand-in behaves. Latency in seconds; limits per minute; shares of requests."""
+
+    seed: int = 0
+    latency: float = 0.0
+    latency_p99: float | None = None
+    faults: dict[str, float] = field(default_factory=dict)
+    retry_after: str = "1"
+    garbage: float = 0.03
+    requests_per_minute: float | None = None
+    generated_tokens_per_minute: float | None = None
+    limit_moves: tuple[tuple[float, float], ...] = ()
+    """At so many seconds after the first request, all limits become so many times what they were at the start."""
+    completion_tokens: float | None = None
+    """Mean of a lognormal draw that is reported as usage, as of a model that thinks first; None = the text's own."""
+    models: tuple[str, ...] = (TEACHER, EMBEDDER)
+    api_key: str | None = None
+    refused_keys: tuple[str, ...] = ()
+    ledger: Path | None = None
+
+
+class Ledger:
+    """Every request that came in and what became of it, in memory and as JSONL."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.statuses: Counter[str] = Counter()
+        self.received = 0
+        self.first = self.last_answer = 0.0
+        self.generated = 0
+        self.answered: Counter[str] = Counter()
+        self.in_flight = self.most_in_flight = 0
+        self._file: TextIO | None = path.open("a", buffering=1, encoding="utf-8") if path else None
+
+    def came(self, digest: str) -> None:
+        """A request was read."""
+        now = time.monotonic()
+        self.received += 1
+        self.first = self.first or now
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        self._write({"event": "in", "request": digest, "at": round(now, 4)})
+
+    def went(self, digest: str, status: str, tokens: int) -> None:
+        """It was answered, or whatever became of it."""
+        self.in_flight -= 1
+        self.statuses[status] += 1
+        if status == "200":
+            self.last_answer = time.monotonic()
+            self.generated += tokens
+            self.answered[digest] += 1
+        self._write({"event": "out", "request": digest, "status": status, "tokens": tokens, "at": time.monotonic()})
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of `GET /simulator/ledger`."""
+        return {
+            "stand_in": STAND_IN,
+            "received": self.received,
+            "statuses": dict(self.statuses),
+            "answered_twice": sum(count - 1 for count in self.answered.values() if count > 1),
+            "distinct_answered": len(self.answered),
+            "generated_tokens": self.generated,
+            "in_flight": self.in_flight,
+            "most_in_flight": self.most_in_flight,
+            "seconds": max(0.0, self.last_answer - self.first),
+        }
+
+    def _write(self, event: dict[str, Any]) -> None:
+        if self._file:
+            self._file.write(json.dumps(event) + "\n")
+
+
+class Limiter:
+    """The limits as the server keeps them: a bucket of requests, and one of generated tokens that may go into debt."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._began: float | None = None
+        self._seen = 0.0
+        self._requests = self._tokens = 0.0
+        self.allowed_tokens = 0.0
+
+    @property
+    def factor(self) -> float:
+        """What the limits are now, as a multiple of those at the start."""
+        passed = time.monotonic() - self._began if self._began is not None else 0.0
+        return next((factor for at, factor in reversed(self._settings.limit_moves) if passed >= at), 1.0)
+
+    def admits(self) -> bool:
+        """Whether a request may come in now."""
+        rpm, tpm = self._settings.requests_per_minute, self._settings.generated_tokens_per_minute
+        now, factor = time.monotonic(), self.factor
+        if self._began is None:
+            self._began = self._seen = now
+            self._requests = REQUEST_BURST_SECONDS * (rpm or 0) / 60
+            self._tokens = (tpm or 0) / 60
+        passed, self._seen = now - self._seen, now
+        if rpm is not None:
+            rate = rpm * factor / 60
+            self._requests = min(rate * REQUEST_BURST_SECONDS, self._requests + rate * passed)
+        if tpm is not None:
+            rate = tpm * factor / 60
+            self.allowed_tokens += rate * passed
+            self._tokens = min(rate * BURST_SECONDS, self._tokens + rate * passed)
+        if (rpm is not None and self._requests < 1) or (tpm is not None and self._tokens <= 0):
+            return False
+        self._requests -= 1
+        return True
+
+    def generated(self, tokens: int) -> None:
+        """An answer went out."""
+        self._tokens -= tokens
+
+    def headers(self) -> dict[str, str]:
+        """The vendor's headers: requests per minute, tokens per second."""
+        rpm, tpm = self._settings.requests_per_minute, self._settings.generated_tokens_per_minute
+        headers = {}
+        if rpm is not None:
+            headers["X-Ratelimit-Limit-Requests"] = f"{rpm * self.factor:.3f}"
+        if tpm is not None:
+            headers["X-Ratelimit-Limit-Tokens-Generated"] = f"{tpm * self.factor / 60:.3f}"
+        return headers
+
+
+def answer_to(body: dict[str, Any], rng: random.Random, garbage: float) -> str:
+    """What the stand-in says to the messages of a request."""
+    system = " ".join(str(m.get("content")) for m in body["messages"] if m.get("role") == "system")
+    user = next((str(m.get("content")) for m in body["messages"] if m.get("role") == "user"), "")
+    asked = wire.parse_prompt(user)
+    if asked is not None:
+        relations = [(r[0], r[2], r[3]) for r in language.read_text(asked[0])]
+        rows = [{"subject": s, "predicate": p, "object": o, "confidence": 1.0} for s, p, o in relations]
+        answer = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+    elif user.startswith("Text:\n"):
+        found = language.read_text(user.removeprefix("Text:\n"))
+        if "skim" in system or float(body.get("temperature") or 0) > 0.5:
+            found = language.hurried(found, rng)
+        answer = json.dumps(language.extraction(found), ensure_ascii=False)
+    else:
+        answer = language.write_text(user, rng) or f"I am a stand-in and know no answer. ({STAND_IN})"
+    return language.garbled(answer, rng) if rng.random() < garbage else answer
+
+
+def make_app(settings: Settings) -> web.Application:
+    """The application. Its ledger is at `GET /simulator/ledger`."""
+    ledger, limiter = Ledger(settings.ledger), Limiter(settings)
+    attempts: Counter[str] = Counter()
+
+    async def chat(request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
+        digest = hashlib.blake2b(raw, digest_size=12).hexdigest()
+        ledger.came(digest)
+        attempts[digest] += 1
+        status, tokens = "gone", 0
+        try:
+            response, tokens = await _respond(request, raw, digest, attempts[digest], settings, limiter)
+            status = str(response.status)
+            return response
+        except _CutOffError:
+            status = "cut off"
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
+        finally:
+            ledger.went(digest, status, tokens)
+
+    async def models(request: web.Request) -> web.Response:
+        if not _may_enter(request, settings):
+            return web.json_response(_BODIES["401"][1], status=401)
+        entries = [{"id": name, "object": "model", "owned_by": STAND_IN} for name in settings.models]
+        return web.json_response({"object": "list", "data": entries})
+
+    async def embeddings(request: web.Request) -> web.Response:
+        if not _may_enter(request, settings):
+            return web.json_response(_BODIES["401"][1], status=401)
+        body = await request.json()
+        texts = [body["input"]] if isinstance(body["input"], str) else list(body["input"])
+        rows = [{"object": "embedding", "index": i, "embedding": embed(text)} for i, text in enumerate(texts)]
+        used = sum(len(text) // 4 + 1 for text in texts)
+        usage = {"prompt_tokens": used, "total_tokens": used}
+        return web.json_response({"object": "list", "data": rows, "model": body.get("model"), "usage": usage})
+
+    async def show_ledger(_: web.Request) -> web.Response:
+        return web.json_response({**ledger.summary(), "allowed_tokens": limiter.allowed_tokens})
+
+    application = web.Application(client_max_size=50 * 1024**2)
+    for prefix in ("/inference/v1", "/v1"):
+        application.router.add_post(f"{prefix}/chat/completions", chat)
+        application.router.add_get(f"{prefix}/models", models)
+        application.router.add_post(f"{prefix}/embeddings", embeddings)
+    application.router.add_get("/simulator/ledger", show_ledger)
+    return application
+
+
+def embed(text: str) -> list[float]:
+    """A unit vector that depends on the words of the text alone: texts that share words are near each other."""
+    total = [0.0] * EMBEDDING_DIMENSIONS
+    for word in text.lower().split():
+        digest = hashlib.shake_128(word.encode()).digest(4 * EMBEDDING_DIMENSIONS)
+        for index, value in enumerate(struct.unpack(f"<{EMBEDDING_DIMENSIONS}i", digest)):
+            total[index] += value / 2**31
+    norm = math.sqrt(sum(value * value for value in total)) or 1.0
+    return [value / norm for value in total]
+
+
+def serve(settings: Settings, *, port: int, command: list[str] | None = None) -> int:
+    """Serve on loopback until stopped, or for the time of a command, whose exit code is returned.
+
+    `{url}` in the command becomes the address. Prints one line when it is ready.
+    """
+    return asyncio.run(_serve(settings, port, command))
+
+
+def parse_faults(text: str) -> dict[str, float]:
+    """`429=0.05,reset=0.01` → shares. Raises ConfigError."""
+    faults = {}
+    for part in filter(None, text.split(",")):
+        name, _, share = part.partition("=")
+        try:
+            value = float(share)
+        except ValueError:
+            value = -1.0
+        if name not in FAULTS or not 0 <= value <= 1:
+            raise ConfigError(
+                f"--faults {part} cannot be read",
+                expected="NAME=SHARE with a share from 0 to 1, and NAME one of " + ", ".join(FAULTS),
+                found=part,
+            )
+        faults[name] = value
+    return faults
+
+
+def parse_moves(text: str) -> tuple[tuple[float, float], ...]:
+    """`60:0.5,120:2` → at 60 s half of the limits, at 120 s twice as much. Raises ConfigError."""
+    try:
+        moves = [(float(at), float(factor)) for at, _, factor in (p.partition(":") for p in text.split(",") if p)]
+    except ValueError as error:
+        raise ConfigError(f"--limit-moves {text} cannot be read", expected="SECONDS:FACTOR,…") from error
+    return tuple(sorted(moves))
+
+
+class _CutOffError(Exception):
+    """The connection is to be reset."""
+
+
+async def _serve(settings: Settings, port: int, command: list[str] | None) -> int:
+    runner = web.AppRunner(make_app(settings), access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port, backlog=4096)
+    await site.start()
+    assert runner.addresses
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    print(f"{STAND_IN}; listening on {url}", file=sys.stderr if command else sys.stdout, flush=True)
+    try:
+        if command is None:
+            await asyncio.Event().wait()
+            return 0
+        process = await asyncio.create_subprocess_exec(*(part.replace("{url}", url) for part in command))
+        try:
+            return await process.wait()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
+    finally:
+        await runner.cleanup()
+
+
+async def _respond(
+    request: web.Request, raw: bytes, digest: str, attempt: int, settings: Settings, limiter: Limiter
+) -> tuple[web.StreamResponse, int]:
+    headers = limiter.headers()
+    if not _may_enter(request, settings):
+        return web.json_response(_BODIES["401"][1], status=401, headers=headers), 0
+    try:
+        body = json.loads(raw)
+        model, messages = body["model"], body["messages"]
+    except (ValueError, KeyError, TypeError):
+        return web.json_response(_BODIES["400"][1], status=400, headers=headers), 0
+    if model not in settings.models:
+        return web.json_response(_BODIES["404"][1], status=404, headers=headers), 0
+    refused = sorted(set(body) & set(settings.refused_keys))
+    if refused or not messages:
+        return web.json_response({"detail": f"Unexpected keys in the request: {refused}"}, status=422), 0
+    fault = _fault(settings, digest, attempt)
+    if not limiter.admits():
+        fault = "429"
+    if fault == "429-retry-after":
+        headers["Retry-After"], fault = settings.retry_after, "429"
+    if fault in _BODIES:
+        status, payload = _BODIES[fault]
+        return web.json_response(payload, status=status, headers=headers), 0
+    rng = random.Random(f"{settings.seed}/{digest}")
+    await asyncio.sleep(HANG_SECONDS if fault == "hang" else _latency(settings, rng))
+    if fault == "reset":
+        raise _CutOffError
+    message, tokens = _completion(body, fault, rng, settings)
+    limiter.generated(tokens)
+    headers |= limiter.headers()
+    if fault == "half":
+        await _half(request, json.dumps(message).encode())
+        raise _CutOffError
+    return web.json_response(message, headers=headers), tokens
+
+
+def _completion(
+    body: dict[str, Any], fault: str | None, rng: random.Random, settings: Settings
+) -> tuple[dict[str, Any], int]:
+    """The vendor's chat completion, and how many tokens it counts as generated."""
+    answer = answer_to(body, rng, settings.garbage)
+    finish = "stop"
+    if fault == "malformed":
+        answer = language.garbled(answer, rng)
+    if fault == "refusal":
+        answer, finish = "", "content_filter"
+    tokens = len(answer) // 4 + 1
+    if settings.completion_tokens is not None:
+        tokens = max(1, round(rng.lognormvariate(math.log(settings.completion_tokens) - 0.125, 0.5)))
+    limit = int(body.get("max_tokens") or 2048)
+    if fault == "length" or (tokens > limit and settings.completion_tokens is None):
+        answer, tokens, finish = answer[: min(limit * 4, len(answer) // 2)], min(limit, tokens), "length"
+    prompt = sum(len(str(m.get("content"))) // 4 + 4 for m in body["messages"])
+    return {
+        "id": f"chatcmpl-{rng.getrandbits(64):016x}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": body["model"],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": finish}],
+        "usage": {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens},
+    }, tokens
+
+
+async def _half(request: web.Request, payload: bytes) -> None:
+    """Half of what Content-Length promises."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(payload))})
+    await response.prepare(request)
+    await response.write(payload[: len(payload) // 2])
+
+
+def _fault(settings: Settings, digest: str, attempt: int) -> str | None:
+    for name, share in settings.faults.items():
+        draw = random.Random(f"{settings.seed}/{name}/{digest}/{0 if name in _STICKY else attempt}").random()
+        if draw < share:
+            return name
+    return None
+
+
+def _latency(settings: Settings, rng: random.Random) -> float:
+    if settings.latency_p99 is None or settings.latency <= 0:
+        return settings.latency
+    # 2.326 standard deviations above the median of a normal distribution lie its 99 %.
+    sigma = math.log(settings.latency_p99 / settings.latency) / 2.326
+    return rng.lognormvariate(math.log(settings.latency), sigma)
+
+
+def _may_enter(request: web.Request, settings: Settings) -> bool:
+    return settings.api_key is None or request.headers.get("Authorization") == f"Bearer {settings.api_key}"

@@ -1,0 +1,232 @@
+"""Rows: from a graph, from the user's files, for scoring. A stage says what is asked for, reuses it or makes it."""
+
+import logging
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ucotron_ray import artifacts, config, jsonl, wire
+from ucotron_ray.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.errors import ConfigError, InputError
+from ucotron_ray.graph import dataset as graph_dataset
+from ucotron_ray.graph import export as graph_export
+from ucotron_ray.records import ChatRow, PreferenceRow, RawRow, Row
+from ucotron_ray.run import Run
+
+log = logging.getLogger(__name__)
+
+
+TRAIN, VAL, ROWS = "train.jsonl", "val.jsonl", "rows.jsonl"
+
+
+def graph_request(run: Run, identity: Mapping[str, str]) -> Request:
+    """What importing a graph would make; `identity` is the hash of what was read."""
+    settings = run.config.recipe.graph.model_dump(exclude={"source"})
+    return Request("dataset", run.name, {"graph": settings, "source": dict(identity)})
+
+
+def rows_request(train: Path, val: Path | None) -> Request:
+    """What importing the user's own files would make, named by their content."""
+    hashes = {"train": artifacts.file_hash(train), "val": artifacts.file_hash(val) if val else None}
+    return Request("dataset", f"rows-{artifacts.canonical_hash(hashes)[:12]}", {"files": hashes})
+
+
+def import_graph(run: Run, source: str | None = None) -> Artifact:
+    """A knowledge graph → `dataset/<name>` with `train.jsonl` and `val.jsonl`."""
+    settings = run.config.recipe.graph
+    source = source or settings.source or config.variable("UCOTRON_SERVER_URL")
+    assert source is not None
+    split, identity, where = _read_graph(source, settings)
+
+    def build(build: Build) -> Result:
+        jsonl.write_rows(build.path / TRAIN, split.train)
+        jsonl.write_rows(build.path / VAL, split.val)
+        return Result({}, split.counts, [f"from {where}", *split.notes])
+
+    artifact = run.make("import-graph", graph_request(run, identity), build)
+    for note in split.notes:
+        log.warning("%s", note)
+    return artifact
+
+
+def import_rows(run: Run, train: Path, val: Path | None) -> Artifact:
+    """The user's own JSONL files → a dataset under their content hash. Chat rows are read back where they can be."""
+    train_rows, num_chat, num_as_is = _readable_rows(jsonl.read_training_rows(train))
+    val_rows = _readable_rows(jsonl.read_training_rows(val))[0] if val else []
+    common = {_row_key(row) for row in train_rows} & {_row_key(row) for row in val_rows}
+    if common:
+        raise InputError(
+            f"{len(common)} validation row(s) are training rows too",
+            where=f"{train}, {val}",
+            expected="validation rows that training does not see",
+            found=sorted(common)[0][:120],
+            next_step="remove them from the validation file",
+        )
+
+    def build(build: Build) -> Result:
+        jsonl.write_rows(build.path / TRAIN, train_rows)
+        jsonl.write_rows(build.path / VAL, val_rows)
+        counts = {"train": len(train_rows), "val": len(val_rows), "chat": num_chat, "chat_as_is": num_as_is}
+        notes = [f"from {train}" + (f" and {val}" if val else "")]
+        return Result({}, counts, notes)
+
+    return run.make("import-rows", rows_request(train, val), build)
+
+
+def held_out_request(path: Path) -> Request:
+    """What importing a held-out file would make, named by its content."""
+    digest = artifacts.file_hash(path)
+    return Request("dataset", f"rows-{digest[:12]}", {"file": digest})
+
+
+def held_out(run: Run, reference: str | None, dataset: Artifact | None) -> Artifact:
+    """The rows to score on: a file (imported under its content hash), a dataset's name, or the dataset's own split."""
+    if reference is None:
+        if dataset is None or not (dataset.path / VAL).stat().st_size:
+            raise ConfigError(
+                "there are no rows to score on",
+                where="evaluation.data",
+                expected="a JSONL file, the name of a dataset, or a dataset with validation rows",
+                next_step="pass --data FILE",
+            )
+        return dataset
+    path = Path(reference)
+    if not path.is_file():
+        if run.store.find("dataset", path.name) is not None and path.name == reference:
+            return run.store.get("dataset", reference, accept_rejected=run.accept_rejected)
+        raise InputError(
+            "there is no such held-out file or dataset",
+            where="evaluation.data",
+            expected="a JSONL file or one of: " + (", ".join(run.store.names("dataset")) or "(no dataset yet)"),
+            found=reference,
+            next_step="check the path",
+        )
+    rows = jsonl.read_relations(path)
+
+    def build(build: Build) -> Result:
+        jsonl.write_rows(build.path / ROWS, rows)
+        counts = {"rows": len(rows), "relations": sum(len(row.expected_relations) for row in rows)}
+        return Result({}, counts, [f"from {path}"])
+
+    return run.make("import-rows", held_out_request(path), build)
+
+
+def rows_file(data: Artifact) -> Path:
+    """The file of a dataset that holds the rows to score on."""
+    path = data.path / ROWS
+    return path if path.is_file() else data.path / VAL
+
+
+def training_data(run: Run, train: str | None, val: Path | None) -> Artifact:
+    """What `--train-data` names: a dataset of the store, a JSONL file, or nothing for the dataset of the run's name."""
+    if train is None or (not Path(train).exists() and run.store.find("dataset", Path(train).name) is not None):
+        return run.store.get("dataset", train or run.name, accept_rejected=run.accept_rejected)
+    return import_rows(run, Path(train), val)
+
+
+def data_of(run: Run, adapter: Artifact | None) -> Artifact | None:
+    """The dataset that an adapter was trained on, if the store still has it; its validation rows can be scored."""
+    entry = next((entry for entry in adapter.manifest.inputs if entry.role == "data"), None) if adapter else None
+    return run.store.find("dataset", entry.name) if entry else None
+
+
+def write_chat_copy(dataset: Artifact, path: Path) -> int:
+    """The training rows as the guide's chat JSONL, in the server's inference prompt; returns how many."""
+    rows = jsonl.read_relations(dataset.path / TRAIN)
+    messages = [
+        [
+            *wire.chat_messages(row.text, row.entities),
+            {"role": "assistant", "content": wire.format_answer(row.expected_relations)},
+        ]
+        for row in rows
+    ]
+    return jsonl.write_rows(path, [ChatRow.model_validate({"messages": turns}) for turns in messages])
+
+
+def mix_request(run: Run, graph: Artifact, teacher: Artifact) -> Request:
+    """What mixing two datasets would make."""
+    fields = {"mix": "shuffled", "seed": run.config.recipe.graph.seed}
+    return Request("dataset", f"{run.name}-mix", fields, (graph.as_input("graph"), teacher.as_input("teacher")))
+
+
+def mix(run: Run, graph: Artifact, teacher: Artifact) -> Artifact:
+    """The rows of a graph and those of a teacher in one shuffled order → `dataset/<name>-mix`."""
+
+    def build(build: Build) -> Result:
+        rows = {
+            split: [*jsonl.read_relations(graph.path / split), *jsonl.read_relations(teacher.path / split)]
+            for split in (TRAIN, VAL)
+        }
+        held_out = {row.text for row in rows[VAL]}
+        train = [row for row in rows[TRAIN] if row.text not in held_out]
+        random.Random(run.config.recipe.graph.seed).shuffle(train)
+        jsonl.write_rows(build.path / TRAIN, train)
+        jsonl.write_rows(build.path / VAL, rows[VAL])
+        counts = {"train": len(train), "val": len(rows[VAL]), "teacher": teacher.manifest.counts["train"]}
+        return Result({}, counts, [f"{graph.manifest.name} and {teacher.manifest.name}"])
+
+    return run.make("mix", mix_request(run, graph, teacher), build)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """A copy of one file of an artifact where the user wants it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _read_graph(source: str, settings: config.Graph) -> tuple[graph_dataset.Split, dict[str, str], str]:
+    """The rows of a source, the identity of what was read, and where it was read without any key."""
+    if not graph_export.is_server(source):
+        path = Path(source)
+        graph = graph_export.read_file(path)
+        return graph_dataset.rows_of_graph(graph, settings), {"file": artifacts.file_hash(path)}, str(path)
+    namespace = settings.namespace or config.variable("UCOTRON_NAMESPACE") or "default"
+    key = config.variable("UCOTRON_API_KEY")
+    if settings.kind == "generate-dataset":
+        _refuse_namespace(namespace, settings)
+        keys = ("max_samples", "train_ratio", "min_relations", "max_text_length", "seed")
+        body = settings.model_dump(include=set(keys))
+        answer = graph_export.call(
+            source, "POST", "/api/v1/finetune/generate-dataset", api_key=key, namespace=namespace, body=body
+        )
+        split = graph_dataset.rows_of_generate_dataset(answer, settings)
+    else:
+        split = graph_dataset.rows_of_graph(graph_export.fetch(source, api_key=key, namespace=namespace), settings)
+    rows = [row.model_dump() for row in [*split.train, *split.val]]
+    return split, {"rows": artifacts.canonical_hash(rows)}, f"{source}, namespace {namespace}"
+
+
+def _refuse_namespace(namespace: str, settings: config.Graph) -> None:
+    if namespace != "default" and not settings.all_namespaces:
+        raise ConfigError(
+            "generate-dataset ignores namespaces: it would mix in the texts of all of them",
+            where="graph.namespace",
+            expected="namespace default, or --all-namespaces",
+            found=namespace,
+            next_step="use --source export, which keeps to the namespace, or pass --all-namespaces if you may see all",
+        )
+
+
+def _readable_rows(rows: Sequence[jsonl.TrainingRow]) -> tuple[list[Row], int, int]:
+    """Rows with chat rows read back into relations; how many were chat rows, and how many of those stay as they are."""
+    made: list[Row] = []
+    num_chat = num_as_is = 0
+    for row in rows:
+        if isinstance(row, ChatRow):
+            num_chat += 1
+            parsed = graph_dataset.relations_of_chat(row)
+            num_as_is += parsed is None
+            made.append(parsed or row)
+        else:
+            made.append(row)
+    return made, num_chat, num_as_is
+
+
+def _row_key(row: Row) -> str:
+    if isinstance(row, RawRow):
+        return row.text
+    if isinstance(row, ChatRow):
+        return "\n".join(message.content for message in row.messages if message.role == "user")
+    assert isinstance(row, PreferenceRow)
+    return row.prompt

@@ -1,0 +1,77 @@
+"""What MODEL names, and how a worker gets to load it."""
+
+import shutil
+from pathlib import Path
+
+from ucotron_ray import artifacts, wire
+from ucotron_ray.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.errors import ConfigError, InputError
+from ucotron_ray.models import base as base_models
+from ucotron_ray.records import Entity
+from ucotron_ray.run import Run
+
+
+def prompt_identity() -> str:
+    """Hash of the server's prompt: another prompt is another recipe."""
+    example = [Entity(text="{entity}", label="{label}")]
+    return artifacts.canonical_hash(wire.chat_messages("{text}", example))[:16]
+
+
+def loadable_base(run: Run, base: base_models.BaseModel) -> str:
+    """What a worker loads: the reference itself, or for a GGUF file the safetensors that were made of it once."""
+    if base.kind != "gguf":
+        run.hub_needed = run.hub_needed or base.kind == "hub"
+        return str(base.path or base.reference)
+    request = Request("cache", f"base-{base.identity[-12:]}", {"base": base.identity, "format": "safetensors float32"})
+
+    def build(build: Build) -> Result:
+        run.connect()
+        from ucotron_ray.models.on_ray import convert_on_ray
+
+        convert_on_ray(base.reference, build.path)
+        return Result({}, {}, [f"{base.reference}, dequantized to float32"])
+
+    return str(run.make("convert-base", request, build).path)
+
+
+def base_of(adapter: Artifact) -> base_models.BaseModel:
+    """The base model of an adapter, with the bytes that it was trained on. Raises InputError if they are others now."""
+    recorded = adapter.manifest.recipe_fields["base"]
+    base = base_models.resolve(recorded["reference"])
+    if base.identity != recorded["identity"]:
+        raise InputError(
+            "the base model is not the one that the adapter was trained on",
+            where=base.reference,
+            expected=recorded["identity"],
+            found=base.identity,
+            next_step="bring the original base model back, or train again",
+        )
+    return base
+
+
+def model(run: Run, reference: str) -> tuple[base_models.BaseModel, Artifact | None]:
+    """What MODEL names: an adapter of the store, the directory of an adapter artifact, or a base model."""
+    adapter: Artifact | None = None
+    if Path(reference).name == reference and run.store.find("adapter", reference) is not None:
+        adapter = run.store.get("adapter", reference, accept_rejected=run.accept_rejected)
+    elif (Path(reference) / artifacts.MANIFEST).is_file():
+        found = artifacts.read_artifact(Path(reference).absolute())
+        artifacts.verify(found)
+        if found.manifest.kind == "adapter":
+            adapter = found
+    if adapter is None:
+        return base_models.resolve(reference), None
+    return base_of(adapter), adapter
+
+
+def copy_out(artifact: Artifact, directory: Path) -> None:
+    """A copy of an artifact's files where the user wants them. Raises ConfigError rather than mix with other files."""
+    if directory.exists() and any(directory.iterdir()) and not (directory / artifacts.MANIFEST).is_file():
+        raise ConfigError(
+            "the output directory holds files of something else",
+            where=str(directory),
+            expected="a new or empty directory, or an older copy of an artifact",
+            next_step="choose another --output-dir",
+        )
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(artifact.path, directory)

@@ -1,0 +1,35 @@
+"""Which packages a stage needs, asked before it starts."""
+
+import importlib.util
+
+from ucotron_ray.errors import MissingPackage
+
+PACKAGES = {
+    "ray": "ray[data,train,tune,default,serve]",
+    "torch": "torch",
+    "transformers": "transformers",
+    "trl": "trl",
+    "peft": "peft",
+    "datasets": "datasets",
+    "accelerate": "accelerate",
+    "optimum": "optimum optimum-onnx",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "mlflow": "mlflow",
+    "aiohttp": "aiohttp",
+    "gguf": "gguf",
+    "datasketch": "datasketch",
+    "json_repair": "json-repair",
+}
+"""Module → what to install for it."""
+
+
+def require_packages(*modules: str) -> None:
+    """Raise MissingPackage with the install line if a module of these is not installed. Imports nothing."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingPackage(
+            f"Missing Python dependencies for training: {', '.join(missing)}",
+            expected="the packages of pyproject.toml at the versions of constraints.txt",
+            next_step="pip install -c constraints.txt " + " ".join(PACKAGES[module] for module in missing),
+        )

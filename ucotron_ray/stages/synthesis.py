@@ -1,0 +1,235 @@
+"""Rows written by a teacher model."""
+
+import contextlib
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray import jsonl
+from ucotron_ray.artifacts import Artifact, Build, Request, Result, canonical_hash
+from ucotron_ray.errors import ConfigError
+from ucotron_ray.fireworks import chat
+from ucotron_ray.fireworks import endpoint as endpoints
+from ucotron_ray.fireworks.prices import Price, price_of
+from ucotron_ray.run import Run
+from ucotron_ray.stages.datasets import ROWS, TRAIN, VAL, training_data
+from ucotron_ray.synthesis import job as jobs
+from ucotron_ray.synthesis.governor import Budget, Settings
+from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Task, request_body
+from ucotron_ray.synthesis.worker import Sending
+
+log = logging.getLogger(__name__)
+
+JOURNALS = "journal"
+ESTIMATED_SAMPLES = 200
+USUAL_SHARE = 0.25
+"""Of max_tokens, that an answer usually has: the assumption of an estimate, and written beside it."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A task with its count and its input."""
+
+    task: str
+    name: str
+    count: int
+    data: Artifact | None
+
+
+def wanted(run: Run, task: str, count: int | None, reference: str | None, *, name: str | None = None) -> Wanted:
+    """What is asked for, as a dataset of this name (the run's, if none is given).
+
+    Raises ConfigError where an input is missing or not needed.
+    """
+    settings = getattr(run.config.recipe.generation.tasks, task)
+    count = settings.target_samples if count is None else count
+    if count < 1:
+        raise ConfigError("there is nothing to make", where="--count", expected="1 or more", found=str(count))
+    needs_input = task == "preference"
+    if needs_input != (reference is not None):
+        raise ConfigError(
+            f"`synthesize {task}` needs relation rows to build on"
+            if needs_input
+            else f"`synthesize {task}` takes no input",
+            where="--input",
+            expected="the name of a dataset, or a JSONL file of relation rows" if needs_input else "no --input",
+            found=reference,
+            next_step="make some with `ucotron-ray synthesize relation_extraction`" if needs_input else None,
+        )
+    data = training_data(run, reference, None) if reference is not None else None
+    found = Wanted(task, name or run.name, count, data)
+    if data is not None:
+        for file in input_files(data):
+            jsonl.read_relations(Path(file))
+    _task(run, found)
+    return found
+
+
+def input_files(data: Artifact) -> tuple[str, ...]:
+    """The files of a dataset with relation rows: for training and, where there are any, for validation."""
+    train, val = data.path / TRAIN, data.path / VAL
+    if not train.is_file():
+        return (str(data.path / ROWS),)
+    return (str(train), *([str(val)] if val.is_file() and val.stat().st_size else []))
+
+
+def request(run: Run, want: Wanted) -> Request:
+    """What synthesizing would make. Only what changes the rows counts: not the server, not its limits, no budget."""
+    generation = run.config.recipe.generation
+    fields = {
+        "task": want.task,
+        "version": _task(run, want).version,
+        "count": want.count,
+        "teacher": run.config.recipe.models.generation.model_id,
+        "defaults": generation.defaults.model_dump(),
+        "settings": getattr(generation.tasks, want.task).model_dump(exclude={"target_samples"}),
+        "seed": generation.seed,
+        "val_ratio": generation.val_ratio,
+        "near_duplicate": generation.near_duplicate,
+        "max_answer_tokens": generation.max_answer_tokens,
+    }
+    return Request("dataset", want.name, fields, (want.data.as_input("input"),) if want.data else ())
+
+
+def synthesize(run: Run, want: Wanted) -> Artifact:
+    """Teacher → `dataset/<name>` with train.jsonl, val.jsonl, the guide's rows, what was rejected, and a card.
+
+    Raises ConfigError or InputError before anything is paid: no key, no such model, no price for a paid run.
+    """
+    what = request(run, want)
+
+    def build(build: Build) -> Result:
+        api = run.config.place.api
+        teacher = run.config.recipe.models.generation.model_id
+        endpoint = endpoints.endpoint_of(api, teacher)
+        price = _price(run, endpoint)
+        warning = endpoints.check(endpoint)
+        if warning:
+            log.warning("%s", warning)
+        from ucotron_ray.synthesis import journal
+
+        folder = run.store.root / JOURNALS / want.task
+        with journal.held(folder):
+            job = _job(run, want, build, endpoint, price, journal.spent(folder, what.recipe))
+            run.connect(workers=False)
+            from ucotron_ray.synthesis.on_ray import synthesize_on_ray
+
+            made = synthesize_on_ray(job)
+        counts = {**made.counts, "train": made.files.get(TRAIN, 0), "val": made.files.get(VAL, 0)}
+        metrics = {"requests": float(made.requests), "cost_usd": made.usd}
+        metrics |= {"prompt_tokens": float(made.prompt_tokens), "completion_tokens": float(made.completion_tokens)}
+        return Result(metrics, counts, [f"teacher {teacher} at {endpoint.base_url}"])
+
+    return run.make("synthesize", what, build)
+
+
+def estimate(run: Run, want: Wanted) -> dict[str, Any]:
+    """Requests, tokens and dollars before anything is paid, from the first samples of the plan."""
+    task = _task(run, want)
+    numbers = range(min(ESTIMATED_SAMPLES, want.count))
+    asks = [ask for number in numbers for ask in _asks(task, number)]
+    prompt = sum(chat.prompt_tokens(request_body("", ask, "0")) for ask in asks) / len(numbers) * want.count
+    completion = sum(ask.max_tokens for ask in asks) * USUAL_SHARE / len(numbers) * want.count
+    teacher = run.config.recipe.models.generation.model_id
+    price = _price_of(run, teacher)
+    worst = completion / USUAL_SHARE
+    limit = run.config.place.api.requests_per_minute
+    num_requests = math.ceil(len(asks) / len(numbers) * want.count)
+    return {
+        "task": want.task,
+        "teacher": teacher,
+        "rows": want.count,
+        "requests": num_requests,
+        "prompt_tokens": round(prompt),
+        "completion_tokens": round(completion),
+        "assumption": f"answers of {USUAL_SHARE:.0%} of max_tokens, every sample accepted",
+        "usd": None if price is None else round(price.cost(round(prompt), 0, round(completion)), 4),
+        "usd_at_most": None if price is None else round(price.cost(round(prompt), 0, round(worst)), 4),
+        "minutes_at_least": None if limit is None else round(num_requests / limit, 1),
+        "action": run.store.plan(request(run, want)),
+    }
+
+
+def _asks(task: Task, number: int) -> list[Ask]:
+    """The requests of a sample whose answers are all as short as can be; the first one at least."""
+    conversation = task.converse(task.sample(number))
+    asks = [next(conversation)]
+    with contextlib.suppress(StopIteration, Ended):
+        asks.append(conversation.send(Answer(chat.Kind.ANSWER, _stand_in(asks[0]))))
+    conversation.close()
+    return asks
+
+
+def _stand_in(ask: Ask) -> str:
+    """A text that holds everything that was asked for, so that the conversation goes on."""
+    return '{"entities": [], "relations": []}' if ask.json_mode else ask.messages[-1][1]
+
+
+def _task(run: Run, want: Wanted) -> Task:
+    return jobs.task_of(want.task, run.config.recipe.generation, input_files(want.data) if want.data else ())
+
+
+def _price_of(run: Run, model: str) -> Price | None:
+    file = run.config.place.api.prices
+    return price_of(model, Path(file) if file else None)
+
+
+def _price(run: Run, endpoint: endpoints.Endpoint) -> Price | None:
+    """The teacher's price. Raises ConfigError for a paid run without one, or a budget that cannot be kept."""
+    price = _price_of(run, endpoint.model)
+    is_paid = bool(endpoint.key_variable or endpoint.key_file) and not endpoint.is_local
+    if price is None and (is_paid or run.config.place.api.max_usd is not None):
+        raise ConfigError(
+            f"no price is known for '{endpoint.model}'",
+            where=run.config.place.api.prices or "ucotron_ray/fireworks/prices.yaml",
+            expected="an entry {input, cached_input, output} in dollars per million tokens",
+            next_step="copy that file, add the model, and name the copy with --set api.prices=FILE",
+        )
+    return price
+
+
+def _job(
+    run: Run, want: Wanted, build: Build, endpoint: endpoints.Endpoint, price: Price | None, spent: float
+) -> jobs.SynthesisJob:
+    api, generation = run.config.place.api, run.config.recipe.generation
+    run_key = build.request.recipe
+    return jobs.SynthesisJob(
+        task=want.task,
+        generation=generation.model_dump(),
+        count=want.count,
+        max_rounds=api.max_rounds,
+        input_files=input_files(want.data) if want.data else (),
+        endpoint=endpoint,
+        price=price,
+        sending=Sending(
+            run=run_key,
+            connect_timeout=api.connect_timeout,
+            read_timeout=api.read_timeout,
+            total_timeout=api.timeout,
+            max_retries=api.max_retries,
+            retry_delay=api.retry_delay,
+        ),
+        journal=str(run.store.root / JOURNALS / want.task),
+        directory=str(build.path),
+        limits=Settings(
+            first_in_flight=api.first_in_flight,
+            max_in_flight=api.max_in_flight,
+            requests_per_minute=api.requests_per_minute,
+            prompt_tokens_per_minute=api.prompt_tokens_per_minute,
+            generated_tokens_per_minute=api.generated_tokens_per_minute,
+            give_up_after=api.give_up_after,
+        ),
+        budget=Budget(price=price, max_usd=api.max_usd, spent_before=spent),
+        num_actors=api.num_actors,
+        log_file=run.log_file,
+        metrics_file=str(run.store.root / "tracking" / "metrics" / f"{want.name}.jsonl"),
+        facts={
+            "name": want.name,
+            "task": want.task,
+            "teacher": endpoint.model,
+            "recipe": canonical_hash(build.request.fields)[:16],
+            "seed": generation.seed,
+        },
+    )

@@ -1,0 +1,380 @@
+"""One limiter for the whole cluster: how many requests may be in flight, how fast, and how many dollars they may cost.
+
+Workers ask in bulk (`exchange`): they hand in what came of earlier requests and the needs of the next ones in their
+queue, and get leave for the first few of these. Plain Python with the clock as an argument; `on_ray.py` makes an actor
+of it. The window follows TCP: it grows by one per answer until the server first says no (slow start), then by a
+thirty-second of itself per round of answers; it is halved on 429, 503 and resets, at most once a second.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ucotron_ray.fireworks.chat import FATAL, FINAL, Kind, Limits
+from ucotron_ray.fireworks.prices import Price
+
+CUT, HARD_CUT = 0.5, 0.25
+HARD_CUT_ATTEMPT = 3
+GROWTH_SHARE = 1 / 32
+CUT_PAUSE_SECONDS = 1.0
+BURST_SECONDS = 1.0
+"""How much of a rate may be saved up."""
+
+RATE_SHARE = 0.97
+"""Of a limit that the server tells us: its clock and ours are not one."""
+
+LEASE_SECONDS = 10.0
+"""After so long without a word a worker counts as dead, and what it had in flight as lost, and paid."""
+
+DRIVER_SECONDS = 8.0
+"""After so long without a word of the driver nothing is sent any more."""
+
+MOST_WORKERS = 100
+"""Of one run, dead ones counted."""
+
+IDLE_WAIT_SECONDS = 0.05
+_USAGE_WEIGHT = 0.02
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the next request in a queue will take. `step` groups requests whose answers are about as long."""
+
+    step: str
+    prompt_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """What was set aside for one request: dollars in the worst case, tokens as they usually are."""
+
+    usd: float
+    prompt_tokens: float
+    generated_tokens: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of one request."""
+
+    need: Need
+    reserved: Reserved
+    kind: Kind
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    usd: float
+    attempt: int
+    retry_after: float | None = None
+    limits: Limits | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Grant:
+    """Leave for the first `len(reserved)` needs. `stop` says why no further request may be sent, ever."""
+
+    reserved: tuple[Reserved, ...]
+    wait_seconds: float
+    stop: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the account allows; None = no limit of our own."""
+
+    first_in_flight: int
+    max_in_flight: int
+    requests_per_minute: float | None
+    prompt_tokens_per_minute: float | None
+    generated_tokens_per_minute: float | None
+    give_up_after: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one run may cost. `spent_before` is what earlier invocations paid for the same thing."""
+
+    price: Price | None
+    max_usd: float | None
+    spent_before: float = 0.0
+
+
+@dataclass
+class Totals:
+    """What happened so far. Counts are of requests."""
+
+    sent: int = 0
+    answered: int = 0
+    rate_limited: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+
+
+@dataclass
+class _Bucket:
+    """A rate a second. May go into debt by one request; holds at most BURST_SECONDS of it."""
+
+    rate: float | None
+    level: float = 0.0
+
+    def refill(self, seconds: float) -> None:
+        if self.rate is not None:
+            self.level = min(self.rate * BURST_SECONDS, self.level + self.rate * seconds)
+
+    def take(self, amount: float) -> None:
+        if self.rate is not None:
+            self.level -= amount
+
+    @property
+    def is_open(self) -> bool:
+        return self.rate is None or self.level > 0
+
+    @property
+    def wait(self) -> float:
+        """Seconds until it is open again."""
+        return 0.0 if self.is_open or not self.rate else -self.level / self.rate
+
+
+@dataclass
+class _Worker:
+    """A process that sends, for one run."""
+
+    run: "Ledger"
+    heard: float
+    in_flight: int = 0
+    reserved_usd: float = 0.0
+
+
+@dataclass
+class Ledger:
+    """One run: its budget, what it has used, whether its driver lives, and why it may send no more."""
+
+    budget: Budget
+    driver_heard: float
+    totals: Totals = field(default_factory=Totals)
+    workers: int = 0
+    stop: str | None = None
+    stop_kind: Kind | None = None
+
+    @property
+    def usd(self) -> float:
+        """Dollars spent, by this invocation and by those before it."""
+        return self.budget.spent_before + self.totals.usd
+
+    def end(self, reason: str) -> None:
+        """Let nothing be sent any more."""
+        self.stop = self.stop or reason
+
+
+@dataclass
+class _Window:
+    size: float
+    largest: int
+    slow_start: bool = True
+    cut_at: float = float("-inf")
+
+    def grow(self) -> None:
+        per_answer = 1.0 if self.slow_start else max(1.0, self.size * GROWTH_SHARE) / self.size
+        self.size = min(float(self.largest), self.size + per_answer)
+
+    def cut(self, now: float, factor: float) -> None:
+        if now - self.cut_at >= CUT_PAUSE_SECONDS:
+            self.size = max(1.0, self.size * factor)
+            self.cut_at = now
+        self.slow_start = False
+
+
+class Governor:
+    """The state of the limiter: one window and one set of rates for all runs, a ledger for each."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.runs: dict[str, Ledger] = {}
+        self._window = _Window(float(min(settings.first_in_flight, settings.max_in_flight)), settings.max_in_flight)
+        self._requests = _Bucket(_per_second(settings.requests_per_minute))
+        self._prompt = _Bucket(_per_second(settings.prompt_tokens_per_minute))
+        self._generated = _Bucket(_per_second(settings.generated_tokens_per_minute))
+        for bucket in (self._requests, self._prompt, self._generated):
+            bucket.refill(BURST_SECONDS)
+        self._workers: dict[str, _Worker] = {}
+        self._usual: dict[str, float] = {}
+        self._refilled = self._paused_until = clock()
+        self._failing_since: float | None = None
+
+    @property
+    def window(self) -> float:
+        """How many requests may be in flight now."""
+        return self._window.size
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in flight, as far as the workers told."""
+        return sum(worker.in_flight for worker in self._workers.values())
+
+    def in_flight_of(self, run: str) -> int:
+        """How many of them belong to a run."""
+        return sum(worker.in_flight for worker in self._workers.values() if worker.run is self.runs.get(run))
+
+    def join(self, run: str, budget: Budget) -> None:
+        """A run begins, or goes on."""
+        self.runs[run] = Ledger(budget, self.clock())
+
+    def leave(self, run: str) -> int:
+        """A run is over; returns how many others there are."""
+        ledger = self.runs.pop(run, None)
+        self._workers = {name: worker for name, worker in self._workers.items() if worker.run is not ledger}
+        return len(self.runs)
+
+    def driver_is_alive(self, run: str) -> None:
+        """The driver's sign of life."""
+        self.runs[run].driver_heard = self.clock()
+
+    def exchange(
+        self, run: str, name: str, finished: list[Finished], queue: list[Need], trouble: str | None = None
+    ) -> Grant:
+        """Take in a worker's results, give leave for its next requests. `trouble` stops the whole run."""
+        now = self.clock()
+        self._refill(now)
+        ledger = self.runs.get(run)
+        if ledger is None:
+            return Grant((), IDLE_WAIT_SECONDS, "the run is over")
+        if name not in self._workers:
+            self._workers[name] = _Worker(ledger, now)
+            ledger.workers += 1
+            if ledger.workers > MOST_WORKERS:
+                ledger.end("its workers died again and again")
+        worker = self._workers[name]
+        worker.heard = now
+        busy = self.in_flight * 2 >= self._window.size
+        for result in finished:
+            worker.in_flight -= 1
+            worker.reserved_usd -= result.reserved.usd
+            self._settle(ledger, result, now, busy=busy)
+        if trouble:
+            ledger.end(trouble)
+        self._bury(now)
+        self._look_for_an_end(ledger, now)
+        granted: list[Reserved] = []
+        wait = IDLE_WAIT_SECONDS
+        for need in queue:
+            wait = self._wait_for(now)
+            if ledger.stop or wait > 0:
+                break
+            reserved = self._reserve(ledger, need)
+            if self._over_budget(ledger, reserved.usd):
+                # What is in flight may turn out cheaper than feared, and make room.
+                wait = IDLE_WAIT_SECONDS
+                if self.in_flight_of(run) == 0:
+                    ledger.end(f"budget: {ledger.usd:.4f} of {ledger.budget.max_usd:g} dollars are spent")
+                break
+            granted.append(reserved)
+            worker.in_flight += 1
+            worker.reserved_usd += reserved.usd
+            ledger.totals.sent += 1
+            self._take(reserved)
+        return Grant(tuple(granted), max(wait, 0.0), ledger.stop)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _refill(self, now: float) -> None:
+        # A clock that jumps must not become a burst, nor a pause without end.
+        seconds = min(max(0.0, now - self._refilled), BURST_SECONDS)
+        self._refilled = now
+        for bucket in (self._requests, self._prompt, self._generated):
+            bucket.refill(seconds)
+
+    def _wait_for(self, now: float) -> float:
+        if self.in_flight >= int(self._window.size):
+            return IDLE_WAIT_SECONDS
+        waits = [bucket.wait for bucket in (self._requests, self._prompt, self._generated) if not bucket.is_open]
+        waits.append(self._paused_until - now)
+        return min(max(waits), 1.0)
+
+    def _reserve(self, ledger: Ledger, need: Need) -> Reserved:
+        price = ledger.budget.price
+        usd = price.cost(need.prompt_tokens, 0, need.max_tokens) if price else 0.0
+        return Reserved(usd, float(need.prompt_tokens), self._usual.get(need.step, need.max_tokens / 2))
+
+    def _take(self, reserved: Reserved) -> None:
+        self._requests.take(1)
+        self._prompt.take(reserved.prompt_tokens)
+        self._generated.take(reserved.generated_tokens)
+
+    def _over_budget(self, ledger: Ledger, usd: float) -> bool:
+        if ledger.budget.max_usd is None:
+            return False
+        reserved = sum(worker.reserved_usd for worker in self._workers.values() if worker.run is ledger)
+        return ledger.usd + reserved + usd > ledger.budget.max_usd
+
+    def _settle(self, ledger: Ledger, result: Finished, now: float, *, busy: bool) -> None:
+        totals = ledger.totals
+        totals.usd += result.usd
+        totals.prompt_tokens += result.prompt_tokens
+        totals.cached_tokens += result.cached_tokens
+        totals.completion_tokens += result.completion_tokens
+        if result.limits:
+            self._learn_limits(result.limits)
+        # The buckets held what was expected; now what it was is known. A request that failed took nothing.
+        self._prompt.take(result.prompt_tokens - result.reserved.prompt_tokens)
+        self._generated.take(result.completion_tokens - result.reserved.generated_tokens)
+        if result.kind in (*FINAL, Kind.POISON):
+            totals.answered += 1
+            self._answered(result, busy=busy)
+        elif result.kind in FATAL:
+            ledger.stop_kind = ledger.stop_kind or result.kind
+            ledger.end(f"{result.kind}: {result.detail}")
+        else:
+            totals.rate_limited += result.kind is Kind.RATE_LIMITED
+            totals.failed += result.kind is not Kind.RATE_LIMITED
+            self._failed(result, now)
+
+    def _answered(self, result: Finished, *, busy: bool) -> None:
+        self._failing_since = None
+        if busy:
+            # A window that is hardly used says nothing about the server.
+            self._window.grow()
+        if result.completion_tokens:
+            step, tokens = result.need.step, float(result.completion_tokens)
+            usual = self._usual.get(step)
+            self._usual[step] = tokens if usual is None else usual + _USAGE_WEIGHT * (tokens - usual)
+
+    def _failed(self, result: Finished, now: float) -> None:
+        if self._failing_since is None:
+            self._failing_since = now
+        self._window.cut(now, HARD_CUT if result.attempt >= HARD_CUT_ATTEMPT else CUT)
+        if result.kind in (Kind.RATE_LIMITED, Kind.OVERLOADED):
+            pause = result.retry_after if result.retry_after is not None else CUT_PAUSE_SECONDS
+            self._paused_until = max(self._paused_until, now + pause)
+
+    def _learn_limits(self, limits: Limits) -> None:
+        own = self.settings
+        told = (
+            (self._requests, limits.requests, own.requests_per_minute),
+            (self._prompt, limits.prompt_tokens, own.prompt_tokens_per_minute),
+            (self._generated, limits.generated_tokens, own.generated_tokens_per_minute),
+        )
+        for bucket, server, ours in told:
+            if server is not None:
+                bucket.rate = _per_second(server * RATE_SHARE if ours is None else min(server * RATE_SHARE, ours))
+
+    def _bury(self, now: float) -> None:
+        """Workers that fell silent: what they had in flight may have been answered, so it counts as paid."""
+        for name, worker in list(self._workers.items()):
+            if now - worker.heard > LEASE_SECONDS:
+                worker.run.totals.usd += max(0.0, worker.reserved_usd)
+                del self._workers[name]
+
+    def _look_for_an_end(self, ledger: Ledger, now: float) -> None:
+        if now - ledger.driver_heard > DRIVER_SECONDS:
+            ledger.end("the driver fell silent")
+        if self._failing_since is not None and now - self._failing_since > self.settings.give_up_after:
+            ledger.end(f"the server gave no answer for {self.settings.give_up_after:g} s")
+
+
+def _per_second(per_minute: float | None) -> float | None:
+    return None if per_minute is None else per_minute / 60

@@ -1,0 +1,59 @@
+"""What travels to the processes that synthesize: a task by name with its settings, and how it is sent. No secrets."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray import jsonl
+from ucotron_ray.config import Generation
+from ucotron_ray.fireworks.endpoint import Endpoint
+from ucotron_ray.fireworks.prices import Price
+from ucotron_ray.records import RawRow
+from ucotron_ray.synthesis.governor import Budget, Settings
+from ucotron_ray.synthesis.plan import Task
+from ucotron_ray.synthesis.tasks import preference, relation_extraction
+from ucotron_ray.synthesis.worker import Sending
+
+TASKS = (relation_extraction.NAME, preference.NAME)
+
+
+@dataclass(frozen=True)
+class SynthesisJob:
+    """One task to fill up to `count` rows."""
+
+    task: str
+    generation: dict[str, Any]
+    count: int
+    max_rounds: int
+    input_files: tuple[str, ...]
+    """Relation rows of training and validation, for the tasks that build on them."""
+    endpoint: Endpoint
+    price: Price | None
+    sending: Sending
+    journal: str
+    directory: str
+    limits: Settings
+    budget: Budget
+    num_actors: int
+    log_file: str
+    metrics_file: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def make_task(self) -> Task:
+        """The task itself; reads its input."""
+        return task_of(self.task, Generation.model_validate(self.generation), self.input_files)
+
+
+def task_of(name: str, generation: Generation, input_files: tuple[str, ...] = ()) -> Task:
+    """A task by its name. Raises ConfigError or InputError for settings or inputs that cannot be used."""
+    if name == relation_extraction.NAME:
+        return relation_extraction.make_task(generation)
+    return preference.make_task(generation, _rows(input_files))
+
+
+def _rows(files: tuple[str, ...]) -> list[RawRow]:
+    """The rows of a training file and, if there is one, of a validation file, marked as such."""
+    rows: list[RawRow] = []
+    for split, file in zip(("train", "val"), files, strict=False):
+        rows += [row.model_copy(update={"group": split}) for row in jsonl.read_relations(Path(file))]
+    return rows

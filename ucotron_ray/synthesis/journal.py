@@ -1,0 +1,266 @@
+"""Every answer that was paid for, kept: append-only segments, a checksum a line, fsynced in groups.
+
+    <directory>/segments/<writer>.log     one file a writing process; never written by a second one
+    <directory>/shards/part-00000.log     what compaction made of finished segments
+    <directory>/manifest.json             the shards with their sha256
+
+A line is `<request id> <crc32 of id and JSON> <JSON>`. It reaches the operating system before the answer is looked at,
+so a killed process loses nothing, and the disk at most SYNC_SECONDS later, so a lost machine loses at most that.
+A last line without line feed was cut off by a kill and is dropped; any other line that does not fit its checksum is
+damage, and stops the run with file and offset.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import threading
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray.artifacts import file_hash, write_json
+from ucotron_ray.errors import ArtifactError, CorruptArtifact
+from ucotron_ray.synthesis.plan import ID_BYTES
+
+SYNC_SECONDS = 0.2
+SHARD_BYTES = 64 * 1024**2
+
+_ID_LENGTH = 2 * ID_BYTES
+_HEAD_LENGTH = _ID_LENGTH + 1 + 8 + 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One journaled answer, or a request that failed and may have been billed (`kind` transient)."""
+
+    rid: str
+    kind: str
+    text: str
+    finish: str | None
+    run: str
+    step: str
+    model: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    estimated: bool
+    cost_usd: float
+    attempts: int
+
+
+class Writer:
+    """Appends to a segment of its own. Safe to call from several threads."""
+
+    def __init__(self, directory: Path) -> None:
+        folder = directory / "segments"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.log"
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        self._lock = threading.Lock()
+        self._offset = 0
+        self._dirty = threading.Event()
+        self._closed = False
+        threading.Thread(target=self._sync_loop, name="journal", daemon=True).start()
+
+    def append(self, record: Record) -> tuple[int, int]:
+        """Hand the record to the operating system; return its offset and length. Raises OSError if it cannot."""
+        line = encode(record)
+        with self._lock:
+            written = os.write(self._file, line)
+            offset = self._offset
+            self._offset += written
+        if written != len(line):
+            raise OSError(28, "the journal's disk is full", str(self.path))
+        self._dirty.set()
+        return offset, written
+
+    def close(self) -> None:
+        """Make everything durable."""
+        self._closed = True
+        self._dirty.set()
+        os.fsync(self._file)
+
+    def _sync_loop(self) -> None:
+        pause = threading.Event()
+        while not self._closed:
+            self._dirty.wait()
+            self._dirty.clear()
+            os.fsync(self._file)
+            pause.wait(SYNC_SECONDS)
+
+
+class Reader:
+    """Finds answers by request id, in everything that lies in the directory. `refresh` takes in what others added."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._paths: list[Path] = []
+        self._known: dict[str, int] = {}
+        self._read_to: list[int] = []
+        self._index: dict[bytes, tuple[int, int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def refresh(self) -> None:
+        """Index the lines that are new since the last call. Raises CorruptArtifact."""
+        for path in _files(self._directory):
+            number = self._known.setdefault(path.name, len(self._paths))
+            if number == len(self._paths):
+                self._paths.append(path)
+                self._read_to.append(0)
+            if path.stat().st_size > self._read_to[number]:
+                self._index_from(number)
+
+    def get(self, rid: str) -> Record | None:
+        """The answer to a request, if it is there."""
+        found = self._index.get(bytes.fromhex(rid))
+        if found is None:
+            return None
+        number, offset, length = found
+        with self._paths[number].open("rb") as file:
+            file.seek(offset)
+            return decode(file.read(length), self._paths[number], offset)
+
+    def _index_from(self, number: int) -> None:
+        path = self._paths[number]
+        for offset, line in _lines(path, self._read_to[number]):
+            self._read_to[number] = offset + len(line)
+            if b'"kind":"transient"' not in line[:128]:
+                # The first answer wins: later ones repeat it.
+                self._index.setdefault(_checked_id(line, path, offset), (number, offset, len(line)))
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a journal against another run. Raises ArtifactError that names who has it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ArtifactError(
+                "another run writes into this journal",
+                where=str(directory),
+                found=file.read().strip() or None,
+                next_step="wait for it, or use another store",
+            ) from None
+        file.truncate(0)
+        file.write(f"{platform.node()}, process {os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def records(directory: Path) -> Iterator[Record]:
+    """Every record of a journal, checked. Raises CorruptArtifact with file and offset."""
+    for path in _files(directory):
+        for offset, line in _lines(path, 0):
+            yield decode(line, path, offset)
+
+
+def spent(directory: Path, run: str) -> float:
+    """Dollars that the journal says a run has cost. Reads and checks every line."""
+    return sum(record.cost_usd for record in records(directory) if record.run == run)
+
+
+def compact(directory: Path) -> int:
+    """Turn the segments into shards, without repeats and without lost attempts; return how many answers were moved.
+
+    Only for a journal that nobody writes to. A kill at any moment leaves each answer in a segment, a shard, or both.
+    """
+    segments = sorted((directory / "segments").glob("*.log"))
+    seen: set[bytes] = set()
+    for shard in sorted((directory / "shards").glob("part-*.log")):
+        seen.update(_checked_id(line, shard, offset) for offset, line in _lines(shard, 0))
+    before = len(seen)
+    for segment in segments:
+        for lines in _shards_of(segment, seen):
+            _write_shard(directory / "shards", lines)
+    shards = sorted((directory / "shards").glob("part-*.log"))
+    entries = [{"path": path.name, "size": path.stat().st_size, "sha256": file_hash(path)} for path in shards]
+    write_json(directory / "manifest.json", {"answers": len(seen), "shards": entries})
+    for segment in segments:
+        segment.unlink()
+    return len(seen) - before
+
+
+def encode(record: Record) -> bytes:
+    """The line of a record. `kind` comes first, where the reader looks for it."""
+    fields = asdict(record)
+    rid = fields.pop("rid")
+    body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"%s %08x %s\n" % (rid.encode(), zlib.crc32(rid.encode() + body), body)
+
+
+def decode(line: bytes, path: Path, offset: int) -> Record:
+    """The record of a line. Raises CorruptArtifact."""
+    rid = _checked_id(line, path, offset)
+    fields: dict[str, Any] = json.loads(line[_HEAD_LENGTH:])
+    return Record(rid=rid.hex(), **fields)
+
+
+def _checked_id(line: bytes, path: Path, offset: int) -> bytes:
+    try:
+        rid, crc = bytes.fromhex(line[:_ID_LENGTH].decode("ascii")), int(line[_ID_LENGTH + 1 : _HEAD_LENGTH - 1], 16)
+        sound = line.endswith(b"\n") and zlib.crc32(line[:_ID_LENGTH] + line[_HEAD_LENGTH:-1]) == crc
+    except ValueError:
+        sound = False
+    if not sound:
+        raise CorruptArtifact(
+            "the journal is damaged",
+            where=f"{path}, byte {offset}",
+            expected="a line that fits its checksum",
+            found=f"{len(line)} bytes that do not",
+            next_step="bring the file back from a copy; or move it away, and pay again for the answers in it",
+        )
+    return rid
+
+
+def _lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
+    """Offset and bytes of each whole line; a last one without line feed is still being written, or was cut off."""
+    with path.open("rb") as file:
+        file.seek(start)
+        offset = start
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            yield offset, line
+            offset += len(line)
+
+
+def _files(directory: Path) -> list[Path]:
+    return [*sorted((directory / "shards").glob("part-*.log")), *sorted((directory / "segments").glob("*.log"))]
+
+
+def _shards_of(segment: Path, seen: set[bytes]) -> Iterator[list[bytes]]:
+    lines: list[bytes] = []
+    size = 0
+    for offset, line in _lines(segment, 0):
+        rid = _checked_id(line, segment, offset)
+        if rid in seen or b'"kind":"transient"' in line[:128]:
+            continue
+        seen.add(rid)
+        lines.append(line)
+        size += len(line)
+        if size >= SHARD_BYTES:
+            yield lines
+            lines, size = [], 0
+    if lines:
+        yield lines
+
+
+def _write_shard(folder: Path, lines: list[bytes]) -> None:
+    folder.mkdir(exist_ok=True)
+    target = folder / f"part-{len(list(folder.glob('part-*.log'))):05d}.log"
+    aside = target.with_suffix(".partial")
+    with aside.open("wb") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, target)

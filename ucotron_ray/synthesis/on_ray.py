@@ -1,0 +1,337 @@
+"""Runs `worker.Worker` in Ray Data actors, with the governor as one actor for the cluster.
+
+Rows in are numbers of samples, rows out are a status each; texts go to the journal and to outcome files, never through
+the object store. Small blocks: Ray passes a block on when its last sample is done.
+"""
+
+import logging
+import math
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+from ray.util.metrics import Gauge
+
+from ucotron_ray import session
+from ucotron_ray.errors import InputError, StageFailed, Stopped, UcotronRayError
+from ucotron_ray.fireworks.chat import Kind
+from ucotron_ray.synthesis import journal, watch
+from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Grant, Need, Settings
+from ucotron_ray.synthesis.job import SynthesisJob
+from ucotron_ray.synthesis.outcomes import OUTCOMES, REJECTED, append_outcomes
+from ucotron_ray.synthesis.plan import Done
+from ucotron_ray.synthesis.worker import Result, Worker
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "ucotron_ray"
+SAMPLES_PER_BLOCK = 128
+FEWEST_BLOCKS = 8
+ACTOR_CPUS = 0.25
+DRAIN_SECONDS = 30.0
+ORPHAN_SECONDS = 60.0
+SURPLUS = 1.1
+LOWEST_RATE = 0.05
+"""No round plans more than twenty samples for a missing row."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a task: samples by status, and what it took."""
+
+    counts: dict[str, int]
+    files: dict[str, int]
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float
+
+
+class GovernorActor:
+    """The limiter as an actor. It ends itself when no run has been heard of for a minute."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._governor = Governor(settings, time.monotonic)
+        self._heard = time.monotonic()
+        self._gauges = {
+            name: Gauge(f"ucotron_synthesis_{name}", description=text, tag_keys=("run",))
+            for name, text in watch.GAUGES.items()
+        }
+        threading.Thread(target=self._end_when_forgotten, daemon=True).start()
+
+    def join(self, run: str, budget: Budget) -> None:
+        self._heard = time.monotonic()
+        self._governor.join(run, budget)
+
+    def leave(self, run: str) -> int:
+        return self._governor.leave(run)
+
+    def end(self, run: str, reason: str) -> None:
+        self._governor.runs[run].end(reason)
+
+    def exchange(self, run: str, name: str, finished: list[Finished], queue: list[Need], trouble: str | None) -> Grant:
+        return self._governor.exchange(run, name, finished, queue, trouble)
+
+    def status(self, run: str) -> dict[str, Any]:
+        """What the driver shows; asking is also its sign of life."""
+        self._heard = time.monotonic()
+        governor, ledger = self._governor, self._governor.runs[run]
+        governor.driver_is_alive(run)
+        status = {
+            **asdict(ledger.totals),
+            "usd": ledger.usd,
+            "window": governor.window,
+            "in_flight": governor.in_flight_of(run),
+            "stop": ledger.stop,
+            "stop_kind": ledger.stop_kind,
+        }
+        for name, gauge in self._gauges.items():
+            gauge.set(float(status[name]), tags={"run": run})
+        return status
+
+    def _end_when_forgotten(self) -> None:
+        pause = threading.Event()
+        while time.monotonic() - self._heard < ORPHAN_SECONDS:
+            pause.wait(5)
+        os._exit(0)
+
+
+class Synthesizer:
+    """One sending process: many samples at once, in as many calls at once as Ray makes."""
+
+    def __init__(self, job: SynthesisJob, governor: Any, first: int, again: tuple[int, ...]) -> None:
+        session.set_up_worker(job.log_file)
+        run = job.sending.run
+
+        async def exchange(name: str, finished: list[Finished], needs: list[Need], trouble: str | None) -> Grant:
+            grant: Grant = await governor.exchange.remote(run, name, finished, needs, trouble)
+            return grant
+
+        self._first, self._again = first, again
+        self._task = job.make_task()
+        self._worker = Worker(self._task, job.endpoint, job.price, job.sending, Path(job.journal), exchange)
+        self._file = Path(job.directory) / OUTCOMES / f"{uuid.uuid4().hex}.jsonl"
+        self._file_lock = threading.Lock()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        numbers = [self._number(int(index)) for index in batch["id"]]
+        results = self._worker.run(numbers)
+        with self._file_lock:
+            append_outcomes(self._file, [self._outcome(result) for result in results])
+        return {"number": numbers, "status": [str(result.done.status) for result in results]}
+
+    def _number(self, index: int) -> int:
+        return self._again[index] if index < len(self._again) else self._first + index - len(self._again)
+
+    def _outcome(self, result: Result) -> dict[str, Any]:
+        done: Done = result.done
+        return {
+            "number": result.number,
+            "status": done.status,
+            "split": self._task.sample(result.number)["split"],
+            "reason": done.reason,
+            "notes": list(done.notes),
+            "row": done.row,
+        }
+
+
+def synthesize_on_ray(job: SynthesisJob) -> Made:
+    """Fill the task up to its count, in rounds; write the files of the dataset. Resumes from the journal.
+
+    Raises Stopped where the same command can go on, StageFailed where too few samples are accepted.
+    """
+    directory = Path(job.directory)
+    outcomes = directory / OUTCOMES
+    for path in outcomes.glob("*.jsonl") if outcomes.exists() else ():
+        path.unlink()
+    outcomes.mkdir(exist_ok=True)
+    with _governed(job) as governor, session.following(job.log_file):
+        progress = watch.Progress(job.count)
+        with watch.watching(progress, lambda: _ask(governor, "status", job), Path(job.metrics_file)):
+            counts, planned = _rounds(job, governor, progress)
+        status = _ask(governor, "status", job)
+        if counts["accepted"] < job.count:
+            _raise_short(job, status, counts, planned)
+        files = _get(ray.remote(_release).options(num_cpus=1, max_retries=2).remote(job, planned))
+    for path in outcomes.glob("*.jsonl"):
+        path.unlink()
+    outcomes.rmdir()
+    return Made(counts, files, status["sent"], status["prompt_tokens"], status["completion_tokens"], status["usd"])
+
+
+def _rounds(job: SynthesisJob, governor: Any, progress: watch.Progress) -> tuple[dict[str, int], int]:
+    """Ask for samples until enough are accepted; returns the counts and how many samples were planned."""
+    planned, first = job.count, 0
+    again: tuple[int, ...] = ()
+    while True:
+        progress.round += 1
+        _in_background(partial(_one_round, job, governor, first, again, planned, progress), governor, job)
+        judged = ray.remote(_judge).options(num_cpus=1, max_retries=2).remote(job, planned)
+        counts, again = _get(judged)
+        progress.accepted = counts["accepted"]
+        missing = job.count - counts["accepted"]
+        stopped = _ask(governor, "status", job)["stop"] is not None
+        if missing <= 0 or stopped or progress.round >= job.max_rounds or not counts["accepted"]:
+            return counts, planned
+        rate = max(LOWEST_RATE, counts["accepted"] / planned)
+        first, planned = planned, planned + max(1, math.ceil((missing - len(again)) / rate * SURPLUS))
+
+
+def _one_round(
+    job: SynthesisJob, governor: Any, first: int, again: tuple[int, ...], planned: int, progress: watch.Progress
+) -> None:
+    # Ray restarts actors and repeats their blocks without end: what was answered is in the journal, and the governor
+    # stops a run whose workers keep dying.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = False
+    context.enable_progress_bars = False
+    # A long pause that the server asks for is no hang; the governor gives up by itself (`api.give_up_after`).
+    context.execution_no_progress_timeout_s = -1
+    num_samples = planned - first + len(again)
+    size = max(1, min(SAMPLES_PER_BLOCK, num_samples // FEWEST_BLOCKS))
+    # Blocks wait for their slowest sample: samples for three times the window keep it full.
+    calls = max(4, math.ceil(3 * job.limits.max_in_flight / job.num_actors / size))
+    numbers = ray.data.range(num_samples, override_num_blocks=math.ceil(num_samples / size))
+    statuses = numbers.map_batches(
+        Synthesizer,
+        fn_constructor_args=(job, governor, first, again),
+        batch_size=None,
+        num_cpus=ACTOR_CPUS,
+        compute=ActorPoolStrategy(
+            size=job.num_actors,
+            max_concurrent_calls_per_actor=calls,
+            max_tasks_in_flight_per_actor=calls + 2,
+            enable_true_multi_threading=True,
+        ),
+    )
+    for batch in statuses.iter_batches(batch_size=None, prefetch_batches=0):
+        progress.count(batch["status"])
+
+
+def _in_background(work: Callable[[], None], governor: Any, job: SynthesisJob) -> None:
+    """Run in a thread, so that a stop lets the answers in flight come home: they are paid."""
+    failed: list[BaseException] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
+            failed.append(error)
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=run, name="synthesis", daemon=True)
+    thread.start()
+    try:
+        while not done.wait(0.2):
+            pass
+    except KeyboardInterrupt:
+        log.info("synthesize: stopping; waiting for the answers in flight")
+        _ask(governor, "end", job, "stopped by Ctrl-C or SIGTERM")
+        done.wait(DRAIN_SECONDS)
+        raise
+    if failed:
+        raise _cause(failed[0]) from failed[0]
+
+
+def _judge(job: SynthesisJob, planned: int) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Counts by status, and the samples that had no final answer yet."""
+    from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy; the sending actors do without
+
+    verdicts = release.judge(Path(job.directory), job.task, job.count, job.generation["near_duplicate"])
+    unfinished = tuple(v.number for v in verdicts if v.status == "pending" and v.reason != release.NOT_NEEDED)
+    return release.counts(verdicts, planned), unfinished
+
+
+def _release(job: SynthesisJob, planned: int) -> dict[str, int]:
+    """Write the dataset's files, and make shards of the journal's segments. Too few rows: the rejected ones only."""
+    from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy
+
+    directory = Path(job.directory)
+    verdicts = release.judge(directory, job.task, job.count, job.generation["near_duplicate"])
+    counts = release.counts(verdicts, planned)
+    files = release.write_files(directory, job.task, verdicts)
+    release.write_card(directory, {**job.facts, **counts}, verdicts)
+    journal.compact(Path(job.journal))
+    return files
+
+
+def _raise_short(job: SynthesisJob, status: dict[str, Any], counts: dict[str, int], planned: int) -> None:
+    stop, kind = status["stop"], status["stop_kind"]
+    if stop and not status["answered"] and kind in (Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING):
+        raise InputError("the teacher refused the first request", where=job.endpoint.chat_url, found=stop)
+    found = f"{counts['accepted']} of {job.count} rows, {status['sent']} requests, {status['usd']:.4f} dollars so far"
+    if stop:
+        raise Stopped(
+            f"stopped: {stop}",
+            where=job.endpoint.base_url,
+            found=found,
+            next_step="run the same command again: what was answered is kept and not paid again"
+            + ("; with a higher --max-usd" if stop.startswith("budget") else ""),
+        )
+    _get(ray.remote(_release).options(num_cpus=1, max_retries=2).remote(job, planned))
+    raise StageFailed(
+        "stopped: accept rate too low",
+        where=str(Path(job.directory) / REJECTED),
+        expected=f"{job.count} accepted rows in at most {job.max_rounds} rounds",
+        found=f"{found}; of {planned} samples: {counts}",
+        next_step="read the reasons there; take a better teacher, or a higher --max-rounds (nothing is paid again)",
+    )
+
+
+@contextmanager
+def _governed(job: SynthesisJob) -> Iterator[Any]:
+    """The cluster's governor for this server and model: the one that another job started, or a new one."""
+    name = f"governor {job.endpoint.base_url} {job.endpoint.model}"
+    governor = (
+        ray.remote(GovernorActor)
+        .options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0, max_restarts=0)
+        .remote(job.limits)
+    )
+    _get(governor.join.remote(job.sending.run, job.budget))
+    try:
+        yield governor
+    finally:
+        try:
+            if ray.get(governor.leave.remote(job.sending.run), timeout=5) == 0:
+                ray.kill(governor)
+        except ray.exceptions.RayError:
+            log.warning("synthesize: the limiter is gone")
+
+
+def _ask(governor: Any, method: str, job: SynthesisJob, *args: Any) -> Any:
+    return _get(getattr(governor, method).remote(job.sending.run, *args))
+
+
+def _get(future: Any) -> Any:
+    try:
+        return ray.get(future)
+    except (ray.exceptions.RayTaskError, ray.exceptions.RayError) as error:
+        raise _cause(error) from error
+
+
+def _cause(error: BaseException) -> UcotronRayError:
+    """Our own error inside Ray's wrapping; a lost limiter or cluster is a stop that can be resumed."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UcotronRayError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    found = lines[-1] if lines else type(error).__name__
+    if isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.NodeDiedError)):
+        return Stopped("stopped: a part of the cluster was lost", found=found, next_step="run the same command again")
+    log.debug("synthesis failed", exc_info=error)
+    return StageFailed("synthesis failed on the workers", found=found, next_step="answers that were paid are kept")

@@ -1,0 +1,114 @@
+"""What is asked of the teacher: samples, their requests, and the ids under which answers are kept.
+
+A task is two functions. `sample(number)` draws the facts of one sample from a random generator of its own, so that
+sample 7 is the same in a run of ten and in a run of ten thousand. `converse(facts)` is a generator: it yields what to
+ask, is sent the answer, and returns how the sample ends. Nothing else decides anything: a run that goes on after a
+kill starts the same generators again, feeds them the journaled answers, and asks only what the journal does not hold.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ucotron_ray.fireworks.chat import Kind
+
+Facts = Mapping[str, Any]
+Status = Literal["accepted", "rejected", "duplicate", "quarantined", "pending"]
+STATUSES: tuple[Status, ...] = ("accepted", "rejected", "duplicate", "quarantined", "pending")
+
+ID_BYTES = 16
+SEED_BITS = 31
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the teacher said to one request: its text, or why there is none."""
+
+    kind: Kind
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request to send next."""
+
+    step: str
+    messages: tuple[tuple[str, str], ...]
+    """Role and content of each turn; what never changes comes first, since servers cache prompts by their prefix."""
+    temperature: float
+    max_tokens: int
+    top_p: float | None = None
+    json_mode: bool = False
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a sample ends. `row` only if accepted; `reason` only if not."""
+
+    status: Status
+    row: dict[str, Any] | None = None
+    reason: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+Conversation = Generator[Ask, Answer, Done]
+
+
+class Ended(Exception):
+    """Raised inside a conversation that cannot go on."""
+
+    def __init__(self, done: Done) -> None:
+        super().__init__(done)
+        self.done = done
+
+
+@dataclass(frozen=True)
+class Task:
+    """A generator: how its samples are drawn and how they go on. `version` changes with its prompts."""
+
+    name: str
+    version: int
+    sample: Callable[[int], Facts]
+    converse: Callable[[Facts], "Conversation"]
+
+
+def request_id(task: Task, model: str, facts: Facts, ask: Ask, answers: Sequence[Answer]) -> str:
+    """The content address of a request: 32 hexadecimal digits of blake2b over everything that changes its answer.
+
+    The answers that it builds on count by their digests. Host, key, concurrency and date do not count.
+    """
+    parts = {
+        "task": task.name,
+        "version": task.version,
+        "model": model,
+        "facts": facts,
+        "step": ask.step,
+        "messages": ask.messages,
+        "sampling": [ask.temperature, ask.max_tokens, ask.top_p, ask.json_mode],
+        "builds_on": [_digest(f"{answer.kind}\0{answer.text}") for answer in answers],
+    }
+    return _digest(json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+
+def request_body(model: str, ask: Ask, rid: str) -> dict[str, Any]:
+    """The JSON body in the vendor's terms. The same request always carries the same seed."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": role, "content": content} for role, content in ask.messages],
+        "temperature": ask.temperature,
+        "max_tokens": ask.max_tokens,
+        "seed": int(rid, 16) & ((1 << SEED_BITS) - 1),
+        # The vendor's default lowers max_tokens in silence.
+        "context_length_exceeded_behavior": "error",
+    }
+    if ask.top_p is not None:
+        body["top_p"] = ask.top_p
+    if ask.json_mode:
+        body["response_format"] = {"type": "json_object"}
+    return body
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=ID_BYTES).hexdigest()

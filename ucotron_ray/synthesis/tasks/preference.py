@@ -1,0 +1,132 @@
+"""Preference pairs: a thorough and a hurried extraction of one text, kept if the first is better by a margin.
+
+Output rows: reference §4. Both answers are scored against the relations of the input row; the pair that trains is
+rewritten in the prompt and the answer format of the server (`wire.py`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ucotron_ray import wire
+from ucotron_ray.config import Generation
+from ucotron_ray.records import RawRow, Relation, name_key
+from ucotron_ray.synthesis.conversation import NotUsable, parse_object, parsed, whole
+from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task
+from ucotron_ray.synthesis.tasks.relation_extraction import Extraction, extract_ask, read_extraction
+
+NAME = "preference"
+VERSION = 1
+
+QUICK_SYSTEM = (
+    "You skim a text and note the one or two most obvious entities and relations. Answer with one JSON object and "
+    'nothing else: {"entities": [{"text": "...", "type": "..."}], "relations": [{"subject": "...", "relation": "...", '
+    '"object": "..."}]}'
+)
+
+
+def make_task(generation: Generation, rows: Sequence[RawRow]) -> Task:
+    """The task over relation rows. A number beyond the last row begins again at the first, as another pass."""
+    return Task(NAME, VERSION, partial(_sample, rows), partial(_converse, generation))
+
+
+def answer_relations(extraction: Extraction, facts: Facts) -> list[Relation]:
+    """What the server would keep of an extraction: relations between entities that it asked about, each once."""
+    given = {name_key(entity["text"]): entity["text"] for entity in facts["entities"]}
+    kept: dict[tuple[str, str, str], Relation] = {}
+    for found in extraction.relations:
+        subject, object_ = given.get(name_key(found.subject)), given.get(name_key(found.object))
+        predicate = "_".join(found.relation.lower().split())
+        if subject and object_ and predicate and subject != object_:
+            kept[(subject, predicate, object_)] = Relation(
+                subject=subject, predicate=predicate, object=object_, confidence=1.0
+            )
+    return list(kept.values())
+
+
+def f1(relations: Sequence[Relation], expected: Sequence[Relation]) -> float:
+    """Triple F1 of one answer; two empty sides agree."""
+    ours = {(name_key(r.subject), r.predicate, name_key(r.object)) for r in relations}
+    theirs = {(name_key(r.subject), r.predicate, name_key(r.object)) for r in expected}
+    if not ours and not theirs:
+        return 1.0
+    return 2 * len(ours & theirs) / (len(ours) + len(theirs))
+
+
+def vendor_row(pair: Mapping[str, str]) -> dict[str, Any]:
+    """A training pair in the vendor's layout for preference jobs, in the chat layout of the server's call."""
+    messages = [{"role": "system", "content": wire.CHAT_SYSTEM}, {"role": "user", "content": pair["prompt"]}]
+    return {
+        "input": {"messages": messages},
+        "preferred_output": [{"role": "assistant", "content": pair["chosen"]}],
+        "non_preferred_output": [{"role": "assistant", "content": pair["rejected"]}],
+    }
+
+
+def _sample(rows: Sequence[RawRow], number: int) -> Facts:
+    row = rows[number % len(rows)]
+    return {
+        "pass": number // len(rows),
+        "text": row.text,
+        "entities": [entity.model_dump() for entity in row.entities],
+        "expected": [relation.model_dump() for relation in row.expected_relations],
+        "split": row.group or "train",
+    }
+
+
+def _converse(generation: Generation, facts: Facts) -> Conversation:
+    task, cap = generation.tasks.preference, generation.max_answer_tokens
+    text = facts["text"]
+    thorough = extract_ask(
+        text,
+        temperature=task.chosen.temperature,
+        max_tokens=task.chosen.max_tokens,
+        top_p=task.chosen.top_p,
+        step="chosen",
+    )
+    chosen, notes = yield from parsed(thorough, read_extraction, cap=cap)
+    quick = Ask(
+        "rejected",
+        (("system", QUICK_SYSTEM), ("user", f"Text:\n{text}")),
+        task.rejected.temperature,
+        task.rejected.max_tokens,
+        task.rejected.top_p,
+        json_mode=True,
+    )
+    # A worse answer is what is wanted here: one that cannot be read is no reason to ask again, but it trains nothing.
+    hurried_text = yield from whole(quick, cap=cap)
+    try:
+        value, _ = parse_object(hurried_text)
+        hurried = read_extraction(value)
+    except NotUsable as error:
+        return Done("rejected", reason=f"rejected: {error}", notes=tuple(notes))
+    return _judged(task.margin, facts, chosen, hurried, notes)
+
+
+def _judged(margin: float, facts: Facts, chosen: Extraction, hurried: Extraction, notes: list[str]) -> Done:
+    expected = [Relation.model_validate(relation) for relation in facts["expected"]]
+    good, bad = answer_relations(chosen, facts), answer_relations(hurried, facts)
+    good_f1, bad_f1 = f1(good, expected), f1(bad, expected)
+    if good_f1 - bad_f1 < margin:
+        return Done("rejected", reason=f"chosen is not better by {margin:g} F1", notes=tuple(notes))
+    truth = {"entities": facts["entities"], "relations": facts["expected"]}
+    row = {
+        "prompt": f"Extract entities and relations from: {facts['text']}",
+        "chosen": json.dumps(chosen.model_dump(), ensure_ascii=False),
+        "rejected": json.dumps(hurried.model_dump(), ensure_ascii=False),
+        "ground_truth": json.dumps(truth, ensure_ascii=False),
+        "metadata": {"source": "re_dataset", "text_length": len(facts["text"])},
+        # What trains: the server's prompt and answers (written to a file of its own).
+        "train": {
+            "prompt": wire.user_prompt(facts["text"], RawRow.model_validate(_as_raw(facts)).entities),
+            "chosen": wire.format_answer(good),
+            "rejected": wire.format_answer(bad),
+        },
+        "scores": {"chosen_f1": round(good_f1, 4), "rejected_f1": round(bad_f1, 4)},
+    }
+    return Done("accepted", row=row, notes=tuple(notes))
+
+
+def _as_raw(facts: Facts) -> Mapping[str, Any]:
+    return {"text": facts["text"], "entities": facts["entities"], "expected_relations": facts["expected"]}

@@ -1,0 +1,323 @@
+"""Runs many samples at once in one process: a private event loop, one HTTP session, one journal segment.
+
+No Ray here: the limiter is a coroutine function that is handed in. A sample never raises for what a server or a model
+does; a stop of the whole run leaves it `pending`.
+"""
+
+import asyncio
+import logging
+import random
+import threading
+import uuid
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from ucotron_ray.fireworks.chat import FATAL, FINAL, Kind, Outcome, chat, client_timeout
+from ucotron_ray.fireworks.chat import prompt_tokens as count_prompt_tokens
+from ucotron_ray.fireworks.endpoint import OPTIONAL_KEYS, Endpoint
+from ucotron_ray.fireworks.prices import Price
+from ucotron_ray.synthesis.governor import Finished, Grant, Need, Reserved
+from ucotron_ray.synthesis.journal import Reader, Record, Writer
+from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Facts, Task, request_body, request_id
+
+log = logging.getLogger(__name__)
+
+Exchange = Callable[[str, list[Finished], list[Need], str | None], Awaitable[Grant]]
+"""Worker's name, results, needs, and trouble that must stop the whole run → leave."""
+
+EXCHANGE_SECONDS = 0.02
+"""Time between two calls of the limiter: 50 calls/s, each for as many requests as there are."""
+
+HEARTBEAT_SECONDS = 2.0
+GOVERNOR_SECONDS = 10.0
+"""A limiter that does not answer for so long is lost: nothing is sent without it."""
+
+MAX_QUEUE = 512
+MAX_BACKOFF_SECONDS = 60.0
+KEEPALIVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a sample ended. `requests` counts what was sent for it now, not what the journal held."""
+
+    number: int
+    done: Done
+    requests: int
+
+
+@dataclass(frozen=True)
+class Sending:
+    """How requests are sent: seconds and attempts of the place, and the run that pays."""
+
+    run: str
+    connect_timeout: float
+    read_timeout: float
+    total_timeout: float
+    max_retries: int
+    retry_delay: float
+
+
+class Worker:
+    """Answers samples. `run` may be called from several threads at once; everything else happens on the loop."""
+
+    def __init__(
+        self,
+        task: Task,
+        endpoint: Endpoint,
+        price: Price | None,
+        sending: Sending,
+        journal: Path,
+        exchange: Exchange,
+    ) -> None:
+        self._task = task
+        self._endpoint = endpoint
+        self._price = price
+        self._sending = sending
+        self._exchange = exchange
+        self._headers = endpoint.headers()
+        self._refused_keys = set(endpoint.refused_keys or ())
+        self._taken_keys = set() if endpoint.refused_keys is None else set(OPTIONAL_KEYS)
+        self._name = uuid.uuid4().hex
+        self._reader = Reader(journal)
+        self._reader.refresh()
+        self._journal = journal
+        self._writer: Writer | None = None
+        self._stop: str | None = None
+        self._trouble: str | None = None
+        self._waiting: deque[tuple[Need, asyncio.Future[Reserved | None]]] = deque()
+        self._finished: list[Finished] = []
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        threading.Thread(target=self._serve, name="synthesis", daemon=True).start()
+        self._ready.wait()
+
+    def run(self, numbers: Sequence[int]) -> list[Result]:
+        """Run samples to their ends; in the order given."""
+        # What a dead process had journaled for these samples must be found before anything is sent for them.
+        return asyncio.run_coroutine_threadsafe(self._all(numbers), self._loop).result()
+
+    def close(self) -> None:
+        """Hand in what is left, make the journal durable, end the loop."""
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    # ---- the loop's thread -------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._open())
+        self._ready.set()
+        self._loop.run_forever()
+
+    async def _open(self) -> None:
+        sending = self._sending
+        timeout = client_timeout(
+            connect=sending.connect_timeout, read=sending.read_timeout, total=sending.total_timeout
+        )
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=KEEPALIVE_SECONDS)
+        # Proxies and netrc of the shell would take the key elsewhere.
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=False)
+        self._news = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._exchanging = asyncio.create_task(self._exchange_loop())
+
+    async def _close(self) -> None:
+        self._exchanging.cancel()
+        if self._finished:
+            await self._exchange(self._name, self._finished, [], self._trouble)
+        await self._session.close()
+        if self._writer:
+            self._writer.close()
+
+    async def _all(self, numbers: Sequence[int]) -> list[Result]:
+        self._reader.refresh()
+        return list(await asyncio.gather(*(self._sample(number) for number in numbers)))
+
+    async def _sample(self, number: int) -> Result:
+        facts = self._task.sample(number)
+        conversation = self._task.converse(facts)
+        answers: list[Answer] = []
+        sent: Counter[str] = Counter()
+        try:
+            ask = next(conversation)
+            while True:
+                answer = await self._answer(facts, ask, answers, sent)
+                if isinstance(answer, Done):
+                    return Result(number, answer, sent["requests"])
+                answers.append(answer)
+                ask = conversation.send(answer)
+        except StopIteration as end:
+            return Result(number, end.value, sent["requests"])
+        except Ended as end:
+            return Result(number, end.done, sent["requests"])
+        finally:
+            conversation.close()
+
+    async def _answer(self, facts: Facts, ask: Ask, answers: Sequence[Answer], sent: Counter[str]) -> Answer | Done:
+        """The journaled answer, or a new one; `pending` if there is none for now."""
+        rid = request_id(self._task, self._endpoint.model, facts, ask, answers)
+        known = self._reader.get(rid)
+        if known is not None:
+            return Answer(Kind(known.kind), known.text)
+        return await self._send(rid, ask, sent, begun=bool(answers))
+
+    async def _send(self, rid: str, ask: Ask, sent: Counter[str], *, begun: bool) -> Answer | Done:
+        body = request_body(self._endpoint.model, ask, rid)
+        need = Need(f"{self._task.name}.{ask.step}", count_prompt_tokens(body), ask.max_tokens)
+        failures = attempts = 0
+        while True:
+            reserved = await self._leave_for(need, begun=begun or attempts > 0)
+            if reserved is None:
+                return Done("pending", reason=self._stop)
+            attempts += 1
+            sent["requests"] += 1
+            outcome = await self._attempt(body)
+            spoiled = outcome.kind not in (*FINAL, Kind.POISON, Kind.RATE_LIMITED)
+            failures += spoiled
+            usd = self._cost(outcome, reserved)
+            if outcome.kind in (*FINAL, Kind.POISON) or usd:
+                self._keep(rid, ask, outcome, usd, attempts)
+            self._hand_in(need, reserved, outcome, usd, max(failures, 1))
+            if outcome.kind in (*FINAL, Kind.POISON):
+                return Answer(outcome.kind, outcome.text)
+            if outcome.kind in FATAL:
+                return Done("pending", reason=outcome.detail)
+            if spoiled:
+                if failures > self._sending.max_retries:
+                    return Done("pending", reason=f"no answer in {failures} attempts: {outcome.detail}")
+                await self._pause(failures)
+
+    async def _attempt(self, body: dict[str, Any]) -> Outcome:
+        """One request; where the server refuses it and may mean a key that it never took, again without that key."""
+        body = {key: value for key, value in body.items() if key not in self._refused_keys}
+        outcome = await self._post(body)
+        doubtful = [key for key in OPTIONAL_KEYS if key in body and key not in self._taken_keys]
+        dropped: list[str] = []
+        while outcome.kind is Kind.POISON and doubtful:
+            dropped.append(doubtful.pop(0))
+            body.pop(dropped[-1])
+            outcome = await self._post(body)
+        if outcome.kind in FINAL:
+            self._taken_keys.update(body)
+            news = set(dropped) - self._refused_keys
+            if news:
+                self._refused_keys |= news
+                log.info("synthesize: the server does not take %s", ", ".join(sorted(news)))
+        return outcome
+
+    async def _post(self, body: dict[str, Any]) -> Outcome:
+        return await chat(self._session, self._endpoint.chat_url, body, self._headers)
+
+    def _cost(self, outcome: Outcome, reserved: Reserved) -> float:
+        if outcome.kind in FINAL:
+            usage = outcome.usage
+            return self._price.cost(usage.prompt, usage.cached, usage.completion) if self._price else 0.0
+        return reserved.usd if outcome.maybe_billed else 0.0
+
+    def _keep(self, rid: str, ask: Ask, outcome: Outcome, usd: float, attempts: int) -> None:
+        """Into the journal, before anybody looks at it."""
+        record = Record(
+            rid=rid,
+            kind=str(outcome.kind),
+            text=outcome.text if outcome.kind in FINAL else outcome.detail,
+            finish=outcome.finish,
+            run=self._sending.run,
+            step=ask.step,
+            model=self._endpoint.model,
+            prompt_tokens=outcome.usage.prompt,
+            cached_tokens=outcome.usage.cached,
+            completion_tokens=outcome.usage.completion,
+            estimated=outcome.usage.estimated,
+            cost_usd=usd,
+            attempts=attempts,
+        )
+        try:
+            if self._writer is None:
+                self._writer = Writer(self._journal)
+            self._writer.append(record)
+        except OSError as error:
+            # An answer that cannot be kept would be paid again: send nothing more, here and anywhere.
+            self._trouble = f"the journal cannot be written: {error.strerror}"
+            self._halt(self._trouble)
+
+    def _hand_in(self, need: Need, reserved: Reserved, outcome: Outcome, usd: float, attempt: int) -> None:
+        usage = outcome.usage
+        self._finished.append(
+            Finished(
+                need=need,
+                reserved=reserved,
+                kind=outcome.kind,
+                prompt_tokens=usage.prompt,
+                cached_tokens=usage.cached,
+                completion_tokens=usage.completion,
+                usd=usd,
+                attempt=attempt,
+                retry_after=outcome.retry_after,
+                limits=outcome.limits,
+                detail=outcome.detail,
+            )
+        )
+        self._news.set()
+
+    async def _pause(self, failures: int) -> None:
+        """Full jitter, doubling; cut short when the run stops."""
+        longest = min(MAX_BACKOFF_SECONDS, self._sending.retry_delay * 2 ** (failures - 1))
+        try:
+            await asyncio.wait_for(self._stopped.wait(), random.uniform(0, longest))
+        except TimeoutError:
+            return
+
+    async def _leave_for(self, need: Need, *, begun: bool) -> Reserved | None:
+        """Wait for leave to send; None if the run stops. What was begun is finished before anything new is begun."""
+        if self._stop:
+            return None
+        future: asyncio.Future[Reserved | None] = self._loop.create_future()
+        if begun:
+            self._waiting.appendleft((need, future))
+        else:
+            self._waiting.append((need, future))
+        self._news.set()
+        return await future
+
+    async def _exchange_loop(self) -> None:
+        while True:
+            finished, self._finished = self._finished, []
+            offered = [self._waiting.popleft() for _ in range(min(MAX_QUEUE, len(self._waiting)))]
+            self._news.clear()
+            try:
+                needs = [need for need, _ in offered]
+                call = self._exchange(self._name, finished, needs, self._trouble)
+                grant = await asyncio.wait_for(call, GOVERNOR_SECONDS)
+            except Exception as error:  # noqa: BLE001 - whatever it is, without the limiter nothing may be sent
+                log.warning("synthesize: the limiter was lost (%s); nothing more is sent", type(error).__name__)
+                self._waiting.extendleft(reversed(offered))
+                self._halt("the limiter was lost")
+                return
+            for (_, future), reserved in zip(offered, grant.reserved, strict=False):
+                future.set_result(reserved)
+            self._waiting.extendleft(reversed(offered[len(grant.reserved) :]))
+            if grant.stop:
+                # What is still in flight is waited for and handed in.
+                self._halt(grant.stop)
+            await asyncio.sleep(EXCHANGE_SECONDS)
+            idle = grant.wait_seconds if self._waiting else HEARTBEAT_SECONDS
+            if not self._finished and idle > EXCHANGE_SECONDS:
+                await self._wait_for_news(min(idle, HEARTBEAT_SECONDS))
+
+    async def _wait_for_news(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._news.wait(), seconds)
+        except TimeoutError:
+            return
+
+    def _halt(self, reason: str) -> None:
+        self._stop = self._stop or reason
+        self._stopped.set()
+        while self._waiting:
+            self._waiting.popleft()[1].set_result(None)
