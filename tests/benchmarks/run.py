@@ -91,13 +91,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as store:
             result = {"demo": demo, "real_graph": real_graph}[name](Path(store))
         made = provenance(seconds=result["minutes"] * 60)
-        result |= {"commit": made["commit"], "packages": made["packages"], "processor": _processor()}
+        result |= {"commit": made["commit"], "packages": made["packages"], "processor": processor()}
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(table())
 
 
-def _processor() -> str:
+def processor() -> str:
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     model = re.search(r"model name\s*: (.*)", info)
     return f"{model[1] if model else platform.processor()}, {info.count('processor')} cores"

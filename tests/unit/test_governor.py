@@ -32,7 +32,7 @@ def settings(**changes) -> Settings:
 
 def made(clock: Clock, *, budget: Budget | None = None, **changes) -> Governor:
     governor = Governor(settings(**changes), clock)
-    governor.join("run", budget or Budget(None, None))
+    governor.join("run", budget or Budget(None, None), settings(**changes))
     return governor
 
 
@@ -173,7 +173,8 @@ def test_without_a_driver_nothing_is_sent():
 def test_two_runs_share_the_window_and_not_the_budget():
     clock = Clock()
     governor = made(clock, first_in_flight=10)
-    governor.join("other", Budget(Price(0, 0, 1.0), 0.0))
+    governor.join("other", Budget(Price(0, 0, 1.0), 0.0), settings(first_in_flight=10, max_in_flight=100))
+    assert governor.settings.max_in_flight == 64, "the stricter limit holds for both"
     mine = ask(governor, queue=6).reserved
     theirs = governor.exchange("other", "b", [], [NEED] * 10)
     assert len(mine) == 6

@@ -32,8 +32,9 @@ def sample(
     loaded = config.load()
     task = relation_extraction.make_task(loaded.recipe.generation)
     api = loaded.place.api.model_copy(update={"inference_base_url": teacher.base_url, "dialect": dialect})
-    governor = Governor(Settings(8, 64, None, None, None, give_up_after), time.monotonic)
-    governor.join("run", Budget(PRICE, max_usd))
+    limits = Settings(8, 64, None, None, None, give_up_after)
+    governor = Governor(limits, time.monotonic)
+    governor.join("run", Budget(PRICE, max_usd), limits)
 
     async def exchange(name, finished, needs, trouble):
         governor.driver_is_alive("run")

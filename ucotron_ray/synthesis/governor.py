@@ -7,7 +7,8 @@ thirty-second of itself per round of answers; it is halved on 429, 503 and reset
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from ucotron_ray.fireworks.chat import FATAL, FINAL, Kind, Limits
 from ucotron_ray.fireworks.prices import Price
@@ -118,7 +119,7 @@ class Totals:
 class _Bucket:
     """A rate a second. May go into debt by one request; holds at most BURST_SECONDS of it."""
 
-    rate: float | None
+    rate: float | None = None
     level: float = 0.0
 
     def refill(self, seconds: float) -> None:
@@ -195,10 +196,9 @@ class Governor:
         self.settings = settings
         self.clock = clock
         self.runs: dict[str, Ledger] = {}
-        self._window = _Window(float(min(settings.first_in_flight, settings.max_in_flight)), settings.max_in_flight)
-        self._requests = _Bucket(_per_second(settings.requests_per_minute))
-        self._prompt = _Bucket(_per_second(settings.prompt_tokens_per_minute))
-        self._generated = _Bucket(_per_second(settings.generated_tokens_per_minute))
+        self._window = _Window(float(settings.first_in_flight), settings.max_in_flight)
+        self._requests, self._prompt, self._generated = _Bucket(), _Bucket(), _Bucket()
+        self._adopt(settings)
         for bucket in (self._requests, self._prompt, self._generated):
             bucket.refill(BURST_SECONDS)
         self._workers: dict[str, _Worker] = {}
@@ -220,8 +220,10 @@ class Governor:
         """How many of them belong to a run."""
         return sum(worker.in_flight for worker in self._workers.values() if worker.run is self.runs.get(run))
 
-    def join(self, run: str, budget: Budget) -> None:
-        """A run begins, or goes on."""
+    def join(self, run: str, budget: Budget, settings: Settings) -> None:
+        """A run begins, or goes on. Of runs that see different limits, the stricter ones hold for all."""
+        others = self.runs.keys() - {run}
+        self._adopt(stricter(self.settings, settings) if others else settings)
         self.runs[run] = Ledger(budget, self.clock())
 
     def leave(self, run: str) -> int:
@@ -280,6 +282,14 @@ class Governor:
         return Grant(tuple(granted), max(wait, 0.0), ledger.stop)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _adopt(self, settings: Settings) -> None:
+        self.settings = settings
+        self._window.largest = settings.max_in_flight
+        self._window.size = min(self._window.size, float(settings.max_in_flight))
+        self._requests.rate = _per_second(settings.requests_per_minute)
+        self._prompt.rate = _per_second(settings.prompt_tokens_per_minute)
+        self._generated.rate = _per_second(settings.generated_tokens_per_minute)
 
     def _refill(self, now: float) -> None:
         # A clock that jumps must not become a burst, nor a pause without end.
@@ -374,6 +384,15 @@ class Governor:
             ledger.end("the driver fell silent")
         if self._failing_since is not None and now - self._failing_since > self.settings.give_up_after:
             ledger.end(f"the server gave no answer for {self.settings.give_up_after:g} s")
+
+
+def stricter(one: Settings, other: Settings) -> Settings:
+    """The smaller of each limit; None is no limit."""
+    smaller: dict[str, Any] = {}
+    for name in (entry.name for entry in fields(Settings)):
+        given = [value for value in (getattr(one, name), getattr(other, name)) if value is not None]
+        smaller[name] = min(given, default=None)
+    return Settings(**smaller)
 
 
 def _per_second(per_minute: float | None) -> float | None:

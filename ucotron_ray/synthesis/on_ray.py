@@ -69,9 +69,9 @@ class GovernorActor:
         }
         threading.Thread(target=self._end_when_forgotten, daemon=True).start()
 
-    def join(self, run: str, budget: Budget) -> None:
+    def join(self, run: str, budget: Budget, settings: Settings) -> None:
         self._heard = time.monotonic()
-        self._governor.join(run, budget)
+        self._governor.join(run, budget, settings)
 
     def leave(self, run: str) -> int:
         return self._governor.leave(run)
@@ -119,11 +119,18 @@ class Synthesizer:
 
         self._first, self._again = first, again
         self._task = job.make_task()
-        self._worker = Worker(self._task, job.endpoint, job.price, job.sending, Path(job.journal), exchange)
+        # An error here would be raised as the death of an actor, and Ray would try again without end.
+        self._broken: UcotronRayError | None = None
+        try:
+            self._worker = Worker(self._task, job.endpoint, job.price, job.sending, Path(job.journal), exchange)
+        except UcotronRayError as error:
+            self._broken = error
         self._file = Path(job.directory) / OUTCOMES / f"{uuid.uuid4().hex}.jsonl"
         self._file_lock = threading.Lock()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self._broken:
+            raise self._broken
         numbers = [self._number(int(index)) for index in batch["id"]]
         results = self._worker.run(numbers)
         with self._file_lock:
@@ -300,7 +307,7 @@ def _governed(job: SynthesisJob) -> Iterator[Any]:
         .options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0, max_restarts=0)
         .remote(job.limits)
     )
-    _get(governor.join.remote(job.sending.run, job.budget))
+    _get(governor.join.remote(job.sending.run, job.budget, job.limits))
     try:
         yield governor
     finally:
