@@ -266,7 +266,7 @@ class Api(Section):
     dialect: Literal["auto", "fireworks", "openai", "plain"]
     prices: Text | None
     connect_timeout: Positive
-    read_timeout: Positive
+    total_timeout: Positive
     max_in_flight: Count
     first_in_flight: Count
     requests_per_minute: Positive | None

@@ -32,11 +32,12 @@ def demo(store: Path) -> dict[str, Any]:
     subprocess.run([sys.executable, "-m", "ucotron_ray.graph.demo_world", str(data)], check=True, stdout=sys.stderr)
     arguments = ["pipeline", *RECIPE, "--set", f"graph.source={data}/graph_export.jsonld"]
     arguments += ["--set", f"evaluation.data={data}/relations_test.jsonl"]
+    arguments += ["--set", "api.inference_base_url={url}/inference/v1"]
     began = time.monotonic()
-    ucotron(store, *arguments)
+    ucotron(store, *arguments, simulator=True)
     first = time.monotonic() - began
     began = time.monotonic()
-    ucotron(store, *arguments)
+    ucotron(store, *arguments, simulator=True)
     second = time.monotonic() - began
     parts = {group: beside(store, "demo", group) for group in ("seen", "unseen")}
     return {"parts": parts, "minutes": first / 60, "second_run_seconds": second, **of_adapter(store, "demo")}
@@ -55,8 +56,11 @@ def real_graph(store: Path) -> dict[str, Any]:
     return {"parts": {"all": beside(store, name, None)}, "minutes": minutes, **of_adapter(store, name)}
 
 
-def ucotron(store: Path, *arguments: str) -> dict[str, Any]:
+def ucotron(store: Path, *arguments: str, simulator: bool = False) -> dict[str, Any]:
+    """One verb; with `simulator` beside the stand-in for the teacher."""
     command = [sys.executable, "-m", "ucotron_ray", *arguments, *PLACE, "--set", f"store={store}", "--json"]
+    if simulator:
+        command = [sys.executable, "-m", "ucotron_ray", "simulate-fireworks", "--", *command]
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return answer

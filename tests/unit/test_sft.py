@@ -61,7 +61,10 @@ def test_training_learns_and_leaves_adapter_record_and_checkpoints(straight):
     record = json.loads((straight / "training.json").read_text(encoding="utf-8"))
     assert record["metrics"]["train_loss_last"] < record["metrics"]["train_loss_first"]
     assert record["counts"]["rows"] == 16
-    assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    assert sorted(path.name for path in (straight / "checkpoints").glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
     assert sorted(path.suffix for path in (straight / "adapter").glob("adapter_*")) == [".json", ".safetensors"]
 
 
@@ -200,3 +203,36 @@ def test_unusable_models_are_refused_in_words(tmp_path, tiny_model):
         with pytest.raises(Exception, match=said) as caught:
             base_models.resolve(reference)
         assert caught.value.exit_code == 2
+
+
+def test_fused_lora_layers_compute_what_pefts_do_forward_and_backward(tiny_model):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from ucotron_ray.models import lora
+
+    def gradients(*, fused: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+        settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(base, settings)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+        if fused:
+            lora.fuse(model)
+        ids = torch.arange(3, 43).view(2, 20)
+        logits = model(input_ids=ids).logits
+        logits.square().mean().backward()
+        with torch.no_grad(), model.disable_adapter():
+            reference = model(input_ids=ids).logits
+        made = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return logits.detach(), made, reference
+
+    plain, fused = gradients(fused=False), gradients(fused=True)
+    torch.testing.assert_close(fused[0], plain[0])
+    assert set(fused[1]) == set(plain[1])
+    for name, gradient in plain[1].items():
+        torch.testing.assert_close(fused[1][name], gradient, msg=name)
+    torch.testing.assert_close(fused[2], plain[2])
+    assert not torch.equal(fused[0], fused[2]), "the adapter does something"

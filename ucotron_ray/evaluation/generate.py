@@ -30,7 +30,9 @@ def predict(job: PredictJob) -> dict[str, float]:
         torch.set_num_threads(job.num_threads)
     base = base_models.resolve(job.base)
     tokenizer = base_models.load_tokenizer(base)
-    model = load_for_inference(base, Path(job.adapter) if job.adapter else None, base_models.compute_dtype(job.dtype))
+    model = load_for_inference(
+        base, Path(job.adapter) if job.adapter else None, base_models.compute_dtype(job.dtype, rows=job.batch_size)
+    )
     rows = read_relations(Path(job.rows_file))
     prompts = [prompt_ids(server_row(rows[row], layout), tokenizer) for row, layout in questions]
     # Equal lengths side by side: less padding, and the answers of short texts end together.

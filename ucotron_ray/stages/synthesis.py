@@ -206,8 +206,8 @@ def _job(
         sending=Sending(
             run=run_key,
             connect_timeout=api.connect_timeout,
-            read_timeout=api.read_timeout,
-            total_timeout=api.timeout,
+            read_timeout=api.timeout,
+            total_timeout=api.total_timeout,
             max_retries=api.max_retries,
             retry_delay=api.retry_delay,
         ),
