@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 def test_demo_reaches_its_scores_and_a_second_run_reuses_everything(tmp_path):
     data = tmp_path / "data"
     subprocess.run([sys.executable, "-m", "ucotron_ray.graph.demo_world", str(data)], check=True, cwd=ROOT)
-    command = [sys.executable, "-m", "ucotron_ray", "pipeline", "--recipe", "jobs/recipes/demo.yaml", "--json"]
+    command = [sys.executable, "-m", "ucotron_ray", "simulate-fireworks", "--"]
+    command += [sys.executable, "-m", "ucotron_ray", "pipeline", "--recipe", "jobs/recipes/demo.yaml", "--json"]
+    command += ["--set", "api.inference_base_url={url}/inference/v1"]
     command += ["--set", f"store={tmp_path / 'store'}", "--set", f"graph.source={data / 'graph_export.jsonld'}"]
     command += ["--set", f"evaluation.data={data / 'relations_test.jsonl'}"]
     first, second = (
