@@ -261,7 +261,7 @@ class Build:
         if target.exists():
             os.replace(target, old)
         os.replace(partial, target)
-        _fsync_directory(target.parent)
+        fsync_directory(target.parent)
         (target / RECIPE).unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)
         self.artifact = Artifact(target, manifest)
@@ -417,7 +417,8 @@ def _held(path: Path) -> Iterator[None]:
         yield
 
 
-def _fsync_directory(path: Path) -> None:
+def fsync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

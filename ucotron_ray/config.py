@@ -90,15 +90,14 @@ class Models(Section):
     fine_tuning: TierModels
 
 
-class SftSettings(Section):
-    """Hyperparameters of supervised fine-tuning. All of them change the result."""
+class LoraSettings(Section):
+    """Hyperparameters of a LoRA training. All of them change the result."""
 
     epochs: Count
     learning_rate: Positive
     lora_rank: Count
     max_context_length: Annotated[int, Field(ge=128)]
     batch_size: Count | None
-    raw_share: Share
     lora_alpha: Count | None
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]
     target_modules: Text | list[Text]
@@ -122,14 +121,16 @@ class SftSettings(Section):
         return self.lora_alpha or 2 * self.lora_rank
 
 
-class DpoSettings(Section):
+class SftSettings(LoraSettings):
+    """Hyperparameters of supervised fine-tuning."""
+
+    raw_share: Share
+
+
+class DpoSettings(LoraSettings):
     """Hyperparameters of preference training."""
 
-    epochs: Count
-    learning_rate: Positive
-    lora_rank: Count
-    max_context_length: Annotated[int, Field(ge=128)]
-    batch_size: Count | None
+    beta: Positive
 
 
 class SftTiers(Section):
@@ -324,6 +325,12 @@ class Recipe(Section):
     def sft(self) -> SftSettings:
         """The SFT settings of the chosen tier."""
         settings: SftSettings = getattr(self.training.sft, self.tier)
+        return settings
+
+    @property
+    def dpo(self) -> DpoSettings:
+        """The DPO settings of the chosen tier."""
+        settings: DpoSettings = getattr(self.training.dpo, self.tier)
         return settings
 
 

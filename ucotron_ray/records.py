@@ -146,6 +146,8 @@ class PreferenceRow(Row):
     prompt: NonBlank
     chosen: NonBlank
     rejected: NonBlank
+    ground_truth: str | None = None
+    """JSON of {"entities", "relations"}: with it a prompt without entities can be put into the server's layout."""
 
 
 class ModelRow(Row):

@@ -25,6 +25,7 @@ LONG_FILES = {
     "ucotron_ray/graph/demo_language.py": "data: names and sentence patterns",
     "ucotron_ray/config.py": "one class a section; they are read side by side",
     "ucotron_ray/synthesis/governor.py": "one state machine: window, rates, ledgers and workers hang together",
+    "ucotron_ray/synthesis/on_ray.py": "the rim: governor, senders, rounds, and what their errors mean",
     "ucotron_ray/synthesis/worker.py": "one event loop with all that runs on it",
     "ucotron_ray/fireworks/simulator.py": "the stand-in: its limits, faults, ledger and routes",
     "ucotron_ray/tracking.py": "the only home of mlflow",

@@ -78,7 +78,10 @@ def test_an_answer_with_its_usage_and_the_limits_of_its_headers():
         (502, Kind.TRANSIENT),
         (503, Kind.OVERLOADED),
         (529, Kind.OVERLOADED),
-        (302, Kind.POISON),
+        (302, Kind.MISDIRECTED),
+        (405, Kind.MISDIRECTED),
+        (409, Kind.TRANSIENT),
+        (201, Kind.ANSWER),
     ],
 )
 def test_the_status_decides_whatever_the_body_says(status, kind):
@@ -86,7 +89,7 @@ def test_the_status_decides_whatever_the_body_says(status, kind):
     with answering(whole, status=status, headers={"Location": "http://127.0.0.1:9/elsewhere"}) as url:
         outcome = ask(url)
     assert outcome.kind is kind
-    assert not outcome.text
+    assert bool(outcome.text) == (kind is Kind.ANSWER)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +104,8 @@ def test_the_status_decides_whatever_the_body_says(status, kind):
         ([1], Kind.TRANSIENT),
         ("<html>", Kind.TRANSIENT),
         (completion(["a"]), Kind.TRANSIENT),
+        ("[" * 100_000, Kind.TRANSIENT),
+        (completion("half a pair: \ud83d"), Kind.ANSWER),
     ],
 )
 def test_a_200_is_an_answer_only_if_it_holds_one(payload, kind):
@@ -118,6 +123,25 @@ def test_a_server_that_streams_and_counts_nothing_is_understood():
     assert outcome.usage.estimated
     with answering(stream.rsplit("data:", 1)[0], content_type="text/event-stream") as url:
         assert ask(url).kind is Kind.TRANSIENT, "a stream that breaks off is no answer"
+
+
+@pytest.mark.parametrize("line", ["null", '{"choices": [7]}', '{"choices": [{"delta": {"content": ["a"]}}]}', "[]"])
+def test_a_stream_with_nonsense_in_it_is_transient(line):
+    with answering(f"data: {line}\n\ndata: [DONE]\n\n", content_type="text/event-stream") as url:
+        assert ask(url).kind is Kind.TRANSIENT
+
+
+def test_line_separators_inside_of_a_streamed_answer_do_not_cut_it():
+    text = "one\u2028two\u0085three"
+    event = {"choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}
+    stream = f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+    with answering(stream, content_type="text/event-stream") as url:
+        assert ask(url).text == text
+
+
+def test_a_server_that_repeats_the_key_does_not_get_it_into_the_outcome():
+    with answering(f"Incorrect API key provided: {CANARY}", status=401, content_type="text/plain") as url:
+        assert "***" in ask(url).detail
 
 
 @pytest.mark.parametrize("fault", ["reset", "half"])
@@ -143,6 +167,23 @@ def test_nobody_there_was_not_billed():
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     outcome = ask(url)
+    assert outcome.kind is Kind.TRANSIENT
+    assert not outcome.maybe_billed
+
+
+def test_a_connection_that_is_never_taken_was_not_billed():
+    with socket.socket() as full:
+        # Nobody accepts, and the queue holds one: what comes then gets no answer at all.
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        waiting = [socket.socket() for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        outcome = ask(f"http://127.0.0.1:{port}")
+        for one in waiting:
+            one.close()
     assert outcome.kind is Kind.TRANSIENT
     assert not outcome.maybe_billed
 
@@ -201,6 +242,12 @@ def test_a_refused_key_is_found_at_the_first_probe_and_not_printed(monkeypatch):
             endpoints.check(endpoint)
     assert CANARY not in "".join(traceback.format_exception(error.value))
     assert "FIREWORKS_API_KEY" in str(error.value)
+
+
+def test_the_probe_asks_no_proxy_of_the_shell(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with teaching() as teacher:
+        assert endpoints.check(endpoints.endpoint_of(api(teacher.base_url), TEACHER)) is None
 
 
 def test_no_server_says_how_to_get_one():

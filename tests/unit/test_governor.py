@@ -7,7 +7,7 @@ from ucotron_ray.fireworks.prices import Price
 from ucotron_ray.synthesis import governor as g
 from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Need, Reserved, Settings
 
-NEED = Need("task.step", 100, 400)
+NEED = Need("task.step", 100, 300, 400)
 
 
 class Clock:
@@ -197,8 +197,38 @@ def test_a_clock_that_jumps_makes_no_burst():
     assert ask(governor).stop is None
 
 
+def test_a_worker_that_was_only_slow_is_counted_once():
+    clock = Clock()
+    price = Price(0.0, 0.0, 1_000_000.0)
+    governor = made(clock, budget=Budget(price, None))
+    slow = ask(governor, name="slow").reserved
+    clock.now += g.LEASE_SECONDS + 1
+    ask(governor, queue=0, name="other")
+    assert governor.runs["run"].usd == 8 * 400
+    ask(governor, [done(reserved, usd=10.0) for reserved in slow], queue=0, name="slow")
+    assert governor.in_flight == 0
+    assert governor.runs["run"].usd == 8 * 10
+
+
+def test_the_prompt_too_is_reserved_at_its_worst():
+    governor = made(Clock(), budget=Budget(Price(1_000_000.0, 0.0, 0.0), 700.0), first_in_flight=64)
+    assert len(ask(governor).reserved) == 2, "300 tokens at most, though 100 are expected"
+
+
 def test_workers_that_die_again_and_again_end_the_run():
-    governor = made(Clock())
-    for number in range(g.MOST_WORKERS + 1):
-        answer = ask(governor, queue=0, name=str(number))
+    clock = Clock()
+    governor = made(clock)
+    for number in range(g.MOST_LOST_WORKERS + 2):
+        answer = ask(governor, queue=1, name=str(number))
+        clock.now += g.LEASE_SECONDS + 1
     assert answer.stop == "its workers died again and again"
+
+
+def test_rounds_of_workers_that_end_in_order_are_no_deaths():
+    clock = Clock()
+    governor = made(clock)
+    for number in range(g.MOST_LOST_WORKERS + 2):
+        granted = ask(governor, queue=1, name=str(number)).reserved
+        answer = ask(governor, [done(granted[0])], queue=0, name=str(number))
+        clock.now += g.LEASE_SECONDS + 1
+    assert answer.stop is None

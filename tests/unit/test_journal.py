@@ -110,6 +110,16 @@ def test_an_attempt_that_may_have_been_billed_costs_but_answers_nothing(tmp_path
     assert journal.spent(tmp_path, "r") == 0.75
 
 
+def test_compaction_forgets_no_cost(tmp_path):
+    writer = Writer(tmp_path)
+    writer.append(record(1, kind="transient", cost=0.25))
+    writer.append(record(1, cost=0.5))
+    writer.close()
+    journal.compact(tmp_path)
+    assert journal.spent(tmp_path, "r") == 0.75
+    assert found(tmp_path).get(record(1).rid) == record(1)
+
+
 def test_compaction_keeps_each_answer_once_and_can_be_cut_off(tmp_path):
     write(tmp_path, 1, 2)
     segments = {path: path.read_bytes() for path in (tmp_path / "segments").glob("*.log")}
@@ -137,3 +147,38 @@ def test_a_record_survives_its_line(tmp_path):
         original = dataclasses.replace(record(number), text="\x00\u2028\U0001f600\r\n\\" * number)
         assert journal.decode(journal.encode(original), tmp_path, 0) == original
         assert journal.encode(original).count(b"\n") == 1
+
+
+def test_a_shard_that_is_gone_or_cut_off_is_damage_and_no_shard_is_overwritten(tmp_path):
+    for numbers in ((1,), (2,), (3,)):
+        write(tmp_path, *numbers)
+        journal.compact(tmp_path)
+    first, second, third = sorted((tmp_path / "shards").glob("*.log"))
+    data = first.read_bytes()
+    first.unlink()
+    with pytest.raises(CorruptArtifact, match="damaged"):
+        list(journal.records(tmp_path))
+    write(tmp_path, 4)
+    journal.compact(tmp_path)
+    assert second.exists()
+    assert third.exists()
+    assert len(list(journal.records(tmp_path))) == 3
+    third.write_bytes(third.read_bytes()[:-10])
+    with pytest.raises(CorruptArtifact, match="damaged"):
+        list(journal.records(tmp_path))
+    assert data
+
+
+def test_a_full_disk_leaves_whole_lines_and_ends_the_segment(tmp_path, monkeypatch):
+    import os
+
+    writer = Writer(tmp_path)
+    writer.append(record(1))
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[: len(data) // 2]))
+    with pytest.raises(OSError, match="full"):
+        writer.append(record(2))
+    monkeypatch.setattr(os, "write", real)
+    with pytest.raises(OSError, match="full"):
+        writer.append(record(3))
+    assert [entry.rid for entry in journal.records(tmp_path)] == [record(1).rid]

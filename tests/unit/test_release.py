@@ -76,6 +76,15 @@ def test_a_validation_row_with_a_name_of_training_is_rejected(tmp_path):
     assert leaking([(0, "train", ["a"]), (1, "val", ["A "]), (2, "val", ["b"])]) == {1}
 
 
+def test_rows_beyond_the_count_do_not_change_those_within(tmp_path):
+    rows = [outcome(0, names=("A", "B")), outcome(1, split="val", names=("C", "D")), outcome(2, names=("C", "E"))]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    few, more = judged(tmp_path / "a", rows[:2], count=2), judged(tmp_path / "b", rows, count=2)
+    assert [v.status for v in few] == ["accepted", "accepted"]
+    assert [v.status for v in more] == ["accepted", "accepted", "pending"]
+
+
 def test_near_duplicates_are_found_and_other_texts_are_not():
     base = "the quick brown fox jumps over the lazy dog near the old mill and then runs back to the dark green forest again"
     duplicates = Duplicates(0.8)

@@ -17,7 +17,6 @@ import aiohttp
 
 MAX_RETRY_AFTER_SECONDS = 60.0
 DETAIL_CHARACTERS = 300
-MAX_BODY_BYTES = 16 * 1024**2
 
 CHARACTERS_PER_TOKEN = 4
 """Rule of thumb for servers that report no usage."""
@@ -36,12 +35,13 @@ class Kind(StrEnum):
     AUTH = "auth"  # 401, 403
     BILLING = "billing"  # 402, 412
     MODEL_MISSING = "model_missing"  # 404
+    MISDIRECTED = "misdirected"  # 3xx, 405 and the like: this is not the server's address
 
 
 FINAL = (Kind.ANSWER, Kind.TRUNCATED, Kind.REFUSED)
 """Paid answers of the model."""
 
-FATAL = (Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING)
+FATAL = (Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING, Kind.MISDIRECTED)
 """No other request will fare better."""
 
 _KINDS = {
@@ -50,11 +50,12 @@ _KINDS = {
     402: Kind.BILLING,
     403: Kind.AUTH,
     404: Kind.MODEL_MISSING,
-    405: Kind.MODEL_MISSING,
     408: Kind.TRANSIENT,
+    409: Kind.TRANSIENT,
     412: Kind.BILLING,
     413: Kind.POISON,
     422: Kind.POISON,
+    425: Kind.TRANSIENT,
     429: Kind.RATE_LIMITED,
     503: Kind.OVERLOADED,
     529: Kind.OVERLOADED,
@@ -106,29 +107,29 @@ async def chat(
     aiohttp's errors only the kind is kept, since their repr prints request headers.
     """
     began = time.monotonic()
-    sent = False
+    # Encoded here: aiohttp would do it with its own defaults, and non-ASCII text would be twice as long.
+    data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
     try:
-        # Encoded here: aiohttp would do it with its own defaults, and non-ASCII text would be twice as long.
-        data = json.dumps(body, ensure_ascii=False).encode()
         async with session.post(url, data=data, headers=headers, allow_redirects=False) as response:
-            sent = True
-            if response.status != 200:
+            if not 200 <= response.status < 300:
                 raw = await _head_of(response)
-                return _failure(response.status, raw, response.headers, time.monotonic() - began)
-            if response.content_type == "text/event-stream":
-                message = _join_stream(await response.text(encoding="utf-8"))
-            else:
-                message = json.loads(await response.read())
+                return _failure(response.status, _without_key(raw, headers), response.headers, time.monotonic() - began)
+            raw_body = await response.read()
+            streamed = response.content_type == "text/event-stream"
             limits = read_limits(response.headers)
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        # A request that timed out or was cut off may have been answered, and billed, behind our back.
-        return Outcome(
-            Kind.TRANSIENT,
-            maybe_billed=sent or not isinstance(error, aiohttp.ClientConnectorError),
-            seconds=time.monotonic() - began,
-            detail=_name(error),
-        )
-    return _answer(message, body, limits, time.monotonic() - began)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        # A request that timed out or was cut off may have been answered, and billed, behind our back; one that found
+        # no connection was not.
+        unsent = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
+        seconds = time.monotonic() - began
+        return Outcome(Kind.TRANSIENT, maybe_billed=not unsent, seconds=seconds, detail=_name(error))
+    seconds = time.monotonic() - began
+    try:
+        message = _join_stream(raw_body.decode("utf-8")) if streamed else json.loads(raw_body)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        detail = f"a body that is no chat completion ({type(error).__name__})"
+        return Outcome(Kind.TRANSIENT, maybe_billed=True, status=200, limits=limits, seconds=seconds, detail=detail)
+    return _answer(message, body, limits, seconds)
 
 
 def client_timeout(*, connect: float, read: float, total: float) -> aiohttp.ClientTimeout:
@@ -167,13 +168,18 @@ def estimate_tokens(text: str) -> int:
     return len(text) // CHARACTERS_PER_TOKEN + 1
 
 
+def most_prompt_tokens(body: Mapping[str, Any]) -> int:
+    """How many tokens the messages can have at most: no tokenizer makes more than one of a byte."""
+    return sum(len(message["content"].encode("utf-8", "replace")) + 16 for message in body["messages"])
+
+
 def prompt_tokens(body: Mapping[str, Any]) -> int:
     """About how many tokens the messages of a request have, with a few for the turns' markers."""
     return sum(estimate_tokens(message["content"]) + 4 for message in body["messages"])
 
 
 def _failure(status: int, raw: str, headers: Mapping[str, str], seconds: float) -> Outcome:
-    kind = _KINDS.get(status) or (Kind.TRANSIENT if status >= 500 else Kind.POISON)
+    kind = _KINDS.get(status) or (Kind.TRANSIENT if status >= 500 else Kind.MISDIRECTED)
     return Outcome(
         kind,
         status=status,
@@ -181,7 +187,7 @@ def _failure(status: int, raw: str, headers: Mapping[str, str], seconds: float) 
         retry_after=retry_after(headers),
         maybe_billed=False,
         seconds=seconds,
-        detail=f"HTTP {status}: {raw}",
+        detail=f"HTTP {status}: {raw}"[:DETAIL_CHARACTERS],
     )
 
 
@@ -191,8 +197,8 @@ def _answer(message: object, body: Mapping[str, Any], limits: Limits | None, sec
         text = choice["message"].get("content") or ""
         finish = choice.get("finish_reason")
         refusal = choice["message"].get("refusal")
-        if not isinstance(text, str):
-            raise TypeError("content")
+        # Half of a surrogate pair is no text, and could not be written down.
+        text = text.encode("utf-8", "replace").decode("utf-8")
     except (KeyError, IndexError, TypeError, AttributeError):
         detail = "a body without choices[0].message"
         return Outcome(Kind.TRANSIENT, maybe_billed=True, status=200, limits=limits, seconds=seconds, detail=detail)
@@ -229,7 +235,8 @@ def _join_stream(stream: str) -> dict[str, Any]:
     parts: list[str] = []
     finish: str | None = None
     usage: Any = None
-    for line in stream.splitlines():
+    # Not splitlines: it also splits at characters that may stand inside of a JSON string.
+    for line in stream.split("\n"):
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or data == "[DONE]":
             continue
@@ -245,7 +252,13 @@ def _join_stream(stream: str) -> dict[str, Any]:
 
 async def _head_of(response: aiohttp.ClientResponse) -> str:
     raw = await response.content.read(DETAIL_CHARACTERS * 4)
-    return " ".join(raw.decode("utf-8", errors="replace").split())[:DETAIL_CHARACTERS]
+    return " ".join(raw.decode("utf-8", errors="replace").split())
+
+
+def _without_key(text: str, headers: Mapping[str, str]) -> str:
+    """Some gateways repeat the key in their error."""
+    key = headers.get("Authorization", "").removeprefix("Bearer ")
+    return text.replace(key, "***") if key else text
 
 
 def _name(error: BaseException) -> str:

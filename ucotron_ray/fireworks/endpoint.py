@@ -70,7 +70,7 @@ def endpoint_of(api: config.Api, model: str) -> Endpoint:
             found=api.inference_base_url,
         )
     config.secret(variable, api.key_file)
-    refused = REFUSED_BY.get(api.dialect)
+    refused = REFUSED_BY.get("fireworks" if is_vendor and api.dialect == "auto" else api.dialect)
     return Endpoint(api.inference_base_url.rstrip("/"), model, variable, api.key_file, refused)
 
 
@@ -90,6 +90,8 @@ def check(endpoint: Endpoint) -> str | None:
     tiny = {"model": endpoint.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     status, _ = _get(endpoint.chat_url, endpoint.headers(), tiny)
     _refuse_key(endpoint, status)
+    if status in (429, 500, 502, 503, 529):
+        return f"{endpoint.base_url} does not list '{endpoint.model}', and is too busy to say more (HTTP {status})"
     if status == 200:
         return f"{endpoint.base_url} answers as '{endpoint.model}', though it does not list it"
     raise InputError(
@@ -136,7 +138,8 @@ def _get(url: str, headers: Mapping[str, str], body: Mapping[str, Any] | None = 
     """Status and parsed body. Raises InputError if the server cannot be reached."""
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(url, data=data, headers=dict(headers))
-    opener = urllib.request.build_opener(_NoRedirect)
+    # No proxy of the shell, as for the requests themselves: the key goes to the server.
+    opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=LIST_TIMEOUT_SECONDS) as response:
             return response.status, json.loads(response.read())

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ucotron_ray.config import SftSettings
+from ucotron_ray.config import LoraSettings
 from ucotron_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def attach(model: "PreTrainedModel", settings: SftSettings) -> "PeftModel":
+def attach(model: "PreTrainedModel", settings: LoraSettings) -> "PeftModel":
     """Freeze the model and add LoRA layers in float32. At this moment the output is exactly the base model's."""
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - 4 s; only workers pay for it
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ucotron_ray.run import Run
 from ucotron_ray.stages.datasets import ROWS, TRAIN, VAL, training_data
 from ucotron_ray.synthesis import job as jobs
 from ucotron_ray.synthesis.governor import Budget, Settings
+from ucotron_ray.synthesis.outcomes import unsettled
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Task, request_body
 from ucotron_ray.synthesis.worker import Sending
 
@@ -197,6 +199,7 @@ def _job(
     run_key = build.request.recipe
     return jobs.SynthesisJob(
         task=want.task,
+        invocation=f"{run_key[:16]}-{uuid.uuid4().hex[:8]}",
         generation=generation.model_dump(),
         count=want.count,
         max_rounds=api.max_rounds,
@@ -221,7 +224,7 @@ def _job(
             generated_tokens_per_minute=api.generated_tokens_per_minute,
             give_up_after=api.give_up_after,
         ),
-        budget=Budget(price=price, max_usd=api.max_usd, spent_before=spent),
+        budget=Budget(price, api.max_usd, spent_before=spent, unsettled_before=unsettled(build.path)),
         num_actors=api.num_actors,
         log_file=run.log_file,
         metrics_file=str(run.store.root / "tracking" / "metrics" / f"{want.name}.jsonl"),

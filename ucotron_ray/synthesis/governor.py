@@ -29,8 +29,8 @@ LEASE_SECONDS = 10.0
 DRIVER_SECONDS = 8.0
 """After so long without a word of the driver nothing is sent any more."""
 
-MOST_WORKERS = 100
-"""Of one run, dead ones counted."""
+MOST_LOST_WORKERS = 50
+"""Of one run, that died with requests in flight."""
 
 IDLE_WAIT_SECONDS = 0.05
 _USAGE_WEIGHT = 0.02
@@ -42,6 +42,7 @@ class Need:
 
     step: str
     prompt_tokens: int
+    most_prompt_tokens: int
     max_tokens: int
 
 
@@ -94,11 +95,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Budget:
-    """What one run may cost. `spent_before` is what earlier invocations paid for the same thing."""
+    """What one run may cost. Earlier invocations paid `spent_before`, and perhaps `unsettled_before` on top."""
 
     price: Price | None
     max_usd: float | None
     spent_before: float = 0.0
+    unsettled_before: float = 0.0
 
 
 @dataclass
@@ -148,6 +150,7 @@ class _Worker:
     heard: float
     in_flight: int = 0
     reserved_usd: float = 0.0
+    is_lost: bool = False
 
 
 @dataclass
@@ -157,14 +160,16 @@ class Ledger:
     budget: Budget
     driver_heard: float
     totals: Totals = field(default_factory=Totals)
-    workers: int = 0
+    lost_workers: int = 0
+    lost_usd: float = 0.0
+    """What silent workers had in flight, at its worst: it may have been answered, so it counts as paid."""
     stop: str | None = None
     stop_kind: Kind | None = None
 
     @property
     def usd(self) -> float:
         """Dollars spent, by this invocation and by those before it."""
-        return self.budget.spent_before + self.totals.usd
+        return self.budget.spent_before + self.budget.unsettled_before + self.totals.usd + self.lost_usd
 
     def end(self, reason: str) -> None:
         """Let nothing be sent any more."""
@@ -197,9 +202,10 @@ class Governor:
         self.clock = clock
         self.runs: dict[str, Ledger] = {}
         self._window = _Window(float(settings.first_in_flight), settings.max_in_flight)
-        self._requests, self._prompt, self._generated = _Bucket(), _Bucket(), _Bucket()
+        self._requests, self._prompt, self._uncached, self._generated = (_Bucket() for _ in range(4))
+        self._buckets = (self._requests, self._prompt, self._uncached, self._generated)
         self._adopt(settings)
-        for bucket in (self._requests, self._prompt, self._generated):
+        for bucket in self._buckets:
             bucket.refill(BURST_SECONDS)
         self._workers: dict[str, _Worker] = {}
         self._usual: dict[str, float] = {}
@@ -214,11 +220,17 @@ class Governor:
     @property
     def in_flight(self) -> int:
         """How many requests are in flight, as far as the workers told."""
-        return sum(worker.in_flight for worker in self._workers.values())
+        return sum(worker.in_flight for worker in self._workers.values() if not worker.is_lost)
 
     def in_flight_of(self, run: str) -> int:
         """How many of them belong to a run."""
-        return sum(worker.in_flight for worker in self._workers.values() if worker.run is self.runs.get(run))
+        ledger = self.runs.get(run)
+        return sum(w.in_flight for w in self._workers.values() if w.run is ledger and not w.is_lost)
+
+    def reserved_of(self, run: str) -> float:
+        """Dollars that its requests in flight can cost at most."""
+        ledger = self.runs.get(run)
+        return sum(w.reserved_usd for w in self._workers.values() if w.run is ledger and not w.is_lost)
 
     def join(self, run: str, budget: Budget, settings: Settings) -> None:
         """A run begins, or goes on. Of runs that see different limits, the stricter ones hold for all."""
@@ -245,13 +257,12 @@ class Governor:
         ledger = self.runs.get(run)
         if ledger is None:
             return Grant((), IDLE_WAIT_SECONDS, "the run is over")
-        if name not in self._workers:
-            self._workers[name] = _Worker(ledger, now)
-            ledger.workers += 1
-            if ledger.workers > MOST_WORKERS:
-                ledger.end("its workers died again and again")
-        worker = self._workers[name]
+        worker = self._workers.setdefault(name, _Worker(ledger, now))
         worker.heard = now
+        if worker.is_lost:
+            # It was only slow.
+            worker.is_lost = False
+            ledger.lost_usd -= worker.reserved_usd
         busy = self.in_flight * 2 >= self._window.size
         for result in finished:
             worker.in_flight -= 1
@@ -295,30 +306,31 @@ class Governor:
         # A clock that jumps must not become a burst, nor a pause without end.
         seconds = min(max(0.0, now - self._refilled), BURST_SECONDS)
         self._refilled = now
-        for bucket in (self._requests, self._prompt, self._generated):
+        for bucket in self._buckets:
             bucket.refill(seconds)
 
     def _wait_for(self, now: float) -> float:
         if self.in_flight >= int(self._window.size):
             return IDLE_WAIT_SECONDS
-        waits = [bucket.wait for bucket in (self._requests, self._prompt, self._generated) if not bucket.is_open]
+        waits = [bucket.wait for bucket in self._buckets if not bucket.is_open]
         waits.append(self._paused_until - now)
         return min(max(waits), 1.0)
 
     def _reserve(self, ledger: Ledger, need: Need) -> Reserved:
         price = ledger.budget.price
-        usd = price.cost(need.prompt_tokens, 0, need.max_tokens) if price else 0.0
+        usd = price.cost(need.most_prompt_tokens, 0, need.max_tokens) if price else 0.0
         return Reserved(usd, float(need.prompt_tokens), self._usual.get(need.step, need.max_tokens / 2))
 
     def _take(self, reserved: Reserved) -> None:
         self._requests.take(1)
         self._prompt.take(reserved.prompt_tokens)
+        self._uncached.take(reserved.prompt_tokens)
         self._generated.take(reserved.generated_tokens)
 
     def _over_budget(self, ledger: Ledger, usd: float) -> bool:
         if ledger.budget.max_usd is None:
             return False
-        reserved = sum(worker.reserved_usd for worker in self._workers.values() if worker.run is ledger)
+        reserved = sum(w.reserved_usd for w in self._workers.values() if w.run is ledger and not w.is_lost)
         return ledger.usd + reserved + usd > ledger.budget.max_usd
 
     def _settle(self, ledger: Ledger, result: Finished, now: float, *, busy: bool) -> None:
@@ -331,6 +343,7 @@ class Governor:
             self._learn_limits(result.limits)
         # The buckets held what was expected; now what it was is known. A request that failed took nothing.
         self._prompt.take(result.prompt_tokens - result.reserved.prompt_tokens)
+        self._uncached.take(result.prompt_tokens - result.cached_tokens - result.reserved.prompt_tokens)
         self._generated.take(result.completion_tokens - result.reserved.generated_tokens)
         if result.kind in (*FINAL, Kind.POISON):
             totals.answered += 1
@@ -366,6 +379,7 @@ class Governor:
         told = (
             (self._requests, limits.requests, own.requests_per_minute),
             (self._prompt, limits.prompt_tokens, own.prompt_tokens_per_minute),
+            (self._uncached, limits.uncached_prompt_tokens, None),
             (self._generated, limits.generated_tokens, own.generated_tokens_per_minute),
         )
         for bucket, server, ours in told:
@@ -374,10 +388,13 @@ class Governor:
 
     def _bury(self, now: float) -> None:
         """Workers that fell silent: what they had in flight may have been answered, so it counts as paid."""
-        for name, worker in list(self._workers.items()):
-            if now - worker.heard > LEASE_SECONDS:
-                worker.run.totals.usd += max(0.0, worker.reserved_usd)
-                del self._workers[name]
+        for worker in self._workers.values():
+            if worker.in_flight and not worker.is_lost and now - worker.heard > LEASE_SECONDS:
+                worker.is_lost = True
+                worker.run.lost_usd += worker.reserved_usd
+                worker.run.lost_workers += 1
+                if worker.run.lost_workers > MOST_LOST_WORKERS:
+                    worker.run.end("its workers died again and again")
 
     def _look_for_an_end(self, ledger: Ledger, now: float) -> None:
         if now - ledger.driver_heard > DRIVER_SECONDS:

@@ -22,6 +22,8 @@ class SynthesisJob:
     """One task to fill up to `count` rows."""
 
     task: str
+    invocation: str
+    """Unique: two invocations never share a ledger. (`sending.run` is what they make, in the journal.)"""
     generation: dict[str, Any]
     count: int
     max_rounds: int

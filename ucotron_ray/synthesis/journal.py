@@ -1,7 +1,7 @@
 """Every answer that was paid for, kept: append-only segments, a checksum a line, fsynced in groups.
 
     <directory>/segments/<writer>.log     one file a writing process; never written by a second one
-    <directory>/shards/part-00000.log     what compaction made of finished segments
+    <directory>/shards/part-00000-*.log   what compaction made of finished segments
     <directory>/manifest.json             the shards with their sha256
 
 A line is `<request id> <crc32 of id and JSON> <JSON>`. It reaches the operating system before the answer is looked at,
@@ -10,7 +10,9 @@ A last line without line feed was cut off by a kill and is dropped; any other li
 damage, and stops the run with file and offset.
 """
 
+import errno
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -23,10 +25,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.artifacts import file_hash, write_json
+from ucotron_ray.artifacts import file_hash, fsync_directory, write_json
 from ucotron_ray.errors import ArtifactError, CorruptArtifact
 from ucotron_ray.synthesis.plan import ID_BYTES
 
+MANIFEST = "manifest.json"
 SYNC_SECONDS = 0.2
 SHARD_BYTES = 64 * 1024**2
 
@@ -65,17 +68,26 @@ class Writer:
         self._offset = 0
         self._dirty = threading.Event()
         self._closed = False
+        self._error: OSError | None = None
         threading.Thread(target=self._sync_loop, name="journal", daemon=True).start()
 
     def append(self, record: Record) -> tuple[int, int]:
         """Hand the record to the operating system; return its offset and length. Raises OSError if it cannot."""
         line = encode(record)
         with self._lock:
-            written = os.write(self._file, line)
+            if self._error:
+                raise self._error
             offset = self._offset
+            try:
+                written = os.write(self._file, line)
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, "the journal's disk is full", str(self.path))
+            except OSError as error:
+                # Half a line in the middle would be damage: take it back, and write no more here.
+                self._error = error
+                os.ftruncate(self._file, offset)
+                raise
             self._offset += written
-        if written != len(line):
-            raise OSError(28, "the journal's disk is full", str(self.path))
         self._dirty.set()
         return offset, written
 
@@ -90,7 +102,11 @@ class Writer:
         while not self._closed:
             self._dirty.wait()
             self._dirty.clear()
-            os.fsync(self._file)
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                self._error = error
+                return
             pause.wait(SYNC_SECONDS)
 
 
@@ -159,6 +175,7 @@ def held(directory: Path) -> Iterator[None]:
 
 def records(directory: Path) -> Iterator[Record]:
     """Every record of a journal, checked. Raises CorruptArtifact with file and offset."""
+    check_shards(directory)
     for path in _files(directory):
         for offset, line in _lines(path, 0):
             yield decode(line, path, offset)
@@ -170,24 +187,44 @@ def spent(directory: Path, run: str) -> float:
 
 
 def compact(directory: Path) -> int:
-    """Turn the segments into shards, without repeats and without lost attempts; return how many answers were moved.
+    """Turn the segments into shards; return how many lines were moved. Only for a journal that nobody writes to.
 
-    Only for a journal that nobody writes to. A kill at any moment leaves each answer in a segment, a shard, or both.
+    Every line is kept, since each was paid; only copies of one line are dropped. A kill at any moment leaves a line in
+    a segment, a shard, or both.
     """
-    segments = sorted((directory / "segments").glob("*.log"))
-    seen: set[bytes] = set()
-    for shard in sorted((directory / "shards").glob("part-*.log")):
-        seen.update(_checked_id(line, shard, offset) for offset, line in _lines(shard, 0))
-    before = len(seen)
-    for segment in segments:
-        for lines in _shards_of(segment, seen):
-            _write_shard(directory / "shards", lines)
-    shards = sorted((directory / "shards").glob("part-*.log"))
-    entries = [{"path": path.name, "size": path.stat().st_size, "sha256": file_hash(path)} for path in shards]
-    write_json(directory / "manifest.json", {"answers": len(seen), "shards": entries})
-    for segment in segments:
-        segment.unlink()
-    return len(seen) - before
+    with (directory / "compacting").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        segments = sorted((directory / "segments").glob("*.log"))
+        seen: set[bytes] = set()
+        for shard in _shards(directory):
+            seen.update(_fingerprint(line) for _, line in _lines(shard, 0))
+        before = len(seen)
+        for segment in segments:
+            for lines in _new_lines(segment, seen):
+                _write_shard(directory / "shards", lines)
+        entries = [{"path": p.name, "size": p.stat().st_size, "sha256": file_hash(p)} for p in _shards(directory)]
+        write_json(directory / MANIFEST, {"lines": len(seen), "shards": entries})
+        for segment in segments:
+            segment.unlink()
+        return len(seen) - before
+
+
+def check_shards(directory: Path) -> None:
+    """Compare the shards with the manifest. Raises CorruptArtifact for one that is missing, or cut off."""
+    if not (directory / MANIFEST).is_file():
+        return
+    listed = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["shards"]
+    for entry in listed:
+        path = directory / "shards" / entry["path"]
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry["size"]:
+            raise CorruptArtifact(
+                "the journal is damaged",
+                where=str(path),
+                expected=f"{entry['size']} bytes",
+                found="no such file" if size is None else f"{size} bytes",
+                next_step=f"bring the file back; or remove {directory / MANIFEST}, and pay again for its answers",
+            )
 
 
 def encode(record: Record) -> bytes:
@@ -235,17 +272,26 @@ def _lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _files(directory: Path) -> list[Path]:
-    return [*sorted((directory / "shards").glob("part-*.log")), *sorted((directory / "segments").glob("*.log"))]
+    return [*_shards(directory), *sorted((directory / "segments").glob("*.log"))]
 
 
-def _shards_of(segment: Path, seen: set[bytes]) -> Iterator[list[bytes]]:
+def _shards(directory: Path) -> list[Path]:
+    return sorted((directory / "shards").glob("part-*.log"))
+
+
+def _fingerprint(line: bytes) -> bytes:
+    return hashlib.blake2b(line, digest_size=16).digest()
+
+
+def _new_lines(segment: Path, seen: set[bytes]) -> Iterator[list[bytes]]:
     lines: list[bytes] = []
     size = 0
     for offset, line in _lines(segment, 0):
-        rid = _checked_id(line, segment, offset)
-        if rid in seen or b'"kind":"transient"' in line[:128]:
+        _checked_id(line, segment, offset)
+        fingerprint = _fingerprint(line)
+        if fingerprint in seen:
             continue
-        seen.add(rid)
+        seen.add(fingerprint)
         lines.append(line)
         size += len(line)
         if size >= SHARD_BYTES:
@@ -257,10 +303,13 @@ def _shards_of(segment: Path, seen: set[bytes]) -> Iterator[list[bytes]]:
 
 def _write_shard(folder: Path, lines: list[bytes]) -> None:
     folder.mkdir(exist_ok=True)
-    target = folder / f"part-{len(list(folder.glob('part-*.log'))):05d}.log"
+    # Behind the last one, not as many as there are: one may have been moved away.
+    last = max((int(path.stem.split("-")[1]) for path in folder.glob("part-*.log")), default=-1)
+    target = folder / f"part-{last + 1:05d}-{uuid.uuid4().hex[:8]}.log"
     aside = target.with_suffix(".partial")
     with aside.open("wb") as file:
         file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, target)
+    fsync_directory(folder)

@@ -7,6 +7,7 @@ the object store. Small blocks: Ray passes a block on when its last sample is do
 import logging
 import math
 import os
+import shutil
 import threading
 import time
 import uuid
@@ -25,7 +26,7 @@ from ray.util.metrics import Gauge
 from ucotron_ray import session
 from ucotron_ray.errors import InputError, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.fireworks.chat import Kind
-from ucotron_ray.synthesis import journal, watch
+from ucotron_ray.synthesis import journal, outcomes, watch
 from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Grant, Need, Settings
 from ucotron_ray.synthesis.job import SynthesisJob
 from ucotron_ray.synthesis.outcomes import OUTCOMES, REJECTED, append_outcomes
@@ -40,6 +41,9 @@ FEWEST_BLOCKS = 8
 ACTOR_CPUS = 0.25
 DRAIN_SECONDS = 30.0
 ORPHAN_SECONDS = 60.0
+MOST_REPEATS = 3
+"""Rounds in a row that only ask again for samples without a final answer."""
+
 SURPLUS = 1.1
 LOWEST_RATE = 0.05
 """No round plans more than twenty samples for a missing row."""
@@ -90,6 +94,8 @@ class GovernorActor:
         status = {
             **asdict(ledger.totals),
             "usd": ledger.usd,
+            "lost_usd": ledger.lost_usd,
+            "reserved_usd": governor.reserved_of(run),
             "window": governor.window,
             "in_flight": governor.in_flight_of(run),
             "stop": ledger.stop,
@@ -111,17 +117,17 @@ class Synthesizer:
 
     def __init__(self, job: SynthesisJob, governor: Any, first: int, again: tuple[int, ...]) -> None:
         session.set_up_worker(job.log_file)
-        run = job.sending.run
+        run = job.invocation
 
         async def exchange(name: str, finished: list[Finished], needs: list[Need], trouble: str | None) -> Grant:
             grant: Grant = await governor.exchange.remote(run, name, finished, needs, trouble)
             return grant
 
         self._first, self._again = first, again
-        self._task = job.make_task()
         # An error here would be raised as the death of an actor, and Ray would try again without end.
         self._broken: UcotronRayError | None = None
         try:
+            self._task = job.make_task()
             self._worker = Worker(self._task, job.endpoint, job.price, job.sending, Path(job.journal), exchange)
         except UcotronRayError as error:
             self._broken = error
@@ -158,21 +164,18 @@ def synthesize_on_ray(job: SynthesisJob) -> Made:
     Raises Stopped where the same command can go on, StageFailed where too few samples are accepted.
     """
     directory = Path(job.directory)
-    outcomes = directory / OUTCOMES
-    for path in outcomes.glob("*.jsonl") if outcomes.exists() else ():
-        path.unlink()
-    outcomes.mkdir(exist_ok=True)
+    shutil.rmtree(directory / OUTCOMES, ignore_errors=True)
+    (directory / OUTCOMES).mkdir()
     with _governed(job) as governor, session.following(job.log_file):
         progress = watch.Progress(job.count)
-        with watch.watching(progress, lambda: _ask(governor, "status", job), Path(job.metrics_file)):
+        with watch.watching(progress, lambda: _status(governor, job), Path(job.metrics_file)):
             counts, planned = _rounds(job, governor, progress)
         status = _ask(governor, "status", job)
         if counts["accepted"] < job.count:
             _raise_short(job, status, counts, planned)
         files = _get(ray.remote(_release).options(num_cpus=1, max_retries=2).remote(job, planned))
-    for path in outcomes.glob("*.jsonl"):
-        path.unlink()
-    outcomes.rmdir()
+    shutil.rmtree(directory / OUTCOMES)
+    (directory / outcomes.UNSETTLED).unlink(missing_ok=True)
     return Made(counts, files, status["sent"], status["prompt_tokens"], status["completion_tokens"], status["usd"])
 
 
@@ -180,6 +183,7 @@ def _rounds(job: SynthesisJob, governor: Any, progress: watch.Progress) -> tuple
     """Ask for samples until enough are accepted; returns the counts and how many samples were planned."""
     planned, first = job.count, 0
     again: tuple[int, ...] = ()
+    rounds = repeats = 0
     while True:
         progress.round += 1
         _in_background(partial(_one_round, job, governor, first, again, planned, progress), governor, job)
@@ -188,19 +192,25 @@ def _rounds(job: SynthesisJob, governor: Any, progress: watch.Progress) -> tuple
         progress.accepted = counts["accepted"]
         missing = job.count - counts["accepted"]
         stopped = _ask(governor, "status", job)["stop"] is not None
-        if missing <= 0 or stopped or progress.round >= job.max_rounds or not counts["accepted"]:
+        rounds, repeats = (rounds, repeats + 1) if again else (rounds + 1, 0)
+        is_over = repeats > MOST_REPEATS if again else rounds >= job.max_rounds or not counts["accepted"]
+        if missing <= 0 or stopped or is_over:
             return counts, planned
-        rate = max(LOWEST_RATE, counts["accepted"] / planned)
-        first, planned = planned, planned + max(1, math.ceil((missing - len(again)) / rate * SURPLUS))
+        first = planned
+        if not again:
+            # Only once all samples have ended: else the plan would depend on how the run was disturbed.
+            rate = max(LOWEST_RATE, counts["accepted"] / planned)
+            planned += math.ceil(missing / rate * SURPLUS)
 
 
 def _one_round(
     job: SynthesisJob, governor: Any, first: int, again: tuple[int, ...], planned: int, progress: watch.Progress
 ) -> None:
-    # Ray restarts actors and repeats their blocks without end: what was answered is in the journal, and the governor
-    # stops a run whose workers keep dying.
+    # Ray restarts actors that die and repeats their blocks: what was answered is in the journal, and the governor stops
+    # a run whose workers keep dying.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
+    context.raise_original_map_exception = True
     context.execution_options.preserve_order = False
     context.enable_progress_bars = False
     # A long pause that the server asks for is no hang; the governor gives up by itself (`api.give_up_after`).
@@ -279,14 +289,15 @@ def _raise_short(job: SynthesisJob, status: dict[str, Any], counts: dict[str, in
     stop, kind = status["stop"], status["stop_kind"]
     if stop and not status["answered"] and kind in (Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING):
         raise InputError("the teacher refused the first request", where=job.endpoint.chat_url, found=stop)
+    unanswered = counts["pending"] and not stop
     found = f"{counts['accepted']} of {job.count} rows, {status['sent']} requests, {status['usd']:.4f} dollars so far"
-    if stop:
+    if stop or unanswered:
         raise Stopped(
-            f"stopped: {stop}",
+            f"stopped: {stop}" if stop else f"stopped: {counts['pending']} samples have no answer yet",
             where=job.endpoint.base_url,
             found=found,
             next_step="run the same command again: what was answered is kept and not paid again"
-            + ("; with a higher --max-usd" if stop.startswith("budget") else ""),
+            + ("; with a higher --max-usd" if stop and stop.startswith("budget") else ""),
         )
     _get(ray.remote(_release).options(num_cpus=1, max_retries=2).remote(job, planned))
     raise StageFailed(
@@ -307,19 +318,27 @@ def _governed(job: SynthesisJob) -> Iterator[Any]:
         .options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0, max_restarts=0)
         .remote(job.limits)
     )
-    _get(governor.join.remote(job.sending.run, job.budget, job.limits))
+    _get(governor.join.remote(job.invocation, job.budget, job.limits))
     try:
         yield governor
     finally:
         try:
-            if ray.get(governor.leave.remote(job.sending.run), timeout=5) == 0:
+            _status(governor, job)
+            if ray.get(governor.leave.remote(job.invocation), timeout=5) == 0:
                 ray.kill(governor)
-        except ray.exceptions.RayError:
+        except (ray.exceptions.RayError, UcotronRayError):
             log.warning("synthesize: the limiter is gone")
 
 
+def _status(governor: Any, job: SynthesisJob) -> dict[str, Any]:
+    """The governor's status. What may be paid without being in the journal is noted for the next invocation."""
+    status: dict[str, Any] = _ask(governor, "status", job)
+    outcomes.keep_unsettled(Path(job.directory), job.budget, status["lost_usd"] + status["reserved_usd"])
+    return status
+
+
 def _ask(governor: Any, method: str, job: SynthesisJob, *args: Any) -> Any:
-    return _get(getattr(governor, method).remote(job.sending.run, *args))
+    return _get(getattr(governor, method).remote(job.invocation, *args))
 
 
 def _get(future: Any) -> Any:
@@ -329,16 +348,27 @@ def _get(future: Any) -> Any:
         raise _cause(error) from error
 
 
+_LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.RaySystemError,
+)
+
+
 def _cause(error: BaseException) -> UcotronRayError:
     """Our own error inside Ray's wrapping; a lost limiter or cluster is a stop that can be resumed."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, UcotronRayError):
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        # Ray's own error of two classes says its block behind a remote traceback: the one inside of it does not.
+        if isinstance(cause, UcotronRayError) and not isinstance(inner, UcotronRayError):
             return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
+        cause = inner
     lines = [line for line in str(error).splitlines() if line.strip()]
     found = lines[-1] if lines else type(error).__name__
-    if isinstance(error, (ray.exceptions.ActorDiedError, ray.exceptions.NodeDiedError)):
+    if isinstance(error, _LOST):
         return Stopped("stopped: a part of the cluster was lost", found=found, next_step="run the same command again")
     log.debug("synthesis failed", exc_info=error)
     return StageFailed("synthesis failed on the workers", found=found, next_step="answers that were paid are kept")

@@ -5,14 +5,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ucotron_ray.artifacts import write_json
+from ucotron_ray.synthesis.governor import Budget
+
 OUTCOMES = "outcomes"
 REJECTED = "rejected.jsonl"
+UNSETTLED = "unsettled.json"
+"""Dollars that were in flight or lost with a dead process: perhaps paid, and in no journal."""
 
 
 def append_outcomes(path: Path, outcomes: Sequence[Mapping[str, Any]]) -> None:
     """What a worker knows of its samples, one JSON object a line: {number, status, reason, notes, split, row}."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(outcome, ensure_ascii=False, separators=(",", ":")) + "\n" for outcome in outcomes)
+
+
+def keep_unsettled(directory: Path, budget: Budget, usd: float) -> None:
+    """Note the dollars that may be spent beside the journal's, those of earlier invocations included."""
+    write_json(directory / UNSETTLED, {"usd": budget.unsettled_before + usd})
+
+
+def unsettled(directory: Path) -> float:
+    """What earlier invocations noted."""
+    path = directory / UNSETTLED
+    return float(json.loads(path.read_text(encoding="utf-8"))["usd"]) if path.is_file() else 0.0
 
 
 def places(directory: Path) -> dict[int, tuple[Path, int]]:

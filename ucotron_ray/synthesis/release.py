@@ -57,8 +57,7 @@ def judge(directory: Path, task: str, count: int, near_duplicate: float) -> list
             else:
                 accepted.append((number, outcome["split"], _names(task, outcome["row"])))
         verdicts.append(Verdict(number, status, reason, outcome["split"], lying[number]))
-    leaks = leaking(accepted)
-    return list(_settled(verdicts, leaks, count))
+    return list(_settled(verdicts, _leaks(accepted, count), count))
 
 
 def counts(verdicts: Sequence[Verdict], planned: int) -> dict[str, int]:
@@ -100,6 +99,20 @@ def write_card(directory: Path, facts: Mapping[str, Any], verdicts: Sequence[Ver
     lines += ["", "| samples that are not in it | number |", "|---|---|"]
     lines += [f"| {reason} | {number} |" for reason, number in reasons.most_common()]
     write_text(directory / CARD, "\n".join(lines) + "\n")
+
+
+def _leaks(accepted: Sequence[tuple[int, str, list[str]]], count: int) -> set[int]:
+    """The validation rows that leak, among as many of the first rows as it takes to keep `count`.
+
+    Rows beyond those have no say: how many there are depends on how a run was disturbed.
+    """
+    taken = count
+    while True:
+        leaks = leaking(accepted[:taken])
+        missing = count - (min(taken, len(accepted)) - len(leaks))
+        if missing <= 0 or taken >= len(accepted):
+            return leaks
+        taken += missing
 
 
 def _settled(verdicts: Sequence[Verdict], leaks: set[int], count: int) -> Iterator[Verdict]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from ucotron_ray.fireworks.chat import FATAL, FINAL, Kind, Outcome, chat, client_timeout
+from ucotron_ray.fireworks.chat import FATAL, FINAL, Kind, Outcome, chat, client_timeout, most_prompt_tokens
 from ucotron_ray.fireworks.chat import prompt_tokens as count_prompt_tokens
 from ucotron_ray.fireworks.endpoint import OPTIONAL_KEYS, Endpoint
 from ucotron_ray.fireworks.prices import Price
@@ -156,6 +156,11 @@ class Worker:
             return Result(number, end.value, sent["requests"])
         except Ended as end:
             return Result(number, end.done, sent["requests"])
+        except Exception as error:
+            # One sample must not take the others down with it. The answers so far are in the journal.
+            log.exception("synthesize: sample %d", number)
+            done = Done("quarantined", reason=f"a mistake in the task: {type(error).__name__}")
+            return Result(number, done, sent["requests"])
         finally:
             conversation.close()
 
@@ -169,7 +174,8 @@ class Worker:
 
     async def _send(self, rid: str, ask: Ask, sent: Counter[str], *, begun: bool) -> Answer | Done:
         body = request_body(self._endpoint.model, ask, rid)
-        need = Need(f"{self._task.name}.{ask.step}", count_prompt_tokens(body), ask.max_tokens)
+        step = f"{self._task.name}.{ask.step}"
+        need = Need(step, count_prompt_tokens(body), most_prompt_tokens(body), ask.max_tokens)
         failures = attempts = 0
         while True:
             reserved = await self._leave_for(need, begun=begun or attempts > 0)
@@ -194,17 +200,20 @@ class Worker:
                 await self._pause(failures)
 
     async def _attempt(self, body: dict[str, Any]) -> Outcome:
-        """One request; where the server refuses it and may mean a key that it never took, again without that key."""
+        """One request; where the server refuses it and may mean a key that it never took, again without that key.
+
+        Each key alone first, so that what is found out does not depend on which request finds it out.
+        """
         body = {key: value for key, value in body.items() if key not in self._refused_keys}
         outcome = await self._post(body)
         doubtful = [key for key in OPTIONAL_KEYS if key in body and key not in self._taken_keys]
+        ways = [[key] for key in doubtful] + [doubtful[:count] for count in range(2, len(doubtful) + 1)]
         dropped: list[str] = []
-        while outcome.kind is Kind.POISON and doubtful:
-            dropped.append(doubtful.pop(0))
-            body.pop(dropped[-1])
-            outcome = await self._post(body)
+        while outcome.kind is Kind.POISON and ways and not self._stop:
+            dropped = ways.pop(0)
+            outcome = await self._post({key: value for key, value in body.items() if key not in dropped})
         if outcome.kind in FINAL:
-            self._taken_keys.update(body)
+            self._taken_keys.update(set(body) - set(dropped))
             news = set(dropped) - self._refused_keys
             if news:
                 self._refused_keys |= news

@@ -27,8 +27,9 @@ QUICK_SYSTEM = (
 
 
 def make_task(generation: Generation, rows: Sequence[RawRow]) -> Task:
-    """The task over relation rows. A number beyond the last row begins again at the first, as another pass."""
-    return Task(NAME, VERSION, partial(_sample, rows), partial(_converse, generation))
+    """The task over relation rows, each text once. A number beyond the last row begins another pass over them."""
+    distinct = list({row.text: row for row in reversed(rows)}.values())[::-1]
+    return Task(NAME, VERSION, partial(_sample, distinct), partial(_converse, generation))
 
 
 def answer_relations(extraction: Extraction, facts: Facts) -> list[Relation]:

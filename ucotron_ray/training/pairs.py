@@ -1,0 +1,115 @@
+"""Preference rows → token ids of two answers to one prompt. The prompt is the server's wherever the row allows it."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ucotron_ray.config import DpoSettings
+from ucotron_ray.errors import InputError
+from ucotron_ray.records import Entity, Message, ModelRow, PreferenceRow, Relation
+from ucotron_ray.training.data import Example, example
+from ucotron_ray.wire import chat_messages, format_answer, parse_answer, parse_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SENTENCE = re.compile(r"\AExtract (?:entities and )?relations from: (?P<text>.+)\Z", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two examples that begin with the same prompt."""
+
+    chosen: Example
+    rejected: Example
+
+
+def model_pair(row: PreferenceRow) -> tuple[ModelRow, ModelRow, str]:
+    """Both answers as the model sees them, and how the prompt was read.
+
+    `server`: it is the server's prompt. `rendered`: a sentence whose entities the row's ground truth knows, put into
+    the server's prompt, the answers rewritten as its array. `as_is`: the string becomes the user's turn.
+    """
+    asked = parse_prompt(row.prompt)
+    if asked is not None:
+        return *_rows(_messages(*asked), row.chosen, row.rejected), "server"
+    sentence = _SENTENCE.match(row.prompt)
+    entities = _known_entities(row.ground_truth)
+    if sentence and entities:
+        messages = _messages(sentence["text"], entities)
+        return *_rows(messages, _as_array(row.chosen), _as_array(row.rejected)), "rendered"
+    return *_rows([Message(role="user", content=row.prompt)], row.chosen, row.rejected), "as_is"
+
+
+def pairs(
+    rows: Sequence[PreferenceRow], tokenizer: "PreTrainedTokenizerBase", settings: DpoSettings
+) -> tuple[list[Pair], dict[str, int]]:
+    """All pairs tokenized, and counts. A pair with an answer beyond the context, or with two equal answers, is dropped.
+
+    Raises InputError if none is left.
+    """
+    counts: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        chosen_row, rejected_row, how = model_pair(row)
+        pair = Pair(example(chosen_row, tokenizer), example(rejected_row, tokenizer))
+        longest = max(len(pair.chosen.input_ids), len(pair.rejected.input_ids))
+        if pair.chosen.input_ids == pair.rejected.input_ids:
+            counts["equal"] += 1
+        elif longest > settings.max_context_length:
+            counts["too_long"] += 1
+        else:
+            counts[how] += 1
+            counts["longest"] = max(counts["longest"], longest)
+            counts["tokens"] += len(pair.chosen.input_ids) + len(pair.rejected.input_ids)
+            counts["chosen_longer"] += len(pair.chosen.input_ids) > len(pair.rejected.input_ids)
+            kept.append(pair)
+    if not kept:
+        raise InputError(
+            "no preference pair can be trained on",
+            where="training.dpo.<tier>.max_context_length",
+            expected="pairs of two different answers that fit into the context",
+            found=", ".join(f"{number} {name}" for name, number in counts.items()) or "no rows",
+        )
+    counts["rows"] = len(kept)
+    return kept, dict(counts)
+
+
+def _messages(text: str, entities: Sequence[Entity]) -> list[Message]:
+    return [Message.model_validate(message) for message in chat_messages(text, entities)]
+
+
+def _rows(prompt: list[Message], chosen: str, rejected: str) -> tuple[ModelRow, ModelRow]:
+    return (
+        ModelRow(layout="chat", prompt=prompt, completion=chosen),
+        ModelRow(layout="chat", prompt=prompt, completion=rejected),
+    )
+
+
+def _known_entities(ground_truth: str | None) -> list[Entity]:
+    try:
+        found = json.loads(ground_truth or "{}").get("entities") or []
+        return [
+            Entity(text=entry["text"], label=entry.get("label") or entry.get("type") or "concept") for entry in found
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _as_array(answer: str) -> str:
+    """An answer with entities and relations as the server's array; anything else as it is."""
+    try:
+        value: Any = json.loads(answer)
+        relations = [
+            Relation(
+                subject=entry["subject"], predicate=entry.get("predicate") or entry["relation"], object=entry["object"]
+            )
+            for entry in value["relations"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        parsed = parse_answer(answer)
+        return answer if parsed is None else format_answer(parsed)
+    return format_answer(relations)
