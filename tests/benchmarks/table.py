@@ -1,4 +1,4 @@
-"""README's results table, made from the result files."""
+"""README's tables of figures, made from the result files."""
 
 import json
 from pathlib import Path
@@ -36,3 +36,70 @@ def _lines(name: str, result: dict[str, Any]) -> list[str]:
 
 def _f1(scores: dict[str, float]) -> str:
     return f"{scores['f1']:.2f} ({scores['f1_low']:.2f}–{scores['f1_high']:.2f})"
+
+
+def synthesis_table(directory: Path = RESULTS) -> str:
+    """One line a figure of the synthesis engine, for the results that are there."""
+    lines = ["| what | measured | commit |", "|---|---|---|"]
+    for name, describe in (("throughput", _throughput), ("limits", _limits), ("plan", _plan), ("targets", _targets)):
+        path = directory / f"synthesis_{name}.json"
+        if path.is_file():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            lines += [f"| {what} | {figure} | {result['commit'][:7]} |" for what, figure in describe(result)]
+    return "\n".join(lines)
+
+
+def _throughput(result: dict[str, Any]) -> list[tuple[str, str]]:
+    arms = result["arms"]
+    ours, bare = arms["ours at 1.0 s"], arms["bare at 1.0 s"]
+    return [
+        (
+            "20,000 requests, 512 in flight, 1 s latency: answers a second, bare asyncio loop beside it",
+            f"{ours['rate']:.0f}, bare {bare['rate']:.0f} ({result['share_of_bare']:.1%} of it)",
+        ),
+        (
+            "the same against Ray Data's own HTTP processor",
+            f"{result['times_http_processor']:.0f} times its {arms['ray http processor at 1.0 s']['rate']:.1f} a second",
+        ),
+        (
+            "processor time of the client a request (driver, actors, raylet, GCS, less an idle cluster's)",
+            f"{ours['cpu_ms_per_request']:.2f} ms",
+        ),
+        (
+            "saturation of two cores that the stand-in shares (20 ms latency)",
+            f"{arms['ours at 0.02 s']['rate']:.0f} a second, bare {arms['bare at 0.02 s']['rate']:.0f}",
+        ),
+    ]
+
+
+def _limits(result: dict[str, Any]) -> list[tuple[str, str]]:
+    after = result["after"]
+    return [
+        (
+            f"a token limit that moves, latency 1.5 s (p99 10 s), {after['seconds']:.0f} s after a ramp of 60 s",
+            f"{after['share_of_allowed']:.1%} of the allowed tokens used, {after['share_429']:.1%} answered 429 "
+            f"(ramp: {result['ramp']['share_of_allowed']:.0%} used)",
+        )
+    ]
+
+
+def _plan(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            "200,000 planned rows at 50 ms: the driver's peak memory above that after `ray.init`",
+            f"{result['driver_mb_peak_above']:.0f} MB",
+        ),
+        ("the same: from the command to the first answer", f"{result['seconds_to_first_answer']:.1f} s"),
+    ]
+
+
+def _targets(result: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = {task: figures["accepted"] for task, figures in result["results"].items()}
+    requests = sum(figures["requests"] for figures in result["results"].values())
+    return [
+        (
+            "both generators at the guide's counts, 3 % of the answers garbage",
+            f"{rows['relation_extraction']:,} rows and {rows['preference']:,} pairs, {requests:,.0f} requests, "
+            f"{result['answered_twice']} answered twice",
+        )
+    ]

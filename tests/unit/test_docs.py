@@ -93,6 +93,7 @@ def test_versions_are_pinned_exactly_and_cover_what_is_installed():
 
 
 def test_readmes_figures_are_those_of_the_result_files():
-    from tests.benchmarks.table import table
+    from tests.benchmarks.table import synthesis_table, table
 
     assert table() in README
+    assert synthesis_table() in README
