@@ -34,6 +34,8 @@ SHORTHANDS = {
     "namespace": "graph.namespace",
     "graph_kind": "graph.kind",
     "data": "evaluation.data",
+    "dpo_epochs": "training.dpo.{tier}.epochs",
+    "dpo_learning_rate": "training.dpo.{tier}.learning_rate",
     "max_usd": "api.max_usd",
     "max_rounds": "api.max_rounds",
     "generation_seed": "generation.seed",
@@ -83,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_import_graph(verbs)
     _add_synthesize(verbs)
     _add_sft(verbs)
+    _add_dpo(verbs)
     _add_evaluate(verbs)
     _add_export(verbs)
     _add_pipeline(verbs)
@@ -179,6 +182,14 @@ def _add_sft(verbs: Any) -> None:
     parser.add_argument("--val-data", type=Path, metavar="FILE", help="validation JSONL, with a --train-data file")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the merged model there")
     _add_training_flags(parser)
+
+
+def _add_dpo(verbs: Any) -> None:
+    parser = _verb(verbs, "dpo", "Teach an adapter's model which of two answers is better.", _dpo)
+    parser.add_argument("--data", required=True, metavar="NAME|FILE", help="preference pairs: a dataset or JSONL")
+    parser.add_argument("--from", required=True, dest="start", metavar="ADAPTER", help="adapter of sft to start from")
+    parser.add_argument("--epochs", type=int, dest="dpo_epochs")
+    parser.add_argument("--learning-rate", type=float, dest="dpo_learning_rate")
 
 
 def _add_evaluate(verbs: Any) -> None:
@@ -353,6 +364,21 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
             models.copy_out(merged, args.output_dir)
             result["output_dir"] = str(args.output_dir)
     return result
+
+
+def _dpo(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.stages import export, models, requirements, training
+
+    requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
+    with _run(args, name=f"{Path(args.start).name}-dpo") as run:
+        base, adapter = models.model(run, args.start)
+        if adapter is None:
+            raise ConfigError(
+                "DPO starts from an adapter", where="--from", expected="an adapter of the store", found=args.start
+            )
+        pairs = training.pairs_of(run, args.data)
+        made = training.dpo(run, pairs, export.merge(run, base, adapter, name=adapter.manifest.name))
+    return {"artifact": str(made.path), **made.manifest.metrics, "counts": made.manifest.counts}
 
 
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:

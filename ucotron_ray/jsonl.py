@@ -57,6 +57,20 @@ def read_training_rows(path: Path) -> list[TrainingRow]:
     return cast(list[TrainingRow], rows)
 
 
+def read_preferences(path: Path) -> list[PreferenceRow]:
+    """The rows of a file that holds preference pairs only."""
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, PreferenceRow):
+            raise InputError(
+                "this row is no preference pair",
+                where=f"{path}, row {number}",
+                expected='{"prompt", "chosen", "rejected"}',
+                found=type(row).__name__,
+            )
+    return cast(list[PreferenceRow], rows)
+
+
 def read_relations(path: Path) -> list[RawRow]:
     """The rows of a file that holds raw relation rows only."""
     rows = read_rows(path)

@@ -242,3 +242,47 @@ def test_a_plain_model_directory_is_exported_and_copied_out(place, ray_head, tin
     assert {"model.onnx", "model.onnx_data", "manifest.json", "tokenizer.json"} <= {
         path.name for path in (tmp_path / "out").iterdir()
     }
+
+
+@pytest.mark.slow
+def test_dpo_starts_from_the_merged_adapter_keeps_its_reference_and_can_be_scored(place, ray_head):
+    pairs = place["recipe"].with_name("pairs.jsonl")
+    rows = (Store(place["store"]).get("dataset", "chain").path / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    from ucotron_ray import wire
+    from ucotron_ray.records import RawRow
+
+    parsed = [row for row in (RawRow.model_validate_json(line) for line in rows) if row.expected_relations][:12]
+    pairs.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "prompt": wire.user_prompt(row.text, row.entities),
+                    "chosen": wire.format_answer(row.expected_relations),
+                    "rejected": "[]",
+                }
+            )
+            + "\n"
+            for row in parsed
+        ),
+        encoding="utf-8",
+    )
+    settings = [
+        "--set",
+        f"store={place['store']}",
+        "--set",
+        "training.dpo.slm.batch_size=4",
+        "--recipe",
+        str(place["recipe"]),
+    ]
+    arguments = ["dpo", "--data", str(pairs), "--from", "chain", *settings]
+    result = finished(start(ray_head, *arguments))
+    store = Store(place["store"])
+    adapter = store.get("adapter", "chain-dpo")
+    assert abs(result["train_loss_first"] - 0.6931) < 1e-3
+    assert {entry.role for entry in adapter.manifest.inputs} == {"data", "base"}
+    assert len([name for name in store.names("cache") if name.startswith("reference-")]) == 1
+    # Another recipe of the same pairs finds the reference.
+    again = finished(start(ray_head, *arguments, "--name", "other", "--learning-rate", "1e-5"))
+    assert "reference: reuse" in again["stderr"]
+    scores = finished(start(ray_head, "evaluate", "chain-dpo", "--no-base", *settings))
+    assert scores["rows"] == 6

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trl import SFTConfig
 
 from tests.tiny_models import save_tiny
 from ucotron_ray import config, jsonl
@@ -16,7 +17,7 @@ from ucotron_ray.evaluation.generate import greedy
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
-from ucotron_ray.training import sft
+from ucotron_ray.training import loop, sft
 from ucotron_ray.training.data import IGNORED, example, server_row
 from ucotron_ray.training.job import SftJob
 
@@ -81,7 +82,7 @@ def test_resumed_run_is_bit_equal_to_the_straight_run_and_passes_over_damage(str
         data[-1] ^= 1
         weights.write_bytes(bytes(data))
     else:
-        (newest / sft.CHECKPOINT_RECORD).unlink()
+        (newest / loop.CHECKPOINT_RECORD).unlink()
     steps: list[float] = []
     sft.train(job(directory, tiny_model), lambda values: steps.append(values["step"]) if "loss" in values else None)
     assert steps == [3, 4]
@@ -101,10 +102,10 @@ def test_the_per_device_batch_is_place_and_does_not_change_the_result(straight, 
 def test_global_batch_that_cannot_be_shared_is_refused():
     made = SftJob("m", "t", None, "d", SETTINGS.model_dump(), "float32", None, 4096, None)
     with pytest.raises(InputError, match="4 rows, 3 workers"):
-        sft.per_device_batch(made, SETTINGS, longest=100, world=3)
-    assert sft.per_device_batch(made, SETTINGS, longest=1000, world=1) == 4
-    assert sft.per_device_batch(made, SETTINGS, longest=1500, world=1) == 2
-    assert sft.per_device_batch(made, SETTINGS, longest=100, world=4) == 1
+        loop.per_device_batch(made, SETTINGS, longest=100, world=3)
+    assert loop.per_device_batch(made, SETTINGS, longest=1000, world=1) == 4
+    assert loop.per_device_batch(made, SETTINGS, longest=1500, world=1) == 2
+    assert loop.per_device_batch(made, SETTINGS, longest=100, world=4) == 1
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
@@ -138,11 +139,11 @@ def test_padding_in_front_does_not_change_the_loss(tiny_model):
     base = base_models.resolve(str(tiny_model))
     tokenizer, model = base_models.load_tokenizer(base), base_models.load_model(base, "float32").eval()
     rows = [vars(example(server_row(row, "chat"), tokenizer)) for row in ROWS[:3]]
-    batch = sft.collate(rows, pad=tokenizer.pad_token_id)
+    batch = loop.collate(rows, pad=tokenizer.pad_token_id)
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
     sums, count = 0.0, 0
     for row in rows:
-        alone = sft.collate([row], pad=tokenizer.pad_token_id)
+        alone = loop.collate([row], pad=tokenizer.pad_token_id)
         num_labels = int((alone["labels"] != IGNORED).sum())
         sums += float(model(**alone).loss) * num_labels
         count += num_labels
@@ -167,7 +168,11 @@ def test_loss_is_the_models_own_loss_on_the_labels(tmp_path, tiny_model):
     expected = model(**inputs).loss
     trainer = sft.LabelOnlyTrainer(
         model=lora.attach(model, SETTINGS),
-        args=sft._arguments(job(tmp_path / "x", tiny_model), SETTINGS, dtype="float32", per_device=2, world=1),
+        args=SFTConfig(
+            **loop.arguments(job(tmp_path / "x", tiny_model), SETTINGS, dtype="float32", per_device=2, world=1),
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
         train_dataset=sft._dataset(rows),
         eval_dataset=sft._dataset(rows),
         processing_class=tokenizer,

@@ -1,7 +1,7 @@
 """Merged models and bundles."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from ucotron_ray.artifacts import Artifact, Build, Input, Request, Result
 from ucotron_ray.errors import GateFailed
@@ -11,8 +11,8 @@ from ucotron_ray.stages.datasets import rows_file
 from ucotron_ray.stages.models import loadable_base, prompt_identity
 
 
-def merge(run: Run, base: base_models.BaseModel, adapter: Artifact) -> Artifact:
-    """The adapter added to its base → `model/<name>`, as transformers loads it."""
+def merge(run: Run, base: base_models.BaseModel, adapter: Artifact, *, name: str | None = None) -> Artifact:
+    """The adapter added to its base → `model/<name>` (the run's, if none is given), as transformers loads it."""
 
     def build(build: Build) -> Result:
         loadable = loadable_base(run, base)
@@ -38,7 +38,7 @@ def merge(run: Run, base: base_models.BaseModel, adapter: Artifact) -> Artifact:
         export_on_ray(job, run.config.place.workers)
         return Result({}, {}, [f"base {base.reference}, float32"])
 
-    return run.make("merge", export_requests(run, base, adapter)[0], build)
+    return run.make("merge", replace(export_requests(run, base, adapter)[0], name=name or run.name), build)
 
 
 def export_requests(run: Run, base: base_models.BaseModel, adapter: Artifact | None) -> tuple[Request, Request]:

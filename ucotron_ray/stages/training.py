@@ -1,15 +1,20 @@
 """Fine-tuning stages."""
 
 import json
+import random
 import shutil
 from pathlib import Path
+from typing import Any
 
-from ucotron_ray import artifacts
+from ucotron_ray import artifacts, jsonl
 from ucotron_ray.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
 from ucotron_ray.stages.datasets import TRAIN, VAL
 from ucotron_ray.stages.models import loadable_base, prompt_identity
+
+VAL_SHARE = 0.1
+"""Of the prompts of a file of pairs that has no validation file."""
 
 
 def sft_request(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Request:
@@ -22,6 +27,23 @@ def sft_request(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Req
     return Request("adapter", run.name, fields, (dataset.as_input("data"),))
 
 
+def _job_fields(run: Run, base: str, train: Path, val: Path, directory: Path) -> dict[str, Any]:
+    """What every training job is told."""
+    from ucotron_ray import session
+
+    workers = run.config.place.workers
+    return {
+        "base": base,
+        "train_file": str(train),
+        "val_file": str(val) if val.is_file() and val.stat().st_size else None,
+        "directory": str(directory),
+        "dtype": workers.dtype,
+        "per_device_batch": workers.per_device_batch,
+        "tokens_per_step": workers.tokens_per_step,
+        "num_threads": session.worker_resources(workers).threads,
+    }
+
+
 def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
     """Supervised fine-tuning → `adapter/<name>`."""
     workers = run.config.place.workers
@@ -29,22 +51,11 @@ def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
     def build(build: Build) -> Result:
         loadable = loadable_base(run, base)
         run.connect()
-        from ucotron_ray import session
         from ucotron_ray.training.job import SftJob
         from ucotron_ray.training.on_ray import train_on_ray
 
-        val = dataset.path / VAL
-        job = SftJob(
-            base=loadable,
-            train_file=str(dataset.path / TRAIN),
-            val_file=str(val) if val.stat().st_size else None,
-            directory=str(build.path),
-            settings=run.config.recipe.sft.model_dump(),
-            dtype=workers.dtype,
-            per_device_batch=workers.per_device_batch,
-            tokens_per_step=workers.tokens_per_step,
-            num_threads=session.worker_resources(workers).threads,
-        )
+        fields = _job_fields(run, loadable, dataset.path / TRAIN, dataset.path / VAL, build.path)
+        job = SftJob(**fields, settings=run.config.recipe.sft.model_dump())
         spool = run.spool.child("sft")
         spool.dataset(dataset, "training")
         metrics = train_on_ray(job, workers, spool, build, run.log_file)
@@ -55,6 +66,81 @@ def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
         return Result(metrics, record["counts"], [f"base {base.reference}"])
 
     return run.make("sft", sft_request(run, dataset, base), build)
+
+
+def pairs_of(run: Run, reference: str) -> Artifact:
+    """What `--data` names: a dataset of preference pairs in the store, or a JSONL file, imported under its hash."""
+    path = Path(reference)
+    if not path.is_file():
+        data = run.store.get("dataset", path.name, accept_rejected=run.accept_rejected)
+        jsonl.read_preferences(data.path / TRAIN)
+        return data
+    rows = jsonl.read_preferences(path)
+    digest = artifacts.file_hash(path)
+    seed = run.config.recipe.dpo.seed
+
+    def build(build: Build) -> Result:
+        # By the prompt: two pairs of one text stay on one side.
+        is_val = {row.prompt: random.Random(f"{seed}/{row.prompt}").random() < VAL_SHARE for row in rows}
+        train = [row for row in rows if not is_val[row.prompt]] or rows
+        val = [row for row in rows if is_val[row.prompt]] if len(train) < len(rows) else []
+        jsonl.write_rows(build.path / TRAIN, train)
+        jsonl.write_rows(build.path / VAL, val)
+        return Result({}, {"train": len(train), "val": len(val)}, [f"from {path}"])
+
+    return run.make("import-pairs", Request("dataset", f"pairs-{digest[:12]}", {"file": digest, "seed": seed}), build)
+
+
+def dpo_request(run: Run, pairs: Artifact, merged: Artifact) -> Request:
+    """What preference training would make. `merged` is the model that it starts from, and its reference."""
+    fields = {"dpo": run.config.recipe.dpo.model_dump(), "prompt": prompt_identity()}
+    base = base_models.resolve(str(merged.path))
+    fields["base"] = {"reference": base.reference, "identity": base.identity}
+    return Request("adapter", run.name, fields, (pairs.as_input("data"), merged.as_input("base")))
+
+
+def dpo(run: Run, pairs: Artifact, merged: Artifact) -> Artifact:
+    """Preference training of a fresh adapter on a merged model → `adapter/<name>`."""
+    settings = run.config.recipe.dpo.model_dump()
+
+    def build(build: Build) -> Result:
+        run.connect()
+        from ucotron_ray.training.job import DpoJob
+        from ucotron_ray.training.on_ray import train_on_ray
+
+        kept = _reference(run, pairs, merged)
+        fields = _job_fields(run, str(merged.path), pairs.path / TRAIN, pairs.path / VAL, build.path)
+        spool = run.spool.child("dpo")
+        spool.dataset(pairs, "training")
+        spool.model(merged, "input")
+        job = DpoJob(**fields, settings=settings, reference=str(kept.path))
+        metrics = train_on_ray(job, run.config.place.workers, spool, build, run.log_file)
+        record = json.loads((build.path / "training.json").read_text(encoding="utf-8"))
+        shutil.rmtree(build.path / "checkpoints", ignore_errors=True)
+        spool.file(build.path / "training.json")
+        return Result(metrics, record["counts"], [f"base {merged.manifest.name}, merged"])
+
+    return run.make("dpo", dpo_request(run, pairs, merged), build)
+
+
+def _reference(run: Run, pairs: Artifact, merged: Artifact) -> Artifact:
+    """The base's log-probabilities of the pairs, made once for every run on the same model, pairs and context."""
+    settings = run.config.recipe.dpo
+    fields = settings.model_dump(include={"max_context_length", "max_rows", "eval_rows"})
+    fields |= {"reference": "answer log-probabilities", "prompt": prompt_identity()}
+    inputs = (pairs.as_input("data"), merged.as_input("base"))
+    name = f"reference-{Request('cache', 'reference', fields, inputs).recipe[:12]}"
+
+    def build(build: Build) -> Result:
+        from ucotron_ray.training.job import TrainingJob
+        from ucotron_ray.training.on_ray import reference_on_ray
+
+        job_fields = _job_fields(run, str(merged.path), pairs.path / TRAIN, pairs.path / VAL, build.path)
+        job = TrainingJob(**job_fields, settings=settings.model_dump())
+        reference_on_ray(job, run.config.place.workers, run.log_file)
+        return Result({}, {}, [f"{merged.manifest.name} on {pairs.manifest.name}"])
+
+    return run.make("reference", Request("cache", name, fields, inputs), build)
 
 
 def _name_base(path: Path, reference: str) -> None:

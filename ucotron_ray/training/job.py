@@ -5,7 +5,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class SftJob:
+class TrainingJob:
     """All that a worker needs to know. Plain data, so that it can travel to another machine."""
 
     base: str
@@ -18,3 +18,15 @@ class SftJob:
     per_device_batch: int | None
     tokens_per_step: int
     num_threads: int | None
+
+
+@dataclass(frozen=True)
+class SftJob(TrainingJob):
+    """Supervised fine-tuning on relation and chat rows."""
+
+
+@dataclass(frozen=True)
+class DpoJob(TrainingJob):
+    """Preference training. `reference` is the directory that `dpo.write_reference` left, for the same files."""
+
+    reference: str

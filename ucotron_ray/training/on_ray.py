@@ -1,4 +1,4 @@
-"""Runs `sft.train` in Ray Train workers. Turns place numbers into Ray objects, and nothing else.
+"""Runs `sft.train` and `dpo.train` in Ray Train workers, and the reference of DPO as a task. Nothing else.
 
 Every actor of Ray Train imports this file, six of them for one worker: it must stay light.
 """
@@ -20,10 +20,10 @@ from ucotron_ray.artifacts import Build
 from ucotron_ray.config import Workers
 from ucotron_ray.errors import StageFailed, UcotronRayError
 from ucotron_ray.tracking import Spool
-from ucotron_ray.training.job import SftJob
+from ucotron_ray.training.job import DpoJob, SftJob, TrainingJob
 
 
-def train_on_ray(job: SftJob, workers: Workers, spool: Spool, build: Build, log_file: str) -> dict[str, float]:
+def train_on_ray(job: TrainingJob, workers: Workers, spool: Spool, build: Build, log_file: str) -> dict[str, float]:
     """Train on the place's workers, restarting them after failures; return the final metrics.
 
     Ray keeps no checkpoints of its own here: the training function resumes from those in the artifact's directory,
@@ -36,6 +36,7 @@ def train_on_ray(job: SftJob, workers: Workers, spool: Spool, build: Build, log_
     trainer = TorchTrainer(
         _loop,
         train_loop_config={
+            "stage": "dpo" if isinstance(job, DpoJob) else "sft",
             "job": asdict(job),
             "spool": str(spool.directory),
             "run": spool.run,
@@ -67,8 +68,6 @@ def train_on_ray(job: SftJob, workers: Workers, spool: Spool, build: Build, log_
 
 def _loop(config: dict[str, Any]) -> dict[str, float]:
     """What every worker runs. Heavy imports happen here, in the worker."""
-    from ucotron_ray.training import sft  # noqa: PLC0415 - 8 s; the driver does not pay for it
-
     session.set_up_worker(config["log_file"])
     context = ray.train.get_context()
     spool = Spool(Path(config["spool"]), config["run"])
@@ -78,15 +77,44 @@ def _loop(config: dict[str, Any]) -> dict[str, float]:
             step = int(metrics["step"])
             spool.metrics({key: value for key, value in metrics.items() if key != "step"}, step=step)
 
-    metrics = sft.train(SftJob(**config["job"]), report)
+    metrics = _train(config["stage"], config["job"], report)
     # One report at the end: Ray counts a run without any as unfinished in its dashboard.
     ray.train.report({**metrics, "pid": os.getpid()})
     return metrics
 
 
+def reference_on_ray(job: TrainingJob, workers: Workers, log_file: str) -> None:
+    """Write the reference of DPO into the job's directory, in one task with the resources of a worker."""
+    resources = session.worker_resources(workers)
+    task = ray.remote(_write_reference).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)
+    try:
+        with session.following(log_file):
+            ray.get(task.remote(asdict(job), log_file))
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+
+
+def _write_reference(job: dict[str, Any], log_file: str) -> None:
+    from ucotron_ray.training import dpo  # noqa: PLC0415 - transformers, in the task only
+
+    session.set_up_worker(log_file)
+    dpo.write_reference(TrainingJob(**job))
+
+
+def _train(stage: str, job: dict[str, Any], report: Any) -> dict[str, float]:
+    # 8 s of imports that the driver does not pay for.
+    if stage == "dpo":
+        from ucotron_ray.training import dpo  # noqa: PLC0415
+
+        return dpo.train(DpoJob(**job), report)
+    from ucotron_ray.training import sft  # noqa: PLC0415
+
+    return sft.train(SftJob(**job), report)
+
+
 def _cause(error: Exception) -> UcotronRayError:
     """Our own error inside Ray's wrapping, if there is one; else what the worker said."""
-    failures = getattr(error, "worker_failures", None) or {}
+    failures = getattr(error, "worker_failures", None) or {0: error}
     for failure in failures.values():
         cause: BaseException | None = failure
         while cause is not None:
