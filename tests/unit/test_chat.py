@@ -278,3 +278,15 @@ def test_a_key_file_must_be_its_owners_alone(tmp_path):
         config.secret(None, str(file))
     file.chmod(0o600)
     assert config.secret(None, str(file)) == CANARY
+
+
+def test_a_mistake_about_the_teacher_leaves_nothing_that_a_corrected_command_would_run_into(tmp_path, capsys):
+    from ucotron_ray.cli import main
+
+    command = ["synthesize", "relation_extraction", "--count", "3", "--set", f"store={tmp_path / 'store'}"]
+    assert main(command) == 2
+    assert "FIREWORKS_API_KEY is not set" in capsys.readouterr().err
+    with teaching() as teacher:
+        assert main([*command, "--set", f"api.inference_base_url={teacher.base_url}"]) == 2
+    assert TEACHER in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.partial"))

@@ -101,15 +101,13 @@ def synthesize(run: Run, want: Wanted) -> Artifact:
     Raises ConfigError or InputError before anything is paid: no key, no such model, no price for a paid run.
     """
     what = request(run, want)
+    action = run.store.plan(what)
+    # Before anything is begun: a mistake must leave nothing behind that a corrected command would run into.
+    will_run = action in ("run", "resume") or (action == "conflict" and run.replace)
+    teacher = _checked_teacher(run) if will_run else None
 
     def build(build: Build) -> Result:
-        api = run.config.place.api
-        teacher = run.config.recipe.models.generation.model_id
-        endpoint = endpoints.endpoint_of(api, teacher)
-        price = _price(run, endpoint)
-        warning = endpoints.check(endpoint)
-        if warning:
-            log.warning("%s", warning)
+        endpoint, price = teacher or _checked_teacher(run)
         from ucotron_ray.synthesis import journal
 
         folder = run.store.root / JOURNALS / want.task
@@ -122,9 +120,19 @@ def synthesize(run: Run, want: Wanted) -> Artifact:
         counts = {**made.counts, "train": made.files.get(TRAIN, 0), "val": made.files.get(VAL, 0)}
         metrics = {"requests": float(made.requests), "cost_usd": made.usd}
         metrics |= {"prompt_tokens": float(made.prompt_tokens), "completion_tokens": float(made.completion_tokens)}
-        return Result(metrics, counts, [f"teacher {teacher} at {endpoint.base_url}"])
+        return Result(metrics, counts, [f"teacher {endpoint.model} at {endpoint.base_url}"])
 
     return run.make("synthesize", what, build)
+
+
+def _checked_teacher(run: Run) -> tuple[endpoints.Endpoint, Price | None]:
+    """The teacher and its price, asked for its models. Raises ConfigError or InputError: nothing was paid by then."""
+    endpoint = endpoints.endpoint_of(run.config.place.api, run.config.recipe.models.generation.model_id)
+    price = _price(run, endpoint)
+    warning = endpoints.check(endpoint)
+    if warning:
+        log.warning("%s", warning)
+    return endpoint, price
 
 
 def estimate(run: Run, want: Wanted) -> dict[str, Any]:
@@ -132,7 +140,9 @@ def estimate(run: Run, want: Wanted) -> dict[str, Any]:
     task = _task(run, want)
     numbers = range(min(ESTIMATED_SAMPLES, want.count))
     asks = [ask for number in numbers for ask in _asks(task, number)]
-    prompt = sum(chat.prompt_tokens(request_body("", ask, "0")) for ask in asks) / len(numbers) * want.count
+    bodies = [request_body("", ask, "0") for ask in asks]
+    prompt = sum(chat.prompt_tokens(body) for body in bodies) / len(numbers) * want.count
+    most_prompt = sum(chat.most_prompt_tokens(body) for body in bodies) / len(numbers) * want.count
     completion = sum(ask.max_tokens for ask in asks) * USUAL_SHARE / len(numbers) * want.count
     teacher = run.config.recipe.models.generation.model_id
     price = _price_of(run, teacher)
@@ -148,7 +158,7 @@ def estimate(run: Run, want: Wanted) -> dict[str, Any]:
         "completion_tokens": round(completion),
         "assumption": f"answers of {USUAL_SHARE:.0%} of max_tokens, every sample accepted",
         "usd": None if price is None else round(price.cost(round(prompt), 0, round(completion)), 4),
-        "usd_at_most": None if price is None else round(price.cost(round(prompt), 0, round(worst)), 4),
+        "usd_at_most": None if price is None else round(price.cost(round(most_prompt), 0, round(worst)), 4),
         "minutes_at_least": None if limit is None else round(num_requests / limit, 1),
         "action": run.store.plan(request(run, want)),
     }
