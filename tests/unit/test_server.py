@@ -108,8 +108,8 @@ def test_generate_dataset_is_taken_and_its_poverty_is_said(server, tmp_path, mon
         "--set",
         f"store={tmp_path}",
     ]
-    code, result, _ = run("import-graph", server.url, *arguments, capsys=capsys)
-    assert code == 0
+    code, result, err = run("import-graph", server.url, *arguments, capsys=capsys)
+    assert code == 0, err
     assert result["bare_name_texts"] == result["rows"] > 0
     assert "bare entity name" in caplog.text
 
@@ -169,3 +169,21 @@ def test_learn_asks_the_endpoint_as_the_server_does_and_keeps_what_its_parser_ke
     relations = [edge for edge in graph.edges if "predicate" in edge.metadata]
     assert [(edge.metadata["predicate"], edge.weight) for edge in relations] == [("works_at", 0.9)]
     assert "stand-in" in health["models"]["stand_in"]
+
+
+def test_an_answer_that_comes_in_pieces_is_read_to_its_end():
+    document = json.dumps({"nodes": [], "edges": [], "filler": "x" * 200_000}).encode()
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        for start in range(0, len(document), 20_000):
+            await response.write(document[start : start + 20_000])
+            # Let the piece go out alone.
+            await asyncio.sleep(0.01)
+        return response
+
+    application = web.Application()
+    application.router.add_get("/api/v1/export", slow)
+    with Server(application) as server:
+        assert export.fetch(server.url, api_key=None, namespace="default").nodes == {}

@@ -105,7 +105,7 @@ def call(
                 method, url.rstrip("/") + path, params=params, json=body, allow_redirects=False
             ) as response,
         ):
-            return response.status, await response.content.read(MAX_BYTES)
+            return response.status, await _whole_body(response, url + path)
 
     try:
         status, raw = asyncio.run(request())
@@ -124,6 +124,18 @@ def call(
         raise ServerRefused(
             "the server's answer is no JSON", where=url + path, found=raw[:120].decode("utf-8", "replace")
         ) from error
+
+
+async def _whole_body(response: aiohttp.ClientResponse, where: str) -> bytes:
+    """The body to its end: `content.read(n)` gives what has arrived. Raises ServerRefused for one without end."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_chunked(1024 * 1024):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_BYTES:
+            raise ServerRefused("the server's answer is too large", where=where, expected=f"at most {MAX_BYTES} bytes")
+    return b"".join(parts)
 
 
 def parse(document: object, *, where: str) -> KnowledgeGraph:
