@@ -18,7 +18,7 @@ ALLOWED_BETWEEN_STAGES = {
     ("export", "training.data"),
 }
 LIBRARIES = ("graph", "models", "fireworks")
-TOP = ("cli", "pipeline", "stages", "run", "doctor", "show")
+TOP = ("cli", "verbs", "pipeline", "stages", "run", "doctor", "show")
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 60
 LONG_FILES = {
@@ -30,7 +30,6 @@ LONG_FILES = {
     "ucotron_ray/fireworks/simulator.py": "the stand-in: its limits, faults, ledger and routes",
     "ucotron_ray/tracking.py": "the only home of mlflow",
     "ucotron_ray/artifacts.py": "manifest, store and verification hold each other",
-    "ucotron_ray/cli.py": "flags and handlers of all verbs",
     "ucotron_ray/training/sft.py": "TRL's trainer, callbacks and arguments stay in one place",
 }
 LONG_FUNCTIONS = {"make_app": "the routes of the stand-in, each a few lines", "build_bundle": "inside export"}
@@ -65,7 +64,7 @@ def test_stages_do_not_import_each_other_and_libraries_import_no_stage():
     for path in FILES:
         relative = path.relative_to(PACKAGE)
         owner = relative.parts[0]
-        if len(relative.parts) == 1 or owner == "stages":
+        if len(relative.parts) == 1 or owner in ("stages", "verbs"):
             continue
         for name in imports(path):
             parts = name.split(".")

@@ -18,6 +18,7 @@ from ucotron_ray.errors import (
     Stopped,
     UcotronRayError,
 )
+from ucotron_ray.verbs import flags
 
 HEAVY = ("torch", "transformers", "ray", "mlflow", "pandas", "peft", "trl", "datasets", "numpy")
 
@@ -79,9 +80,9 @@ def test_a_users_mistake_is_one_block_and_exit_2(tmp_path, capsys, tiny_model, d
 
 
 def test_the_guides_flags_are_the_settings_of_the_chosen_tier(tmp_path):
-    flags = ["--tier", "medium", "--model-name", "m", "--epochs", "5", "--batch-size", "4"]
-    flags += ["--learning-rate", "3e-4", "--max-seq-length", "512"]
-    recipe = cli._config(cli._parser().parse_args(["sft", *flags])).recipe
+    given = ["--tier", "medium", "--model-name", "m", "--epochs", "5", "--batch-size", "4"]
+    given += ["--learning-rate", "3e-4", "--max-seq-length", "512"]
+    recipe = flags.config_of(cli._parser().parse_args(["sft", *given])).recipe
     sft = recipe.training.sft.medium
     assert (sft.epochs, sft.global_batch, sft.learning_rate, sft.max_context_length) == (5, 4, 3e-4, 512)
     assert recipe.models.fine_tuning.medium.local_model == "m"

@@ -1,0 +1,43 @@
+"""The verb `pipeline`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray.verbs import flags
+
+
+def add_pipeline(verbs: Any) -> None:
+    """`pipeline`: the whole chain."""
+    parser = flags.verb(
+        verbs,
+        "pipeline",
+        "The whole chain: rows, training, scores, export. A second run reuses what is done.",
+        _pipeline,
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and print the plan; train and pay nothing"
+    )
+    parser.add_argument("--skip-generate", action="store_true", help="take the rows that are there")
+    parser.add_argument("--skip-train", action="store_true", help="take the adapter that is there")
+    parser.add_argument("--skip-export", action="store_true", help="end after the scores")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="directory with train_sft.jsonl and val_sft.jsonl")
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="also write the merged model to DIR and the bundle to DIR-onnx"
+    )
+    parser.add_argument("--max-samples", type=int)
+    flags.add_training_flags(parser)
+
+
+def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray import pipeline
+
+    options = pipeline.Options(args.skip_generate, args.skip_train, args.skip_export, args.data_dir, args.output_dir)
+    with flags.run_of(args) as run:
+        if args.dry_run:
+            steps = pipeline.plan(run, options)
+            for step in steps:
+                print(f"{step['stage']:<14} {step['action']:<9} {step['artifact']}")
+            return {"status": "planned", "plan": steps, "config": run.config.model_dump()}
+        result = pipeline.execute(run, options)
+    return {**result, "mlflow_run": run.mlflow_run()}

@@ -1,0 +1,57 @@
+"""The verb `evaluate`, and its table."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray.verbs import flags
+
+
+def add_evaluate(verbs: Any) -> None:
+    """`evaluate`: triples against held-out rows."""
+    parser = flags.verb(
+        verbs, "evaluate", "Score a model's triples on held-out rows and on the guide's five prompts.", _evaluate
+    )
+    parser.add_argument("model", metavar="MODEL", help="an adapter's name or path, or a base model")
+    parser.add_argument("--data", metavar="NAME|FILE", help="held-out rows (default: evaluation.data)")
+    parser.add_argument("--max-rows", type=int, help="a seeded sample of so many rows")
+    parser.add_argument("--no-base", action="store_true", help="do not score the base model beside an adapter")
+
+
+def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.stages import datasets, models, requirements, scoring
+
+    requirements.require_packages("ray", "torch", "transformers", "peft", "gguf")
+    with flags.run_of(args, name=Path(args.model).name) as run:
+        base, adapter = models.model(run, args.model)
+        data = datasets.held_out(run, run.config.recipe.evaluation.data, datasets.data_of(run, adapter))
+        artifact = scoring.evaluate(run, run.name, base, adapter, data)
+        scores = scoring.scores_of(artifact)
+        result = {"artifact": str(artifact.path), **scores["overall"], "groups": scores["groups"]}
+        result |= {"raw": scores["raw"], "guide": scores["guide"]}
+        beside = {run.name: scores}
+        if adapter and run.config.recipe.evaluation.base:
+            before = scoring.scores_of(scoring.evaluate(run, f"{run.name}-base", base, None, data))
+            result["base"] = before["overall"]
+            beside = {f"{run.name}-base": before, **beside}
+    _print_scores(beside)
+    return result
+
+
+def _print_scores(beside: dict[str, dict[str, Any]]) -> None:
+    print(f"{'':<24} {'F1':>6} {'95 % interval':>16} {'precision':>10} {'recall':>7} {'valid':>6} {'rows':>5}")
+    for name, scores in beside.items():
+        parts = {
+            "": scores["overall"],
+            **scores["groups"],
+            "raw layout": scores["raw"],
+            "guide's five": scores["guide"],
+        }
+        for part, values in parts.items():
+            if values:
+                label = f"{name} {part}".strip()
+                interval = f"{values['f1_low']:.3f}-{values['f1_high']:.3f}"
+                print(
+                    f"{label:<24} {values['f1']:>6.3f} {interval:>16} {values['precision']:>10.3f} "
+                    f"{values['recall']:>7.3f} {values['valid_answers']:>6.2f} {values['rows']:>5.0f}"
+                )

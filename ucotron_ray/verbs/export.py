@@ -1,0 +1,38 @@
+"""The verb `export`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray.errors import ConfigError
+from ucotron_ray.verbs import flags
+
+
+def add_export(verbs: Any) -> None:
+    """`export`: merged model and bundle."""
+    parser = flags.verb(
+        verbs, "export", "Merge an adapter, export it as ONNX, compare with PyTorch, and bundle it.", _export
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="an adapter's name or path, or a base model")
+    parser.add_argument("--model-dir", type=Path, metavar="DIR", help="a plain model directory instead of MODEL")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the bundle there")
+    parser.add_argument("--data", metavar="NAME|FILE", help="rows whose prompts parity is measured on")
+
+
+def _export(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.stages import datasets, export, models, requirements
+
+    requirements.require_packages("ray", "torch", "transformers", "peft", "optimum", "onnx", "onnxruntime", "gguf")
+    if (args.model is None) == (args.model_dir is None):
+        raise ConfigError("one model is needed", expected="MODEL or --model-dir DIR", found="both or none")
+    reference = args.model or str(args.model_dir)
+    with flags.run_of(args, name=Path(reference).name) as run:
+        base, adapter = models.model(run, reference)
+        reference_data = run.config.recipe.evaluation.data
+        dataset = datasets.data_of(run, adapter)
+        data = datasets.held_out(run, reference_data, dataset) if reference_data or dataset else None
+        bundle = export.export(run, base, adapter, data)
+        if args.output_dir:
+            models.copy_out(bundle, args.output_dir)
+    figures = bundle.manifest.metrics
+    return {"artifact": str(bundle.path), "bundle": str(bundle.path), "parity": True, **figures}

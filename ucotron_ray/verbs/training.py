@@ -1,0 +1,60 @@
+"""Verbs that train: `sft`, `dpo`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray.errors import ConfigError
+from ucotron_ray.verbs import flags
+
+
+def add_sft(verbs: Any) -> None:
+    """`sft`: LoRA on relation rows."""
+    parser = flags.verb(verbs, "sft", "Fine-tune a model with LoRA on relation rows.", _sft)
+    parser.add_argument(
+        "--train-data", metavar="NAME|FILE", help="dataset or JSONL (default: the dataset of this --name)"
+    )
+    parser.add_argument("--val-data", type=Path, metavar="FILE", help="validation JSONL, with a --train-data file")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the merged model there")
+    flags.add_training_flags(parser)
+
+
+def add_dpo(verbs: Any) -> None:
+    """`dpo`: LoRA on preference pairs."""
+    parser = flags.verb(verbs, "dpo", "Teach an adapter's model which of two answers is better.", _dpo)
+    parser.add_argument("--data", required=True, metavar="NAME|FILE", help="preference pairs: a dataset or JSONL")
+    parser.add_argument("--from", required=True, dest="start", metavar="ADAPTER", help="adapter of sft to start from")
+    parser.add_argument("--epochs", type=int, dest="dpo_epochs")
+    parser.add_argument("--learning-rate", type=float, dest="dpo_learning_rate")
+
+
+def _sft(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.models import base as base_models
+    from ucotron_ray.stages import datasets, export, models, requirements, training
+
+    requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
+    with flags.run_of(args) as run:
+        base = base_models.resolve(run.config.recipe.tier_model.local_model)
+        dataset = datasets.training_data(run, args.train_data, args.val_data)
+        adapter = training.sft(run, dataset, base)
+        result = {"artifact": str(adapter.path), **adapter.manifest.metrics, "counts": adapter.manifest.counts}
+        if args.output_dir:
+            merged = export.merge(run, base, adapter)
+            models.copy_out(merged, args.output_dir)
+            result["output_dir"] = str(args.output_dir)
+    return result
+
+
+def _dpo(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.stages import export, models, requirements, training
+
+    requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
+    with flags.run_of(args, name=f"{Path(args.start).name}-dpo") as run:
+        base, adapter = models.model(run, args.start)
+        if adapter is None:
+            raise ConfigError(
+                "DPO starts from an adapter", where="--from", expected="an adapter of the store", found=args.start
+            )
+        pairs = training.pairs_of(run, args.data)
+        made = training.dpo(run, pairs, export.merge(run, base, adapter, name=adapter.manifest.name))
+    return {"artifact": str(made.path), **made.manifest.metrics, "counts": made.manifest.counts}
