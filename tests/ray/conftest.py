@@ -1,5 +1,6 @@
 """One Ray head for all Ray tests, started by our own script on ports and in a directory of its own."""
 
+import json
 import os
 import secrets
 import signal
@@ -7,11 +8,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -68,18 +72,57 @@ def ray_head() -> Iterator[Head]:
         subprocess.run(["rm", "-rf", directory], check=False)
 
 
-def _wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
-    import time
+@contextmanager
+def second_node(head: Head) -> Iterator[subprocess.Popen]:
+    """Another node of the head's cluster, on this machine; gives its process, to be ended with `lose`."""
+    directory = tempfile.mkdtemp(prefix="ur2-", dir="/tmp")
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--address", head.address, "--block"]
+    command += ["--num-cpus", "2", "--object-store-memory", "200000000", "--disable-usage-stats"]
+    with (Path(directory) / "node.log").open("w") as output:
+        process = subprocess.Popen(command, env=head.environment, stdout=output, stderr=output, start_new_session=True)
+    try:
+        _wait_until(lambda: _num_nodes(head) == 2, process, Path(directory) / "node.log")
+        yield process
+    finally:
+        lose(process)
+        subprocess.run(["rm", "-rf", directory], check=False)
 
+
+def lose(node: subprocess.Popen) -> None:
+    """Kill -9 of everything that runs on a node of `second_node`."""
+    if node.poll() is None:
+        processes = psutil.Process(node.pid).children(recursive=True)
+        node.kill()
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        node.wait(10)
+
+
+def _num_nodes(head: Head) -> int:
+    token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="utf-8")
+    request = urllib.request.Request(f"{head.dashboard}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        nodes = json.loads(answer.read())["data"]["result"]["result"]
+    return sum(node["state"] == "ALIVE" for node in nodes)
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
+    def is_healthy() -> bool:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+
+    _wait_until(is_healthy, process, log)
+
+
+def _wait_until(condition: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise AssertionError(f"the head ended: {log.read_text()}")
-        try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except OSError:
-            # Polling a service that is starting, with a deadline: there is nothing to be told by.
-            time.sleep(0.3)
-    raise AssertionError(f"the head is not healthy: {log.read_text()}")
+            raise AssertionError(f"the node ended: {log.read_text()}")
+        with suppress(OSError):
+            if condition():
+                return
+        # Polling a service that is starting, with a deadline: there is nothing to be told by.
+        time.sleep(0.3)
+    raise AssertionError(f"the node is not healthy: {log.read_text()}")

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.ray.conftest import ROOT
-from tests.ray.test_chain import finished, start, wait_for
+from tests.ray.conftest import ROOT, lose, second_node
+from tests.ray.test_chain import TIMEOUT, finished, start, wait_for
 from ucotron_ray.artifacts import Store
 from ucotron_ray.fireworks.simulator import TEACHER
 from ucotron_ray.synthesis import journal
@@ -145,6 +146,29 @@ def test_kill_9_of_the_sending_actor_and_the_run_goes_on(straight, ray_head, tmp
         segment = next((store / "journal" / "relation_extraction" / "segments").glob("*.log"))
         os.kill(int(segment.stem.split("-")[-2]), signal.SIGKILL)
         finished(process)
+        repeats = sum(count - 1 for count in answered(ledger).values())
+    assert repeats <= IN_FLIGHT
+    assert rows(store) == rows(straight["store"])
+
+
+@pytest.mark.faults
+def test_a_lost_node_and_the_same_command_end_with_the_same_rows(straight, ray_head, tmp_path):
+    store, ledger = tmp_path / "store", tmp_path / "ledger.jsonl"
+    segments = store / "journal" / "relation_extraction" / "segments"
+    with simulator(ledger, "--latency", "0.3") as url, second_node(ray_head) as node:
+        command = arguments(url, store, "--set", "api.num_actors=2")
+        process = start(ray_head, *command)
+        wait_for(lambda: sum(answered(ledger).values()) >= 60, process)
+        there = {child.pid for child in psutil.Process(node.pid).children(recursive=True)}
+        writers = {int(path.stem.split("-")[-2]) for path in segments.glob("*.log")}
+        assert len(writers) == 2, "both actors send"
+        assert len(writers & there) == 1, "one of them on each node"
+        lose(node)
+        process.communicate(timeout=TIMEOUT)
+        if process.returncode != 0:
+            # Where the limiter was on the lost node, the run stops and says so.
+            assert process.returncode == 75
+            finished(start(ray_head, *command))
         repeats = sum(count - 1 for count in answered(ledger).values())
     assert repeats <= IN_FLIGHT
     assert rows(store) == rows(straight["store"])
