@@ -51,12 +51,32 @@ def ask(governor: Governor, finished=(), queue: int = 1000, name: str = "a"):
 def test_no_more_than_the_window_are_in_flight_and_it_doubles_a_round_up_to_its_bound():
     clock = Clock()
     governor = made(clock)
-    granted, sizes = ask(governor).reserved, []
+    grant, at_once, held = ask(governor), [], []
     for _ in range(5):
-        sizes.append(len(granted))
+        at_once.append(grant.at_once)
+        held.append(len(grant.reserved))
         clock.now += 1
-        granted = ask(governor, [done(reserved) for reserved in granted]).reserved
-    assert sizes == [8, 16, 32, 64, 64]
+        grant = ask(governor, [done(reserved) for reserved in grant.reserved])
+    assert held == [10, 22, 50, 80, 80], "a quarter more than the window, to be sent when something comes back"
+    assert at_once == [8, 18, 40, 64, 64]
+
+
+def test_workers_share_the_window_by_what_they_hold():
+    clock = Clock()
+    governor = made(clock, first_in_flight=64)
+    first = ask(governor, queue=60, name="a")
+    second = ask(governor, queue=60, name="b")
+    assert (len(first.reserved), len(second.reserved)) == (60, 20)
+    assert (ask(governor, queue=0, name="a").at_once, second.at_once) == (48, 16)
+
+
+def test_leave_that_was_not_used_costs_nothing():
+    clock = Clock()
+    governor = made(clock, budget=Budget(Price(0.0, 0.0, 1_000_000.0), None), requests_per_minute=60.0)
+    (reserved,) = ask(governor, queue=1).reserved
+    ask(governor, [done(reserved, None)], queue=0)
+    assert (governor.in_flight, governor.runs["run"].usd, governor.runs["run"].totals.sent) == (0, 0.0, 0)
+    assert len(ask(governor, queue=1).reserved) == 1, "the rate has it back"
 
 
 def test_a_no_halves_the_window_once_a_second_and_pauses_as_long_as_the_server_says():
@@ -64,12 +84,13 @@ def test_a_no_halves_the_window_once_a_second_and_pauses_as_long_as_the_server_s
     governor = made(clock, first_in_flight=64)
     granted = ask(governor).reserved
     refused = [done(reserved, Kind.RATE_LIMITED, retry_after=7.0) for reserved in granted]
-    assert ask(governor, refused).reserved == ()
-    assert governor.window == 32, "sixty-four refusals of one moment are one signal"
+    grant = ask(governor, refused)
+    assert (grant.reserved, grant.at_once) == ((), 0)
+    assert governor.window == 32, "all refusals of one moment are one signal"
     clock.now += 6.9
     assert ask(governor).reserved == ()
     clock.now += 0.2
-    assert len(ask(governor).reserved) == 32
+    assert ask(governor).at_once == 32
 
 
 def test_growth_after_the_first_no_is_slow():
@@ -155,10 +176,10 @@ def test_a_silent_worker_is_counted_out_and_what_it_had_counts_as_paid():
     price = Price(0.0, 0.0, 1_000_000.0)
     governor = made(clock, budget=Budget(price, None))
     ask(governor, name="dead")
-    assert governor.in_flight == 8
+    assert governor.in_flight == 10
     clock.now += g.LEASE_SECONDS + 1
-    assert len(ask(governor, name="alive").reserved) == 8
-    assert governor.runs["run"].usd == 8 * 400
+    assert len(ask(governor, name="alive").reserved) == 10
+    assert governor.runs["run"].usd == 10 * 400
 
 
 def test_without_a_driver_nothing_is_sent():
@@ -180,7 +201,7 @@ def test_two_runs_share_the_window_and_not_the_budget():
     assert len(mine) == 6
     assert theirs.reserved == ()
     assert theirs.stop is not None
-    assert len(ask(governor, queue=10).reserved) == 4
+    assert len(ask(governor, queue=10).reserved) == 6
     assert governor.leave("other") == 1
     assert governor.exchange("other", "b", [], [NEED]).stop == "the run is over"
 
@@ -204,10 +225,10 @@ def test_a_worker_that_was_only_slow_is_counted_once():
     slow = ask(governor, name="slow").reserved
     clock.now += g.LEASE_SECONDS + 1
     ask(governor, queue=0, name="other")
-    assert governor.runs["run"].usd == 8 * 400
+    assert governor.runs["run"].usd == 10 * 400
     ask(governor, [done(reserved, usd=10.0) for reserved in slow], queue=0, name="slow")
     assert governor.in_flight == 0
-    assert governor.runs["run"].usd == 8 * 10
+    assert governor.runs["run"].usd == 10 * 10
 
 
 def test_the_prompt_too_is_reserved_at_its_worst():

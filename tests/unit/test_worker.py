@@ -28,11 +28,12 @@ def sample(
     total: float = 5.0,
     give_up_after: float = 5.0,
     dialect: str = "auto",
+    max_in_flight: int = 64,
 ) -> tuple[list[Result], Governor]:
     loaded = config.load()
     task = relation_extraction.make_task(loaded.recipe.generation)
     api = loaded.place.api.model_copy(update={"inference_base_url": teacher.base_url, "dialect": dialect})
-    limits = Settings(8, 64, None, None, None, give_up_after)
+    limits = Settings(8, max_in_flight, None, None, None, give_up_after)
     governor = Governor(limits, time.monotonic)
     governor.join("run", Budget(PRICE, max_usd), limits)
 
@@ -150,11 +151,28 @@ def test_the_budget_is_hard_and_the_rest_stays_pending(tmp_path):
 def test_a_server_that_refuses_keys_is_asked_with_fewer(tmp_path):
     refused = ("context_length_exceeded_behavior", "response_format")
     with teaching(refused_keys=refused) as teacher:
-        results, _ = sample(teacher, tmp_path, range(20))
+        results, _ = sample(teacher, tmp_path, range(60))
         ledger = teacher.ledger()
     assert all(result.done.status == "accepted" for result in results)
-    assert ledger["statuses"]["200"] == 40
-    assert ledger["statuses"]["422"] <= 2 * 8, "found out with the first requests, not with each"
+    assert ledger["statuses"]["200"] == 120
+    assert ledger["statuses"]["422"] <= 3 * 8, "found out with the first requests, not with each"
+
+
+def test_no_more_are_in_flight_than_the_window_and_leave_ahead_fills_it(tmp_path):
+    with teaching(latency=0.05) as teacher:
+        _, governor = sample(teacher, tmp_path, range(200), max_in_flight=8)
+        ledger = teacher.ledger()
+    assert governor.window == 8
+    assert ledger["most_in_flight"] == 8
+
+
+def test_a_stop_hands_back_the_leave_that_was_not_used(tmp_path):
+    with teaching(latency=0.05, faults={"402": 0.05}) as teacher:
+        _, governor = sample(teacher, tmp_path, range(200))
+        ledger = teacher.ledger()
+    assert governor.in_flight == 0
+    assert governor.reserved_of("run") == pytest.approx(0.0)
+    assert governor.runs["run"].totals.sent == ledger["received"]
 
 
 def test_a_cut_off_answer_is_asked_for_once_more_and_never_taken(tmp_path):

@@ -4,6 +4,9 @@ Workers ask in bulk (`exchange`): they hand in what came of earlier requests and
 queue, and get leave for the first few of these. Plain Python with the clock as an argument; `on_ray.py` makes an actor
 of it. The window follows TCP: it grows by one per answer until the server first says no (slow start), then by a
 thirty-second of itself per round of answers; it is halved on 429, 503 and resets, at most once a second.
+
+Leave is given ahead of the window, too: a worker sends what it holds in the moment in which one of its requests comes
+back, and never waits for the limiter as long as it has some (512 in flight at 1 s latency: 414 answers/s without).
 """
 
 from collections.abc import Callable
@@ -19,6 +22,9 @@ GROWTH_SHARE = 1 / 32
 CUT_PAUSE_SECONDS = 1.0
 BURST_SECONDS = 1.0
 """How much of a rate may be saved up."""
+
+AHEAD_SHARE = 1 / 4
+"""Of the window, that is granted beyond it, to be sent when something comes back."""
 
 RATE_SHARE = 0.97
 """Of a limit that the server tells us: its clock and ours are not one."""
@@ -61,7 +67,8 @@ class Finished:
 
     need: Need
     reserved: Reserved
-    kind: Kind
+    kind: Kind | None
+    """None: it was not sent after all."""
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
@@ -74,10 +81,14 @@ class Finished:
 
 @dataclass(frozen=True)
 class Grant:
-    """Leave for the first `len(reserved)` needs. `stop` says why no further request may be sent, ever."""
+    """Leave for the first `len(reserved)` needs, to be sent as long as fewer than `at_once` are in flight.
+
+    `stop` says why no further request may be sent, ever.
+    """
 
     reserved: tuple[Reserved, ...]
     wait_seconds: float
+    at_once: int = 0
     stop: str | None = None
 
 
@@ -219,7 +230,7 @@ class Governor:
 
     @property
     def in_flight(self) -> int:
-        """How many requests are in flight, as far as the workers told."""
+        """How many requests the workers hold leave for, as far as they told: in flight, or about to be."""
         return sum(worker.in_flight for worker in self._workers.values() if not worker.is_lost)
 
     def in_flight_of(self, run: str) -> int:
@@ -256,7 +267,7 @@ class Governor:
         self._refill(now)
         ledger = self.runs.get(run)
         if ledger is None:
-            return Grant((), IDLE_WAIT_SECONDS, "the run is over")
+            return Grant((), IDLE_WAIT_SECONDS, stop="the run is over")
         worker = self._workers.setdefault(name, _Worker(ledger, now))
         worker.heard = now
         if worker.is_lost:
@@ -290,7 +301,7 @@ class Governor:
             worker.reserved_usd += reserved.usd
             ledger.totals.sent += 1
             self._take(reserved)
-        return Grant(tuple(granted), max(wait, 0.0), ledger.stop)
+        return Grant(tuple(granted), max(wait, 0.0), self._at_once(worker, now), ledger.stop)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
@@ -309,8 +320,15 @@ class Governor:
         for bucket in self._buckets:
             bucket.refill(seconds)
 
+    def _at_once(self, worker: _Worker, now: float) -> int:
+        """How much of the window is a worker's: its share of what all workers hold; nothing in a pause."""
+        if now < self._paused_until:
+            return 0
+        window, held = int(self._window.size), self.in_flight
+        return worker.in_flight if held <= window else max(1, round(window * worker.in_flight / held))
+
     def _wait_for(self, now: float) -> float:
-        if self.in_flight >= int(self._window.size):
+        if self.in_flight >= int(self._window.size * (1 + AHEAD_SHARE)):
             return IDLE_WAIT_SECONDS
         waits = [bucket.wait for bucket in self._buckets if not bucket.is_open]
         waits.append(self._paused_until - now)
@@ -335,6 +353,8 @@ class Governor:
 
     def _settle(self, ledger: Ledger, result: Finished, now: float, *, busy: bool) -> None:
         totals = ledger.totals
+        if result.kind is None:
+            totals.sent -= 1
         totals.usd += result.usd
         totals.prompt_tokens += result.prompt_tokens
         totals.cached_tokens += result.cached_tokens
@@ -345,7 +365,9 @@ class Governor:
         self._prompt.take(result.prompt_tokens - result.reserved.prompt_tokens)
         self._uncached.take(result.prompt_tokens - result.cached_tokens - result.reserved.prompt_tokens)
         self._generated.take(result.completion_tokens - result.reserved.generated_tokens)
-        if result.kind in (*FINAL, Kind.POISON):
+        if result.kind is None:
+            self._requests.take(-1)
+        elif result.kind in (*FINAL, Kind.POISON):
             totals.answered += 1
             self._answered(result, busy=busy)
         elif result.kind in FATAL:

@@ -27,6 +27,9 @@ from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Facts, Task, re
 
 log = logging.getLogger(__name__)
 
+Waiting = tuple[Need, "asyncio.Future[Reserved | None]"]
+"""A request that waits for leave to be sent."""
+
 Exchange = Callable[[str, list[Finished], list[Need], str | None], Awaitable[Grant]]
 """Worker's name, results, needs, and trouble that must stop the whole run → leave."""
 
@@ -37,7 +40,10 @@ HEARTBEAT_SECONDS = 2.0
 GOVERNOR_SECONDS = 10.0
 """A limiter that does not answer for so long is lost: nothing is sent without it."""
 
-MAX_QUEUE = 512
+FEWEST_OFFERED = 64
+"""Needs that are offered at once, if there are so many, and two more for every result: what a window can take that
+doubles. All of the queue in every call would be most of what the calls cost."""
+
 MAX_BACKOFF_SECONDS = 60.0
 KEEPALIVE_SECONDS = 30.0
 
@@ -90,7 +96,10 @@ class Worker:
         self._writer: Writer | None = None
         self._stop: str | None = None
         self._trouble: str | None = None
-        self._waiting: deque[tuple[Need, asyncio.Future[Reserved | None]]] = deque()
+        self._begun: deque[Waiting] = deque()
+        self._new: deque[Waiting] = deque()
+        self._granted: deque[tuple[Waiting, Reserved]] = deque()
+        self._in_flight = self._at_once = 0
         self._finished: list[Finished] = []
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -256,6 +265,11 @@ class Worker:
             self._halt(self._trouble)
 
     def _hand_in(self, need: Need, reserved: Reserved, outcome: Outcome, usd: float, attempt: int) -> None:
+        self._in_flight -= 1
+        if outcome.kind not in FINAL:
+            # The place that it leaves is filled once the limiter knows: it may cut the window, or stop the run.
+            self._at_once = min(self._at_once, self._in_flight)
+        self._let_go()
         usage = outcome.usage
         self._finished.append(
             Finished(
@@ -283,41 +297,65 @@ class Worker:
             return
 
     async def _leave_for(self, need: Need, *, begun: bool) -> Reserved | None:
-        """Wait for leave to send; None if the run stops. What was begun is finished before anything new is begun."""
+        """Wait for leave to send; None if the run stops.
+
+        Samples that were begun go before new ones, and both in the order in which they came: a sample that is passed
+        over again and again would hold up its whole block.
+        """
         if self._stop:
             return None
         future: asyncio.Future[Reserved | None] = self._loop.create_future()
-        if begun:
-            self._waiting.appendleft((need, future))
-        else:
-            self._waiting.append((need, future))
+        (self._begun if begun else self._new).append((need, future))
         self._news.set()
         return await future
 
     async def _exchange_loop(self) -> None:
         while True:
             finished, self._finished = self._finished, []
-            offered = [self._waiting.popleft() for _ in range(min(MAX_QUEUE, len(self._waiting)))]
+            most = FEWEST_OFFERED + 2 * len(finished)
+            offered = self._offer(most)
             self._news.clear()
             try:
-                needs = [need for need, _ in offered]
+                needs = [need for _, (need, _) in offered]
                 call = self._exchange(self._name, finished, needs, self._trouble)
                 grant = await asyncio.wait_for(call, GOVERNOR_SECONDS)
             except Exception as error:  # noqa: BLE001 - whatever it is, without the limiter nothing may be sent
                 log.warning("synthesize: the limiter was lost (%s); nothing more is sent", type(error).__name__)
-                self._waiting.extendleft(reversed(offered))
+                self._put_back(offered)
                 self._halt("the limiter was lost")
                 return
-            for (_, future), reserved in zip(offered, grant.reserved, strict=False):
-                future.set_result(reserved)
-            self._waiting.extendleft(reversed(offered[len(grant.reserved) :]))
-            if grant.stop:
+            self._granted.extend(
+                (waiting, reserved) for (_, waiting), reserved in zip(offered, grant.reserved, strict=False)
+            )
+            self._put_back(offered[len(grant.reserved) :])
+            self._at_once = grant.at_once
+            if grant.stop or self._stop:
                 # What is still in flight is waited for and handed in.
-                self._halt(grant.stop)
+                self._halt(grant.stop or self._stop)
+            self._let_go()
             await asyncio.sleep(EXCHANGE_SECONDS)
-            idle = grant.wait_seconds if self._waiting else HEARTBEAT_SECONDS
+            idle = grant.wait_seconds if self._begun or self._new or self._granted else HEARTBEAT_SECONDS
             if not self._finished and idle > EXCHANGE_SECONDS:
                 await self._wait_for_news(min(idle, HEARTBEAT_SECONDS))
+
+    def _offer(self, most: int) -> list[tuple[deque[Waiting], Waiting]]:
+        """The first that wait, each with the queue that it was taken from."""
+        from_begun = min(most, len(self._begun))
+        from_new = min(most - from_begun, len(self._new))
+        queues = [self._begun] * from_begun + [self._new] * from_new
+        return [(queue, queue.popleft()) for queue in queues]
+
+    def _let_go(self) -> None:
+        """Send what is granted, as far as there is room."""
+        while self._granted and self._in_flight < self._at_once:
+            (_, future), reserved = self._granted.popleft()
+            self._in_flight += 1
+            future.set_result(reserved)
+
+    @staticmethod
+    def _put_back(offered: Sequence[tuple[deque[Waiting], Waiting]]) -> None:
+        for queue, waiting in reversed(offered):
+            queue.appendleft(waiting)
 
     async def _wait_for_news(self, seconds: float) -> None:
         try:
@@ -325,8 +363,13 @@ class Worker:
         except TimeoutError:
             return
 
-    def _halt(self, reason: str) -> None:
+    def _halt(self, reason: str | None) -> None:
         self._stop = self._stop or reason
         self._stopped.set()
-        while self._waiting:
-            self._waiting.popleft()[1].set_result(None)
+        for (need, future), reserved in self._granted:
+            self._finished.append(Finished(need, reserved, None, 0, 0, 0, 0.0, 0))
+            future.set_result(None)
+        self._granted.clear()
+        for queue in (self._begun, self._new):
+            while queue:
+                queue.popleft()[1].set_result(None)
