@@ -155,13 +155,13 @@ def test_kill_9_of_the_sending_actor_and_the_run_goes_on(straight, ray_head, tmp
 def test_a_lost_node_and_the_same_command_end_with_the_same_rows(straight, ray_head, tmp_path):
     store, ledger = tmp_path / "store", tmp_path / "ledger.jsonl"
     segments = store / "journal" / "relation_extraction" / "segments"
-    with simulator(ledger, "--latency", "0.3") as url, second_node(ray_head) as node:
+    with simulator(ledger, "--latency", "1.0") as url, second_node(ray_head) as node:
         command = arguments(url, store, "--set", "api.num_actors=2")
         process = start(ray_head, *command)
-        wait_for(lambda: sum(answered(ledger).values()) >= 60, process)
+        # Both actors send: each has a segment of its own.
+        wait_for(lambda: len(list(segments.glob("*.log"))) == 2 and sum(answered(ledger).values()) >= 40, process)
         there = {child.pid for child in psutil.Process(node.pid).children(recursive=True)}
         writers = {int(path.stem.split("-")[-2]) for path in segments.glob("*.log")}
-        assert len(writers) == 2, "both actors send"
         assert len(writers & there) == 1, "one of them on each node"
         lose(node)
         process.communicate(timeout=TIMEOUT)
