@@ -113,7 +113,7 @@ class CorruptArtifact(ArtifactError):
 
 
 class FireworksError(UcotronRayError):
-    """The vendor refused a request, or never answered it. `status_code` is its HTTP status; None where there is none."""
+    """The vendor refused a request, or never answered it (`status_code` None)."""
 
     status_code: int | None = None
     retry_after: float | None = None

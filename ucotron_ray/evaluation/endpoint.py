@@ -1,7 +1,7 @@
 """A served model asked over HTTP, its answers scored by triples; keyword hits, the guide's measure, beside them.
 
-The prompt is the server's own (`wire.py`), so the score says what a Ucotron server would get from that endpoint. A model
-that echoes its prompt has 0.82 of the keywords and no triple: the winner of a comparison is told by triples.
+The prompt is the server's own (`wire.py`), so the score says what a Ucotron server would get from that endpoint. A
+model that echoes its prompt has 0.82 of the keywords and no triple: the winner of a comparison is told by triples.
 """
 
 import asyncio

@@ -43,13 +43,15 @@ class Uploaded:
         return self.name.rpartition("/")[2]
 
 
-def upload(account: Account, path: Path, *, dataset_id: str | None = None) -> Uploaded:
+def upload(account: Account, path: Path, *, dataset_id: str | None = None, stem: str | None = None) -> Uploaded:
     """Check every line, create the dataset, send the file. Resumes, and reuses an equal upload.
+
+    Without an id it is made of `stem` (the file's, if none is given) and the hash of the bytes.
 
     Raises InputError before anything is sent where a line cannot be used, FireworksError where the vendor refuses.
     """
     with prepared(path) as file:
-        return upload_prepared(account, file, dataset_id or stable_id(path.stem, file.sha256))
+        return upload_prepared(account, file, dataset_id or stable_id(stem or path.stem, file.sha256))
 
 
 def upload_prepared(account: Account, file: Prepared, dataset_id: str) -> Uploaded:

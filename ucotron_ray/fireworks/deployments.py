@@ -9,34 +9,46 @@ import time
 from collections.abc import Callable
 
 from ucotron_ray.artifacts import canonical_hash
-from ucotron_ray.errors import RemoteJobFailed, Stopped
+from ucotron_ray.errors import FireworksError, RemoteJobFailed, Stopped
 from ucotron_ray.fireworks import account as control
 from ucotron_ray.fireworks.account import Account
 
 log = logging.getLogger(__name__)
 
 READY, FAILED = "READY", ("FAILED", "DELETING", "DELETED")
+MOST_DEPLOYMENTS = 100
 SCALE_TO_ZERO_WINDOW = "300s"
 """Five minutes without a request: the least that the vendor takes."""
 
 
 def deploy(account: Account, model: str) -> str:
-    """A deployment of one model, merged into its base; its name. The same model finds the same deployment."""
-    chosen = f"ucotron-{canonical_hash(model)[:20]}"
-    name = account.full_name("deployments", chosen)
-    body = {
-        "baseModel": model,
-        "displayName": chosen,
-        # Without a shape the vendor skips its checks; most deployments that fail have none (its SDK's docstring).
-        "deploymentShape": "default",
-        "minReplicaCount": 0,
-        "maxReplicaCount": 1,
-        "autoscalingPolicy": {"scaleToZeroWindow": SCALE_TO_ZERO_WINDOW},
-    }
-    path = f"{account.parent}/deployments"
-    _, is_new = control.create(account, path, body, query={"deploymentId": chosen}, existing=name)
-    log.info("fireworks: %s deployment '%s' of %s", "made" if is_new else "found", chosen, model)
-    return name
+    """A deployment of one model, merged into its base; its name. The same model finds the one that is there.
+
+    The vendor remembers the ids of deleted ones: the first id of the model's that is free or alive is taken.
+    """
+    for attempt in range(1, MOST_DEPLOYMENTS + 1):
+        chosen = f"ucotron-{canonical_hash([model, attempt])[:20]}"
+        name = account.full_name("deployments", chosen)
+        body = {
+            "baseModel": model,
+            "displayName": chosen,
+            # Without a shape the vendor skips its checks; most deployments that fail have none (its SDK's docstring).
+            "deploymentShape": "default",
+            "minReplicaCount": 0,
+            "maxReplicaCount": 1,
+            "autoscalingPolicy": {"scaleToZeroWindow": SCALE_TO_ZERO_WINDOW},
+        }
+        path = f"{account.parent}/deployments"
+        try:
+            found, is_new = control.create(account, path, body, query={"deploymentId": chosen}, existing=name)
+        except FireworksError as error:
+            if error.status_code == 409:
+                continue
+            raise
+        if found.get("state") not in FAILED:
+            log.info("fireworks: %s deployment '%s' of %s", "made" if is_new else "found", chosen, model)
+            return name
+    raise FireworksError("no id is left for a deployment of this model", where=model, found=f"{MOST_DEPLOYMENTS} used")
 
 
 def of_model(account: Account, model: str) -> str | None:
@@ -74,7 +86,8 @@ def wait_ready(
 
 def take_down(account: Account, name: str) -> None:
     """Delete it; one that is gone is fine."""
-    if control.find(account, name) is not None:
+    found = control.find(account, name)
+    if found is not None and found.get("state") not in ("DELETING", "DELETED"):
         control.call(account, "DELETE", name, query={"ignoreChecks": "true"})
         log.info("fireworks: took down deployment '%s'", name.rpartition("/")[2])
 

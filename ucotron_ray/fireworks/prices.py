@@ -8,6 +8,9 @@ from ucotron_ray.errors import ConfigError
 
 _PER = 1_000_000
 
+BATCH_SHARE = 0.5
+"""Of the online price, for what is asked in a batch (docs, guides/batch-inference)."""
+
 
 @dataclass(frozen=True)
 class Price:

@@ -278,14 +278,13 @@ class _ModelsAndDeployments:
     async def get_deployment(self, request: web.Request) -> web.Response:
         found = self._plane.get(self._deployment(request))
         found["_polls"] += 1
-        if found["_polls"] >= DEPLOYMENT_POLLS:
+        if found["state"] == "CREATING" and found["_polls"] >= DEPLOYMENT_POLLS:
             found["state"] = "READY"
         return web.json_response(shown(found))
 
     async def take_down(self, request: web.Request) -> web.Response:
-        name = self._deployment(request)
-        self._plane.get(name)
-        del self._plane.resources[name]
+        # Its id is never free again.
+        self._plane.get(self._deployment(request))["state"] = "DELETED"
         return web.json_response({})
 
     def _deployment(self, request: web.Request) -> str:
