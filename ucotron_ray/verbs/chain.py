@@ -34,7 +34,7 @@ def add_pipeline(verbs: Any) -> None:
 
 
 def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import pipeline, remote_pipeline
+    from ucotron_ray import forecast, pipeline, remote_pipeline
 
     options = pipeline.Options(args.skip_generate, args.skip_train, args.skip_export, args.data_dir, args.output_dir)
     with flags.run_of(args) as run:
@@ -47,5 +47,7 @@ def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
         if args.remote:
             result = remote_pipeline.execute(run, options, skip_dpo=args.skip_dpo)
         else:
+            expected = forecast.before(run, skip_train=args.skip_train, skip_export=args.skip_export)
             result = pipeline.execute(run, options)
+            result["estimate"] = forecast.shown(forecast.settle(run, expected))
     return {**result, "mlflow_run": run.mlflow_run()}
