@@ -54,7 +54,13 @@ def test_retry_after_is_honoured(caller, monkeypatch):
 
 @pytest.mark.parametrize(
     ("status", "kind", "code"),
-    [(400, FireworksError, 1), (401, AuthError, 2), (403, AuthError, 2), (404, NotFoundError, 2), (413, FireworksError, 1)],
+    [
+        (400, FireworksError, 1),
+        (401, AuthError, 2),
+        (403, AuthError, 2),
+        (404, NotFoundError, 2),
+        (413, FireworksError, 1),
+    ],
 )
 def test_a_refusal_is_not_repeated_and_says_the_vendors_words(caller, status, kind, code):
     application, asked = answering((status, {"error": {"message": f"because of {KEY} and more"}}, {}))

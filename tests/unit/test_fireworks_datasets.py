@@ -16,7 +16,9 @@ GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "co
 
 
 def write(path, *rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -158,3 +160,11 @@ def test_an_id_of_the_users_own_is_not_taken_for_other_rows(tmp_path, monkeypatc
 def test_what_the_vendor_refuses_is_said(tmp_path, monkeypatch):
     with vending(monkeypatch) as vendor, pytest.raises(FireworksError, match="invalid dataset id"):
         datasets.upload(vendor.account, chat_file(tmp_path / "a.jsonl"), dataset_id="Not_Good")
+
+
+def test_the_guides_rows_and_our_own_can_stand_in_one_file(tmp_path):
+    row = {"text": "Ada works at Acme.", "entities": [], "expected_relations": []}
+    with prepared(write(tmp_path / "rows.jsonl", GOOD, GOOD, row, GOOD)) as file:
+        sent = [json.loads(line) for line in file.path.read_text().splitlines()]
+        assert file.converted
+    assert [len(row["messages"]) for row in sent] == [2, 2, 3, 2]

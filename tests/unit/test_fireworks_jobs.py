@@ -213,7 +213,9 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on(tmp_path, monkeypatch
             waiting.wait(vendor.account, job, FAST, sleep=interrupt)
         assert f"fireworks wait {job.job_id}" in raised.value.next_step
         assert tuning_jobs.get_job(vendor.account, job.name).state not in tuning_jobs.ENDED_BADLY
-        posts = [key for key in vendor.control()["requests"] if key.startswith("POST") and "{name}" in key and "Jobs" in key]
+        posts = [
+            key for key in vendor.control()["requests"] if key.startswith("POST") and "{name}" in key and "Jobs" in key
+        ]
         assert posts == []
 
 

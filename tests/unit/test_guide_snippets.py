@@ -72,7 +72,9 @@ def test_the_guides_python_runs_with_nothing_but_its_import_line_changed(tmp_pat
         model = sft.split("output_model='")[1].split("'")[0]
         capture = cli.main(["fireworks", "upload", str(files / "train_dpo.jsonl"), *vendor.settings(tmp_path)])
         assert capture == 0
-        pairs = next(name for name in vendor.control()["stored"] if "train-dpo" in name).split("/")[0].rpartition("~")[2]
+        pairs = (
+            next(name for name in vendor.control()["stored"] if "train-dpo" in name).split("/")[0].rpartition("~")[2]
+        )
         dpo = snippet("dpo", vendor, tmp_path, pairs, model)
         tuned = dpo.split("output_model='")[1].split("'")[0]
         # A trained adapter is served on a deployment only.

@@ -30,7 +30,9 @@ def test_it_lists_models_and_chats(sdk):
 
 def test_it_uploads_trains_and_asks_the_trained_model(sdk, tmp_path):
     client, _ = sdk
-    made = client.datasets.create(dataset_id="rows", dataset={"user_uploaded": {}, "example_count": "5", "format": "CHAT"})
+    made = client.datasets.create(
+        dataset_id="rows", dataset={"user_uploaded": {}, "example_count": "5", "format": "CHAT"}
+    )
     assert made.state == "UPLOADING"
     client.datasets.upload("rows", file=chat_file(tmp_path / "rows.jsonl"))
     assert client.datasets.get("rows").state == "READY"

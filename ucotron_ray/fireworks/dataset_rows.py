@@ -68,10 +68,11 @@ def stable_id(stem: str, sha256: str) -> str:
     return f"{slug[: MAX_ID - 13].rstrip('-')}-{sha256[:12]}"
 
 
-def _prepare(path: Path, copy: Path) -> Prepared:
+def _prepare(path: Path, copy: Path, *, convert: bool = False) -> Prepared:
+    """Check every line. A copy is written only from the first row on that is converted, or from the start if asked."""
     layout: Layout | None = None
     rows = tokens = 0
-    converted = False
+    converted = convert
     digest = hashlib.sha256()
     seen: set[str] = set()
     with copy.open("w", encoding="utf-8") as out:
@@ -80,13 +81,14 @@ def _prepare(path: Path, copy: Path) -> Prepared:
             kind, changed = _checked(value, path, number)
             if layout not in (None, kind):
                 raise _bad(path, number, f"a {kind} row after {layout} rows", "rows of one layout")
-            if changed is not None and rows and not converted:
-                raise _bad(path, number, "a row of another kind than the ones before", "rows of one kind")
             layout = kind
             if kind == "batch":
                 _unique(value["custom_id"], seen, path, number)
+            if changed is not None and rows and not converted:
+                # Rows of our own behind rows of the vendor's: those before belong into the copy too.
+                return _prepare(path, copy, convert=True)
             converted = converted or changed is not None
-            text = line if changed is None else json.dumps(changed, ensure_ascii=False) + "\n"
+            text = line.rstrip("\n") + "\n" if changed is None else json.dumps(changed, ensure_ascii=False) + "\n"
             rows, tokens = rows + 1, tokens + estimate_tokens(text)
             if converted:
                 out.write(text)

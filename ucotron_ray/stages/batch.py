@@ -65,9 +65,10 @@ def fill(run: Run, want: synthesis.Wanted, account: Account, patience: Patience)
             wave = _next_wave(lane, want.count)
             if wave is None:
                 break
-            asked += len(wave[1])
-            gained = _collect(lane, wave[0])
-            answered, waves = answered + gained, waves + 1
+            asked += len(wave.requests)
+            gained = _collect(lane, wave.made)
+            # One that the budget cut short is no step further: what it leaves belongs to the same step.
+            answered, waves = answered + gained, waves + (not wave.is_short)
             if gained == 0:
                 break
         reader = journal.Reader(lane.folder)
@@ -77,7 +78,14 @@ def fill(run: Run, want: synthesis.Wanted, account: Account, patience: Patience)
     return {"requests": asked, "answered": answered, "open": still_open, "waves": waves, "cost_usd": round(usd, 6)}
 
 
-def _next_wave(lane: _Lane, count: int) -> tuple[batch.Wave, list[batch.OpenRequest]] | None:
+@dataclass(frozen=True)
+class _Next:
+    made: batch.Wave
+    requests: list[batch.OpenRequest]
+    is_short: bool
+
+
+def _next_wave(lane: _Lane, count: int) -> _Next | None:
     reader = journal.Reader(lane.folder)
     reader.refresh()
     budget = None if lane.max_usd is None else lane.max_usd - journal.spent(lane.folder, lane.run_key)
@@ -102,7 +110,7 @@ def _next_wave(lane: _Lane, count: int) -> tuple[batch.Wave, list[batch.OpenRequ
         return None
     made = batch.write_wave(lane.folder / batch.WAVES, lane.model, requests, lane.refused)
     log.info("batch: wave %s, %d requests, at most %.4f dollars", made.digest, len(requests), worst)
-    return made, requests
+    return _Next(made, requests, is_short)
 
 
 def _collect(lane: _Lane, wave: batch.Wave) -> int:
