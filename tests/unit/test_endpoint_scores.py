@@ -79,7 +79,7 @@ def test_what_no_other_request_would_change_stops_at_once(status, kind):
     assert len(asked) == 1
 
 
-def test_the_five_prompts_are_the_servers_and_a_tuned_model_beats_its_base(monkeypatch):
+def test_the_five_prompts_are_the_servers_and_the_stand_ins_base_model_needs_tuning(monkeypatch):
     messages = [endpoint.question(row, FAST) for row in guide_rows()]
     assert [wire.parse_prompt(turns[1]["content"])[0] for turns in messages] == [row.text for row in guide_rows()]
     other = endpoint.question(ROW, Asking(system_prompt="mine"))

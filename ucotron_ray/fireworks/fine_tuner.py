@@ -5,9 +5,8 @@ own SDK does (a stand-in's address, for instance). What an argument leaves open 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ucotron_ray import config
 from ucotron_ray.fireworks import datasets, deployments, tuning_jobs, waiting
@@ -15,6 +14,9 @@ from ucotron_ray.fireworks.account import Account, account_of
 from ucotron_ray.fireworks.endpoint import endpoint_of
 from ucotron_ray.fireworks.tuning_jobs import DpoJobConfig, JobStatus, SftJobConfig
 from ucotron_ray.fireworks.waiting import Patience
+
+if TYPE_CHECKING:
+    from ucotron_ray.evaluation.endpoint import Asking
 
 BASE_URL_VARIABLE = "FIREWORKS_BASE_URL"
 
@@ -111,26 +113,25 @@ class FireworksFineTuner:
         temperature: float = 0.1,
     ) -> list[dict[str, Any]]:
         """Answers to the guide's five prompts, each with its triples and keyword hits; or to prompts of your own."""
-        from ucotron_ray.evaluation import endpoint  # noqa: PLC0415 - numpy, for the scores only
+        from ucotron_ray.evaluation.endpoint import entry_of, replies  # noqa: PLC0415 - numpy, for the scores only
 
-        asking = endpoint.Asking(system_prompt, max_tokens, temperature, self._api.timeout, self._api.max_retries)
-        asking = replace(asking, retry_delay=self._api.retry_delay)
-        served = endpoint_of(self._api, self.served(model_id))
+        asking = self._asking(system_prompt, max_tokens, temperature)
         if prompts is None:
-            return self._tested(model_id, asking)["answers"]  # type: ignore[no-any-return]  # a list of dicts
+            answers: list[dict[str, Any]] = self._tested(model_id, asking)["answers"]
+            return answers
         system = [{"role": "system", "content": system_prompt}] if system_prompt else []
         turns = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]
-        entries = endpoint.replies(served, turns, asking)
-        return [{"prompt": prompt, **endpoint.entry_of(reply)} for prompt, reply in zip(prompts, entries, strict=True)]
+        entries = replies(endpoint_of(self._api, self.served(model_id)), turns, asking)
+        return [{"prompt": prompt, **entry_of(reply)} for prompt, reply in zip(prompts, entries, strict=True)]
 
     def compare_models(
         self, model_ids: Sequence[str], max_tokens: int = 512, temperature: float = 0.1
     ) -> dict[str, Any]:
         """Models side by side on the guide's five prompts, the first one the base."""
-        from ucotron_ray.evaluation import endpoint  # noqa: PLC0415 - numpy, for the scores only
+        from ucotron_ray.evaluation.endpoint import compare  # noqa: PLC0415 - numpy, for the scores only
 
-        asking = endpoint.Asking(None, max_tokens, temperature, self._api.timeout, self._api.max_retries)
-        return endpoint.compare([self._tested(model, asking) for model in model_ids])
+        asking = self._asking(None, max_tokens, temperature)
+        return compare([self._tested(model, asking) for model in model_ids])
 
     def served(self, model_id: str) -> str:
         """How the model is asked: a trained adapter on a deployment of it that is ready, anything else by its name."""
@@ -140,12 +141,18 @@ class FireworksFineTuner:
         deployment = deployments.of_model(self.account, model)
         return deployments.served_model(model, deployment) if deployment else model
 
-    def _tested(self, model_id: str, asking: Any) -> dict[str, Any]:
-        from ucotron_ray.evaluation import endpoint  # noqa: PLC0415
+    def _asking(self, system_prompt: str | None, max_tokens: int, temperature: float) -> "Asking":
+        from ucotron_ray.evaluation.endpoint import Asking  # noqa: PLC0415
+
+        api = self._api
+        return Asking(system_prompt, max_tokens, temperature, api.timeout, api.max_retries, api.retry_delay)
+
+    def _tested(self, model_id: str, asking: "Asking") -> dict[str, Any]:
+        from ucotron_ray.evaluation.endpoint import tested  # noqa: PLC0415
         from ucotron_ray.evaluation.guide_prompts import guide_rows  # noqa: PLC0415
 
-        tested = endpoint.tested(endpoint_of(self._api, self.served(model_id)), guide_rows(), asking)
-        return {**tested, "model": model_id}
+        made = tested(endpoint_of(self._api, self.served(model_id)), guide_rows(), asking)
+        return {**made, "model": model_id}
 
     def _create(
         self,
