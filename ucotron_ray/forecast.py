@@ -35,6 +35,12 @@ class Stage:
 
 def forecast(run: Run, rates: Rates, *, skip_train: bool = False, skip_export: bool = False) -> list[Stage]:
     """The stages that this run will build: those whose artifacts are not there yet."""
+    stages = every_stage(run, rates, skip_train=skip_train, skip_export=skip_export)
+    return [stage for stage in stages if _artifact(run, stage) is None]
+
+
+def every_stage(run: Run, rates: Rates, *, skip_train: bool = False, skip_export: bool = False) -> list[Stage]:
+    """The stages of the chain with this recipe, done or not."""
     recipe = run.config.recipe
     stages = []
     if recipe.generation.in_pipeline:
@@ -56,7 +62,7 @@ def forecast(run: Run, rates: Rates, *, skip_train: bool = False, skip_export: b
     if not skip_export:
         seconds = rates.seconds.get("export")
         stages.append(Stage("export", f"bundle/{run.name}", seconds / 60 if seconds is not None else None))
-    return [stage for stage in stages if _artifact(run, stage) is None]
+    return stages
 
 
 def before(run: Run, *, skip_train: bool = False, skip_export: bool = False) -> list[Stage]:
@@ -70,11 +76,7 @@ def before(run: Run, *, skip_train: bool = False, skip_export: bool = False) -> 
 
 def settle(run: Run, stages: Sequence[Stage]) -> list[Stage]:
     """What the stages took; stored beside what was expected, and logged as a table."""
-    settled = []
-    for stage in stages:
-        artifact = _artifact(run, stage)
-        if artifact is not None:
-            settled.append(_with_actual(stage, artifact))
+    settled = taken(run, stages)
     if settled:
         folder = run.store.root / ESTIMATES
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,6 +84,12 @@ def settle(run: Run, stages: Sequence[Stage]) -> list[Stage]:
         for line in table(settled):
             log.info("%s", line)
     return settled
+
+
+def taken(run: Run, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages that are done, with what they took."""
+    found = [(stage, _artifact(run, stage)) for stage in stages]
+    return [_with_actual(stage, artifact) for stage, artifact in found if artifact is not None]
 
 
 def table(stages: Sequence[Stage]) -> list[str]:
