@@ -76,7 +76,8 @@ def remote_training(settings: Config, tier: str, method: str, rows: int, epochs:
     """A job at the vendor: tokens of the dataset × epochs × the price for the model's size."""
     facts = tables()
     file = _price_file(settings)
-    tokens = rows * epochs * _tokens_per_row(facts, method, rates)
+    per_row = rates.remote_tokens_per_row.get(method) or _tokens_per_row(facts, method, rates)
+    tokens = rows * epochs * per_row
     price = prices.training_price(facts["architecture"][tier]["params"] / 1e9, method, file)
     usd = None if price is None else tokens * price / _MILLION
     basis = "no training price" if price is None else f"${price:g} per million tokens of {prices.date_of(file)}"

@@ -74,6 +74,18 @@ def before(run: Run, *, skip_train: bool = False, skip_export: bool = False) -> 
     return stages
 
 
+def before_remote(run: Run, rows: int, pairs: int) -> list[Stage]:
+    """The jobs that `pipeline --remote` will create for so many rows and pairs (0 = no preference job)."""
+    rates, recipe = measured(run.store), run.config.recipe
+    stages = []
+    for method, count, epochs in (("sft", rows, recipe.sft.epochs), ("dpo", pairs, recipe.dpo.epochs)):
+        if count:
+            figures = estimate.remote_training(run.config, recipe.tier, method, count, epochs, rates)
+            name = f"model/{run.name}-remote-{method}"
+            stages.append(Stage(f"remote-{method}", name, figures.minutes, figures.tokens, figures.usd))
+    return [stage for stage in stages if _artifact(run, stage) is None]
+
+
 def settle(run: Run, stages: Sequence[Stage]) -> list[Stage]:
     """What the stages took; stored beside what was expected, and logged as a table."""
     settled = taken(run, stages)
@@ -114,6 +126,8 @@ def _with_actual(stage: Stage, artifact: Artifact) -> Stage:
     tokens: float | None = None
     if "completion_tokens" in metrics:
         tokens = metrics["prompt_tokens"] + metrics["completion_tokens"]
+    elif manifest.recipe_fields.get("remote") in ("sft", "dpo"):
+        tokens = metrics["tokens"] * manifest.recipe_fields[manifest.recipe_fields["remote"]]["epochs"]
     elif "tokens" in counts:
         tokens = float(counts["tokens"]) * manifest.recipe_fields["sft"]["epochs"]
     seconds = float(manifest.provenance["seconds"])

@@ -43,6 +43,8 @@ class Rates:
     """Of stages whose work does not depend on rows: `export`, `convert-base`."""
     remote: dict[str, float] = field(default_factory=dict)
     """Training tokens a second at the vendor, by `sft` and `dpo`."""
+    remote_tokens_per_row: dict[str, float] = field(default_factory=dict)
+    """The same rows as the vendor is sent them, chat markup included: by characters / 4."""
 
 
 def measured(store: Store) -> Rates:
@@ -71,6 +73,7 @@ def measured(store: Store) -> Rates:
             method = str(manifest.recipe_fields["remote"])
             epochs = manifest.recipe_fields[method]["epochs"]
             rates.remote[method] = manifest.metrics["tokens"] * epochs / seconds
+            rates.remote_tokens_per_row[method] = manifest.metrics["tokens"] / manifest.counts["rows"]
     return rates
 
 

@@ -6,7 +6,7 @@ Every step is an artifact, so the same command goes on wherever it was stopped: 
 import logging
 from typing import Any
 
-from ucotron_ray import artifacts, jsonl, pipeline
+from ucotron_ray import artifacts, forecast, jsonl, pipeline
 from ucotron_ray.artifacts import Artifact, Request
 from ucotron_ray.pipeline import Options
 from ucotron_ray.run import Run
@@ -23,6 +23,7 @@ def execute(run: Run, options: Options, *, skip_dpo: bool = False) -> dict[str, 
     dataset = pipeline.dataset_stage(run, options)
     data = datasets.held_out(run, run.config.recipe.evaluation.data, dataset)
     pairs = None if skip_dpo else _pairs(run, options, dataset)
+    expected = forecast.before_remote(run, _count(dataset), _count(pairs) if pairs else 0)
     trained = remote.sft(run, who, dataset)
     supervised = trained
     if pairs is not None:
@@ -35,6 +36,7 @@ def execute(run: Run, options: Options, *, skip_dpo: bool = False) -> dict[str, 
         figures["base_f1"] = pipeline.headline(before)["tuned_f1"]
     jobs = [supervised] if trained is supervised else [supervised, trained]
     figures["cost_usd"] = sum(job.manifest.metrics.get("cost_usd", 0.0) for job in jobs)
+    figures["estimate"] = forecast.shown(forecast.settle(run, expected))
     return {**result, **figures, "parity": None, "bundle": None}
 
 
@@ -53,6 +55,10 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
         action = run.store.plan(request) if request else _guess(run, kind, name)
         steps.append({"stage": stage, "artifact": f"{kind}/{name}", "action": action})
     return steps
+
+
+def _count(dataset: Artifact) -> int:
+    return (dataset.path / datasets.TRAIN).read_bytes().count(b"\n")
 
 
 def _guess(run: Run, kind: artifacts.Kind, name: str) -> str:

@@ -49,7 +49,10 @@ def test_the_chain_trains_scores_and_leaves_nothing_running(tmp_path, rows, monk
         assert alive == ["DELETED"]
         requests = sum(vendor.control()["requests"].values())
         again = chain(vendor, rows, tmp_path, capsys)[1]
-        assert {**again, "seconds": 0} == {**result, "seconds": 0}
+        expected = {stage["stage"]: stage for stage in result["estimate"]}
+        assert expected["remote-sft"]["actual_usd"] + expected["remote-dpo"]["actual_usd"] == result["cost_usd"]
+        assert again["estimate"] == []
+        assert {**again, "seconds": 0, "estimate": 0} == {**result, "seconds": 0, "estimate": 0}
         # Reused: only the base model was looked at.
         assert sum(vendor.control()["requests"].values()) == requests + 1
     for name in ("mine-remote-sft", "mine-remote-dpo"):
