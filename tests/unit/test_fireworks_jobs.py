@@ -219,6 +219,45 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on(tmp_path, monkeypatch
         assert posts == []
 
 
+def failing(monkeypatch, status, *, times, after=1):
+    """`get_job` that fails so many times after some good looks."""
+    real, calls = tuning_jobs.get_job, []
+
+    def get(*args):
+        calls.append(1)
+        if after < len(calls) <= after + times:
+            error = FireworksError("no", found=f"HTTP {status}")
+            error.status_code = status
+            raise error
+        return real(*args)
+
+    monkeypatch.setattr(tuning_jobs, "get_job", get)
+
+
+@pytest.mark.parametrize("status", [None, 429, 503])
+def test_an_outage_is_waited_out(tmp_path, monkeypatch, status):
+    with vending(monkeypatch) as vendor:
+        job = made(vendor, tmp_path)
+        failing(monkeypatch, status, times=10)
+        assert waited(vendor, job, Patience(interval=60, verbose=False))[0].state == "COMPLETED"
+        job = made(vendor, tmp_path, epochs=1)
+        failing(monkeypatch, status, times=1000)
+        with pytest.raises(Stopped, match="the job runs on"):
+            waited(vendor, job, Patience(interval=60, verbose=False))
+
+
+def test_a_refusal_in_the_middle_is_a_stop_and_at_the_first_look_an_error(tmp_path, monkeypatch):
+    with vending(monkeypatch) as vendor:
+        job = made(vendor, tmp_path)
+        failing(monkeypatch, 403, times=1)
+        with pytest.raises(Stopped) as raised:
+            waited(vendor, job, Patience(interval=60, verbose=False))
+        assert f"fireworks wait {job.job_id}" in raised.value.next_step
+        failing(monkeypatch, 403, times=1, after=0)
+        with pytest.raises(FireworksError, match="no"):
+            waited(vendor, job, Patience(interval=60, verbose=False))
+
+
 def test_the_callback_sees_every_look(tmp_path, monkeypatch):
     seen = []
     with vending(monkeypatch) as vendor:

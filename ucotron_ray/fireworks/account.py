@@ -110,6 +110,11 @@ def call(
     return repeated(account, lambda: _send(account, method, url, body), f"{method} {path}").body
 
 
+def once(account: Account, method: str, path: str, body: Body = None) -> dict[str, Any]:
+    """The same, not repeated: for what is part of a larger attempt. Retries would multiply."""
+    return _send(account, method, _url(account, path, None), body).body
+
+
 def create(
     account: Account, path: str, body: Mapping[str, Any], *, query: Mapping[str, Any], existing: str
 ) -> tuple[dict[str, Any], bool]:

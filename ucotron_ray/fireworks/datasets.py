@@ -122,7 +122,7 @@ def _send(account: Account, file: Prepared, name: str) -> None:
 
     def put() -> None:
         # A new URL each time: they expire, and the endpoint forgets what was registered before.
-        urls = control.call(account, "POST", f"{name}:getUploadEndpoint", sizes).get("filenameToSignedUrls") or {}
+        urls = control.once(account, "POST", f"{name}:getUploadEndpoint", sizes).get("filenameToSignedUrls") or {}
         if filename not in urls:
             raise FireworksError("the vendor names no address for the upload", where=name, found=str(sorted(urls)))
         control.put_signed(urls[filename], _raw(file.path), account.timeout)

@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ucotron_ray.errors import RemoteJobFailed, Stopped
+from ucotron_ray.errors import FireworksError, RemoteJobFailed, Stopped
 from ucotron_ray.fireworks import tuning_jobs as jobs
-from ucotron_ray.fireworks.account import Account
+from ucotron_ray.fireworks.account import REPEATED, Account
 from ucotron_ray.fireworks.tuning_jobs import JobStatus
 
 log = logging.getLogger(__name__)
 
 UNKNOWN_STATE_SECONDS = 3600.0
+OUTAGE_SECONDS = 900.0
+"""So long the vendor may be silent while a job is waited for."""
+
 PENDING_SECONDS = 300.0
 """After so long in the queue, and then every so often, it is said why that may be."""
 
@@ -54,10 +57,17 @@ def wait(
 ) -> JobStatus:
     """The job once it is completed. Raises RemoteJobFailed or Stopped as the module says."""
     line = _Line(patience.verbose, clock)
-    began = entered = clock()
+    began = entered = heard = clock()
+    is_first = True
     try:
         while True:
-            status = jobs.get_job(account, job.name, job.kind)
+            try:
+                status = jobs.get_job(account, job.name, job.kind)
+            except FireworksError as error:
+                _raise_if_cut_off(error, job, clock() - heard, is_first=is_first)
+                sleep(patience.interval)
+                continue
+            heard, is_first = clock(), False
             if status.state != job.state:
                 entered = clock()
             job = status
@@ -107,7 +117,7 @@ def _raise_if_over(job: JobStatus) -> None:
             f"the job ended as {job.shown_state}",
             where=job.name,
             found=job.message or "the vendor gives no reason",
-            next_step=f"ucotron-ray fireworks resume {job.job_id}, or the same command with --again for another job",
+            next_step=f"ucotron-ray fireworks resume {job.job_id}, or another job: --again N (pipeline: --replace)",
         )
     if job.state == jobs.PAUSED:
         raise Stopped(
@@ -116,6 +126,19 @@ def _raise_if_over(job: JobStatus) -> None:
             found=job.message or "an account that is suspended, or somebody paused it",
             next_step=f"ucotron-ray fireworks resume {job.job_id}, then {_go_on(job)}",
         )
+
+
+def _raise_if_cut_off(error: FireworksError, job: JobStatus, silent: float, *, is_first: bool) -> None:
+    """An outage is waited out for a while. A refusal at the first look is raised as it is, a later one is a stop."""
+    can_pass = error.status_code is None or error.status_code in REPEATED
+    if can_pass and silent < OUTAGE_SECONDS:
+        log.warning("%s: %s; waiting on", job.job_id, error.found)
+        return
+    if is_first and not can_pass:
+        raise error
+    raise Stopped(
+        f"{error.problem}; the job runs on", where=job.name, found=error.found, next_step=_go_on(job)
+    ) from error
 
 
 def _raise_if_late(job: JobStatus, patience: Patience, waited: float, in_state: float) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from ucotron_ray import config, jsonl
 from ucotron_ray.artifacts import Artifact, Build, Request, Result, write_json
 from ucotron_ray.config import Config, DpoSettings, LoraSettings
-from ucotron_ray.errors import InputError, NotFoundError
+from ucotron_ray.errors import NotFoundError, Stopped
 from ucotron_ray.fireworks import datasets as vendor_datasets
 from ucotron_ray.fireworks import deployments, tuning_jobs, waiting
 from ucotron_ray.fireworks.account import Account, account_of
@@ -184,7 +184,7 @@ def _scored(run: Run, build: Build, served: str, data: Artifact) -> Result:
     replies = endpoint.replies(endpoint_of(api, served), [endpoint.question(row, asking) for row in rows], asking)
     lost = [reply.error for reply in replies if reply.error]
     if lost:
-        raise InputError(
+        raise Stopped(
             f"{len(lost)} of {len(rows)} rows have no answer, so there is no score",
             where=served,
             found=lost[0],
