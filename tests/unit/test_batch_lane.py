@@ -74,7 +74,7 @@ KILLS = {
 
 
 @pytest.mark.parametrize("moment", KILLS)
-@pytest.mark.parametrize("time", [1, 2])
+@pytest.mark.parametrize("time", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_anywhere_the_same_command_goes_on_and_asks_nothing_twice(tmp_path, monkeypatch, capsys, moment, time):
     home, name = KILLS[moment]
     real, calls = getattr(home, name), []

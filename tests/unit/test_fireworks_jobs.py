@@ -14,7 +14,8 @@ from ucotron_ray.fireworks import datasets, deployments, tuning_jobs, waiting
 from ucotron_ray.fireworks.tuning_jobs import DpoJobConfig, JobStatus, SftJobConfig
 from ucotron_ray.fireworks.waiting import Patience
 
-FAST = Patience(interval=0.0, verbose=False)
+FAST = Patience(interval=60.0, timeout=100_000.0, verbose=False)
+"""On a clock of the test's own: a wait that should have ended is late, and does not hang."""
 
 
 def made(vendor, tmp_path, **changes) -> JobStatus:
@@ -147,7 +148,7 @@ def test_every_state_has_its_exit_code(tmp_path, monkeypatch, capsys, end, code,
     """CANCELLED and EARLY_STOPPED used to be «done», unknown states were waited for without end."""
     with vending(monkeypatch, job_end=end) as vendor:
         job = made(vendor, tmp_path)
-        timeout = ["--timeout", "0.2" if code == 75 and end != "PAUSED" else "0"]
+        timeout = ["--timeout", "0.2" if code == 75 and end != "PAUSED" else "20"]
         assert cli.main(["fireworks", "wait", job.job_id, *timeout, *vendor.settings(tmp_path), "--json"]) == code
         out, err = capsys.readouterr()
     assert said in out + err
