@@ -11,7 +11,7 @@ from types import FrameType
 
 from ucotron_ray import __version__
 from ucotron_ray.errors import Stopped, UcotronRayError
-from ucotron_ray.verbs import chain, data, evaluation, export, inspection, simulators, training
+from ucotron_ray.verbs import chain, data, estimating, evaluation, export, fireworks, inspection, simulators, training
 from ucotron_ray.verbs.flags import Handler
 
 STOPPED_EXIT = 75
@@ -62,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_evaluate(verbs)
     export.add_export(verbs)
     chain.add_pipeline(verbs)
+    fireworks.add_fireworks(verbs)
+    estimating.add_estimate(verbs)
     inspection.add_show(verbs)
     simulators.add_simulate_fireworks(verbs)
     simulators.add_simulate_ucotron(verbs)

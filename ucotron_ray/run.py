@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from ucotron_ray import tracking
+from ucotron_ray import tracking, wandb_mirror
 from ucotron_ray.artifacts import Artifact, Build, Request, Result, Store, canonical_hash
 from ucotron_ray.config import Config
 from ucotron_ray.errors import ConfigError, Stopped
@@ -49,6 +49,7 @@ class Run:
         if self._began:
             stopped = isinstance(error, (Stopped, KeyboardInterrupt))
             self.spool.end("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
+            wandb_mirror.mirror(self.config.place.tracking, self.spool)
         self._stack.__exit__(None, None, None)
 
     def connect(self, *, workers: bool = True) -> None:

@@ -49,7 +49,11 @@ def test_every_verb_is_in_the_readme():
 def test_readme_flags_exist():
     parser = cli._parser()
     verbs = next(action for action in parser._actions if action.dest == "verb").choices
-    known = {option for verb in verbs.values() for action in verb._actions for option in action.option_strings}
+    nested = [
+        inner for verb in verbs.values() for a in verb._actions if a.dest == "action" for inner in a.choices.values()
+    ]
+    parsers = [*verbs.values(), *nested]
+    known = {option for verb in parsers for action in verb._actions for option in action.option_strings}
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("ucotron-ray "):

@@ -1,5 +1,7 @@
 """A STAND-IN for Fireworks.ai on loopback: it speaks the vendor's HTTP for chat, models and embeddings. It is no model.
 
+Datasets, jobs and deployments are in `simulator_datasets.py` and `simulator_jobs.py`.
+
 Answers come from sentence patterns (`simulator_language.py`) and depend on the request alone, so runs repeat. Faults
 and limits are there on demand, and a ledger of every request received: the judge of what was paid twice.
 """
@@ -13,7 +15,7 @@ import struct
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,6 +24,9 @@ from aiohttp import web
 from ucotron_ray import wire
 from ucotron_ray.errors import ConfigError
 from ucotron_ray.fireworks import simulator_language as language
+from ucotron_ray.fireworks.simulator_control import ControlPlane, ControlSettings
+from ucotron_ray.fireworks.simulator_datasets import add_dataset_routes
+from ucotron_ray.fireworks.simulator_jobs import add_job_routes, garbage_of
 
 STAND_IN = "simulate-fireworks: a stand-in of ucotron_ray, not Fireworks.ai; its answers are generated, not a model's"
 TEACHER, EMBEDDER = "accounts/simulator/models/teacher", "accounts/simulator/models/embedder"
@@ -69,6 +74,7 @@ class Settings:
     api_key: str | None = None
     refused_keys: tuple[str, ...] = ()
     ledger: Path | None = None
+    control: ControlSettings = field(default_factory=ControlSettings)
 
 
 class Ledger:
@@ -195,6 +201,7 @@ def answer_to(body: dict[str, Any], rng: random.Random, garbage: float) -> str:
 def make_app(settings: Settings) -> web.Application:
     """The application. Its ledger is at `GET /simulator/ledger`."""
     ledger, limiter = Ledger(settings.ledger), Limiter(settings)
+    plane = ControlPlane(settings.control, settings.api_key)
     attempts: Counter[str] = Counter()
 
     async def chat(request: web.Request) -> web.StreamResponse:
@@ -204,7 +211,7 @@ def make_app(settings: Settings) -> web.Application:
         attempts[digest] += 1
         status, tokens = "gone", 0
         try:
-            response, tokens = await _respond(request, raw, digest, attempts[digest], settings, limiter)
+            response, tokens = await _respond(request, raw, digest, attempts[digest], settings, limiter, plane)
             status = str(response.status)
             return response
         except _CutOffError:
@@ -240,7 +247,27 @@ def make_app(settings: Settings) -> web.Application:
         application.router.add_get(f"{prefix}/models", models)
         application.router.add_post(f"{prefix}/embeddings", embeddings)
     application.router.add_get("/simulator/ledger", show_ledger)
+    mount_control_plane(application, plane, settings)
     return application
+
+
+def mount_control_plane(application: web.Application, plane: ControlPlane, settings: Settings) -> None:
+    """Datasets, jobs, models and deployments; what came in is at `GET /simulator/control`."""
+
+    def complete(body: dict[str, Any]) -> dict[str, Any]:
+        digest = hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=12).hexdigest()
+        return _completion(body, None, random.Random(f"{settings.seed}/{digest}"), settings)[0]
+
+    async def show(_: web.Request) -> web.Response:
+        return web.json_response(plane.summary())
+
+    async def close(_: web.Application) -> None:
+        plane.close()
+
+    add_dataset_routes(application, plane)
+    add_job_routes(application, plane, complete)
+    application.router.add_get("/simulator/control", show)
+    application.on_cleanup.append(close)
 
 
 def embed(text: str) -> list[float]:
@@ -318,7 +345,13 @@ async def _serve(settings: Settings, port: int, command: list[str] | None) -> in
 
 
 async def _respond(
-    request: web.Request, raw: bytes, digest: str, attempt: int, settings: Settings, limiter: Limiter
+    request: web.Request,
+    raw: bytes,
+    digest: str,
+    attempt: int,
+    settings: Settings,
+    limiter: Limiter,
+    plane: ControlPlane,
 ) -> tuple[web.StreamResponse, int]:
     headers = limiter.headers()
     if not _may_enter(request, settings):
@@ -328,8 +361,10 @@ async def _respond(
         model, messages = body["model"], body["messages"]
     except (ValueError, KeyError, TypeError):
         return web.json_response(_BODIES["400"][1], status=400, headers=headers), 0
-    if model not in settings.models:
+    garbage = settings.garbage if model in settings.models else garbage_of(plane, model, settings.garbage)
+    if garbage is None:
         return web.json_response(_BODIES["404"][1], status=404, headers=headers), 0
+    settings = replace(settings, garbage=garbage)
     refused = sorted(set(body) & set(settings.refused_keys))
     if refused or not messages:
         return web.json_response({"detail": f"Unexpected keys in the request: {refused}"}, status=422), 0

@@ -65,7 +65,7 @@ def wanted(run: Run, task: str, count: int | None, reference: str | None, *, nam
     if data is not None:
         for file in input_files(data):
             jsonl.read_relations(Path(file))
-    _task(run, found)
+    task_of(run, found)
     return found
 
 
@@ -82,7 +82,7 @@ def request(run: Run, want: Wanted) -> Request:
     generation = run.config.recipe.generation
     fields = {
         "task": want.task,
-        "version": _task(run, want).version,
+        "version": task_of(run, want).version,
         "count": want.count,
         "teacher": run.config.recipe.models.generation.model_id,
         "defaults": generation.defaults.model_dump(),
@@ -104,10 +104,10 @@ def synthesize(run: Run, want: Wanted) -> Artifact:
     action = run.store.plan(what)
     # Before anything is begun: a mistake must leave nothing behind that a corrected command would run into.
     will_run = action in ("run", "resume") or (action == "conflict" and run.replace)
-    teacher = _checked_teacher(run) if will_run else None
+    teacher = checked_teacher(run) if will_run else None
 
     def build(build: Build) -> Result:
-        endpoint, price = teacher or _checked_teacher(run)
+        endpoint, price = teacher or checked_teacher(run)
         from ucotron_ray.synthesis import journal
 
         folder = run.store.root / JOURNALS / want.task
@@ -125,7 +125,7 @@ def synthesize(run: Run, want: Wanted) -> Artifact:
     return run.make("synthesize", what, build)
 
 
-def _checked_teacher(run: Run) -> tuple[endpoints.Endpoint, Price | None]:
+def checked_teacher(run: Run) -> tuple[endpoints.Endpoint, Price | None]:
     """The teacher and its price, asked for its models. Raises ConfigError or InputError: nothing was paid by then."""
     endpoint = endpoints.endpoint_of(run.config.place.api, run.config.recipe.models.generation.model_id)
     price = _price(run, endpoint)
@@ -137,7 +137,7 @@ def _checked_teacher(run: Run) -> tuple[endpoints.Endpoint, Price | None]:
 
 def estimate(run: Run, want: Wanted) -> dict[str, Any]:
     """Requests, tokens and dollars before anything is paid, from the first samples of the plan."""
-    task = _task(run, want)
+    task = task_of(run, want)
     numbers = range(min(ESTIMATED_SAMPLES, want.count))
     asks = [ask for number in numbers for ask in _asks(task, number)]
     bodies = [request_body("", ask, "0") for ask in asks]
@@ -145,7 +145,7 @@ def estimate(run: Run, want: Wanted) -> dict[str, Any]:
     most_prompt = sum(chat.most_prompt_tokens(body) for body in bodies) / len(numbers) * want.count
     completion = sum(ask.max_tokens for ask in asks) * USUAL_SHARE / len(numbers) * want.count
     teacher = run.config.recipe.models.generation.model_id
-    price = _price_of(run, teacher)
+    price = price_for(run, teacher)
     worst = completion / USUAL_SHARE
     limit = run.config.place.api.requests_per_minute
     num_requests = math.ceil(len(asks) / len(numbers) * want.count)
@@ -179,18 +179,20 @@ def _stand_in(ask: Ask) -> str:
     return '{"entities": [], "relations": []}' if ask.json_mode else ask.messages[-1][1]
 
 
-def _task(run: Run, want: Wanted) -> Task:
+def task_of(run: Run, want: Wanted) -> Task:
+    """The task of a request, with its input read."""
     return jobs.task_of(want.task, run.config.recipe.generation, input_files(want.data) if want.data else ())
 
 
-def _price_of(run: Run, model: str) -> Price | None:
+def price_for(run: Run, model: str) -> Price | None:
+    """The place's price of a model."""
     file = run.config.place.api.prices
     return price_of(model, Path(file) if file else None)
 
 
 def _price(run: Run, endpoint: endpoints.Endpoint) -> Price | None:
     """The teacher's price. Raises ConfigError for a paid run without one, or a budget that cannot be kept."""
-    price = _price_of(run, endpoint.model)
+    price = price_for(run, endpoint.model)
     is_paid = bool(endpoint.key_variable or endpoint.key_file) and not endpoint.is_local
     if price is None and (is_paid or run.config.place.api.max_usd is not None):
         raise ConfigError(

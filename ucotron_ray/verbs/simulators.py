@@ -33,6 +33,13 @@ def add_simulate_fireworks(verbs: Any) -> None:
         "--refuse-key", action="append", default=[], metavar="KEY", help="422 for requests with this key"
     )
     parser.add_argument("--api-key-env", metavar="VARIABLE", help="require the key in this variable (default: none)")
+    parser.add_argument("--job-seconds", type=float, metavar="SECONDS", help="jobs take so long (default: six looks)")
+    parser.add_argument("--job-end", default="COMPLETED", metavar="STATE", help="how jobs end, or where they stay")
+    parser.add_argument("--max-active-jobs", type=int, metavar="N", help="quota of jobs at once")
+    parser.add_argument("--cut-uploads", type=int, default=0, metavar="N", help="cut off so many uploads in the middle")
+    parser.add_argument(
+        "--control-faults", default="", metavar="NAME=SHARE,…", help="503, 429, lost, … for jobs and data"
+    )
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="write every request received, as JSONL")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="run this, then stop; {url} is the address")
 
@@ -50,7 +57,7 @@ def add_simulate_ucotron(verbs: Any) -> None:
 
 
 def _simulate_fireworks(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.fireworks import simulator
+    from ucotron_ray.fireworks import simulator, simulator_control
 
     settings = simulator.Settings(
         seed=args.seed,
@@ -67,6 +74,14 @@ def _simulate_fireworks(args: argparse.Namespace) -> dict[str, Any]:
         api_key=config.secret(args.api_key_env, None),
         refused_keys=tuple(args.refuse_key),
         ledger=args.ledger,
+        control=simulator_control.ControlSettings(
+            job_seconds=args.job_seconds,
+            job_end=args.job_end.upper(),
+            max_active_jobs=args.max_active_jobs,
+            cut_uploads=args.cut_uploads,
+            faults=simulator_control.parse_control_faults(args.control_faults),
+            seed=args.seed,
+        ),
     )
     return {"exit_code": simulator.serve(settings, port=args.port, command=args.command or None)}
 
