@@ -7,8 +7,9 @@ import pytest
 from ucotron_ray.errors import StageFailed
 from ucotron_ray.synthesis import outcomes, release
 from ucotron_ray.synthesis.quality import Duplicates, leaking, shingles
+from ucotron_ray.synthesis.tasks import relation_extraction
 
-NAME = "relation_extraction"
+KIND = relation_extraction.row_kind()
 
 
 def outcome(number: int, status: str = "accepted", *, text: str | None = None, split: str = "train", names=("A", "B")):
@@ -16,8 +17,9 @@ def outcome(number: int, status: str = "accepted", *, text: str | None = None, s
     if status == "accepted":
         text = text or f"row {number} has its own words {number * 7} {number * 11} {number * 13}"
         relation = {"subject": names[0], "relation": "works_at", "object": names[1]}
+        relation |= {"subject_type": "Person", "object_type": "Person"}
         entities = [{"text": name, "type": "Person", "start": 0, "end": 1} for name in names]
-        row = {"text": text, "entities": entities, "relations": [relation], "metadata": {}}
+        row = {"text": text, "entities": entities, "relations": [relation], "metadata": {"seed_subject": names[0]}}
     reason = None if status == "accepted" else "why"
     return {"number": number, "status": status, "split": split, "reason": reason, "notes": [], "row": row}
 
@@ -27,7 +29,7 @@ def judged(tmp_path, entries, count=100):
     # Two files, out of order, as two workers leave them.
     outcomes.append_outcomes(tmp_path / outcomes.OUTCOMES / "b.jsonl", entries[::2])
     outcomes.append_outcomes(tmp_path / outcomes.OUTCOMES / "a.jsonl", entries[1::2])
-    return release.judge(tmp_path, NAME, count, 0.8)
+    return release.judge(tmp_path, KIND, count, 0.8)
 
 
 def test_the_sum_is_what_was_planned_and_the_count_is_exact(tmp_path):
@@ -41,8 +43,8 @@ def test_the_sum_is_what_was_planned_and_the_count_is_exact(tmp_path):
     counts = release.counts(verdicts, 10)
     assert counts == {"accepted": 4, "rejected": 1, "duplicate": 1, "quarantined": 1, "pending": 3}
     assert [v.number for v in verdicts if v.status == "accepted"] == [0, 1, 2, 3], "the first of the plan"
-    files = release.write_files(tmp_path, NAME, verdicts)
-    assert files == {"relation_extraction.jsonl": 4, "train.jsonl": 4, "rejected.jsonl": 6}
+    files = release.write_files(tmp_path, KIND, verdicts).lines
+    assert files == {"relation_extraction.jsonl": 4, "train.jsonl": 4, "vendor.jsonl": 4, "rejected.jsonl": 6}
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert all(reasons)
     assert release.NOT_NEEDED in reasons
@@ -62,7 +64,7 @@ def test_an_outcome_cut_off_by_a_kill_is_not_read(tmp_path):
     judged(tmp_path, [outcome(0), outcome(1)])
     path = tmp_path / outcomes.OUTCOMES / "a.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
-    assert [v.number for v in release.judge(tmp_path, NAME, 10, 0.8)] == [0]
+    assert [v.number for v in release.judge(tmp_path, KIND, 10, 0.8)] == [0]
 
 
 def test_a_validation_row_with_a_name_of_training_is_rejected(tmp_path):
@@ -88,11 +90,14 @@ def test_rows_beyond_the_count_do_not_change_those_within(tmp_path):
 def test_near_duplicates_are_found_and_other_texts_are_not():
     base = "the quick brown fox jumps over the lazy dog near the old mill and then runs back to the dark green forest again"
     duplicates = Duplicates(0.8)
-    assert duplicates.reason(base) is None
-    assert "same text" in (duplicates.reason(base.title() + "...") or "")
-    assert "nearly" in (duplicates.reason(base + " today") or "")
-    assert duplicates.reason(base.replace("fox", "cat").replace("mill", "barn").replace("green", "blue")) is None
-    assert Duplicates(1.0).reason(base) is None
+    assert (
+        duplicates.earlier("another text about other things that came before it in the file and is not alike") is None
+    )
+    assert duplicates.earlier(base) is None
+    assert duplicates.earlier(base.title() + "...") == ("duplicate", 1)
+    assert duplicates.earlier(base + " today") == ("near_duplicate", 1)
+    assert duplicates.earlier(base.replace("fox", "cat").replace("mill", "barn").replace("green", "blue")) is None
+    assert Duplicates(1.0).earlier(base) is None
 
 
 def test_shingles_of_short_texts_are_the_text():

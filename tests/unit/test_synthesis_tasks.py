@@ -9,7 +9,7 @@ from ucotron_ray import config, wire
 from ucotron_ray.errors import ConfigError
 from ucotron_ray.fireworks import simulator_language as language
 from ucotron_ray.fireworks.chat import Kind
-from ucotron_ray.records import RawRow
+from ucotron_ray.records import GeneratedRow, RawRow
 from ucotron_ray.synthesis import conversation, plan, seeds
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Task
 from ucotron_ray.synthesis.tasks import preference, relation_extraction
@@ -75,7 +75,7 @@ def test_a_row_has_exactly_the_keys_of_the_generator_and_spans_of_whole_words():
         }
     ]
     assert row["metadata"] == {"seed_subject": "Ana Silva", "seed_object": "Al Bank", "seed_relation": "works_at"}
-    trained = relation_extraction.raw_row(row)
+    trained = GeneratedRow.model_validate(row).raw()
     assert [entity.label for entity in trained.entities] == ["person", "organization"]
     assert wire.format_answer(trained.expected_relations).endswith('"confidence":1.0}]')
 
@@ -192,7 +192,7 @@ def test_request_ids_hold_what_changes_the_answer():
         plan.request_id(TASK, "another", FACTS, ask, []),
         plan.request_id(TASK, "m", {**FACTS, "number": 1}, ask, []),
         plan.request_id(TASK, "m", FACTS, ask, [Answer(Kind.ANSWER, "x")]),
-        plan.request_id(Task(TASK.name, 2, TASK.sample, TASK.converse), "m", FACTS, ask, []),
+        plan.request_id(Task(TASK.name, 2, TASK.sample, TASK.converse, TASK.rows), "m", FACTS, ask, []),
         plan.request_id(TASK, "m", FACTS, Ask(ask.step, ask.messages, 0.1, ask.max_tokens), []),
     ]
     assert len({base, *others}) == 6

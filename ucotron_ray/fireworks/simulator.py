@@ -5,6 +5,7 @@ and limits are there on demand, and a ledger of every request received: the judg
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ import struct
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,10 +23,14 @@ from aiohttp import web
 
 from ucotron_ray import wire
 from ucotron_ray.errors import ConfigError
+from ucotron_ray.fireworks import simulator_defects as defects
+from ucotron_ray.fireworks import simulator_facts as facts
 from ucotron_ray.fireworks import simulator_language as language
+from ucotron_ray.fireworks import simulator_scenes as scenes
 
 STAND_IN = "simulate-fireworks: a stand-in of ucotron_ray, not Fireworks.ai; its answers are generated, not a model's"
 TEACHER, EMBEDDER = "accounts/simulator/models/teacher", "accounts/simulator/models/embedder"
+UNKNOWN = f"I am a stand-in and know no answer. ({STAND_IN})"
 EMBEDDING_DIMENSIONS = 64
 BURST_SECONDS = 5.0
 REQUEST_BURST_SECONDS = 2.0
@@ -59,6 +65,8 @@ class Settings:
     faults: dict[str, float] = field(default_factory=dict)
     retry_after: str = "1"
     garbage: float = 0.03
+    plant: dict[str, float] = field(default_factory=dict)
+    """Share of the answers of the fitting kind that get a defect, by its name; the ledger knows which."""
     requests_per_minute: float | None = None
     generated_tokens_per_minute: float | None = None
     limit_moves: tuple[tuple[float, float], ...] = ()
@@ -80,6 +88,7 @@ class Ledger:
         self.first = self.last_answer = 0.0
         self.generated = 0
         self.answered: Counter[str] = Counter()
+        self.planted: dict[str, str] = {}
         self.in_flight = self.most_in_flight = 0
         self._file: TextIO | None = path.open("a", buffering=1, encoding="utf-8") if path else None
 
@@ -91,6 +100,11 @@ class Ledger:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         self._write({"event": "in", "request": digest, "at": round(now, 4)})
+
+    def plants(self, digest: str, defect: str) -> None:
+        """The answer to it has a defect."""
+        self.planted[digest] = defect
+        self._write({"event": "planted", "request": digest, "defect": defect})
 
     def went(self, digest: str, status: str, tokens: int) -> None:
         """It was answered, or whatever became of it."""
@@ -110,6 +124,7 @@ class Ledger:
             "statuses": dict(self.statuses),
             "answered_twice": sum(count - 1 for count in self.answered.values() if count > 1),
             "distinct_answered": len(self.answered),
+            "planted": dict(Counter(self.planted.values())),
             "generated_tokens": self.generated,
             "in_flight": self.in_flight,
             "most_in_flight": self.most_in_flight,
@@ -173,8 +188,8 @@ class Limiter:
         return headers
 
 
-def answer_to(body: dict[str, Any], rng: random.Random, garbage: float) -> str:
-    """What the stand-in says to the messages of a request."""
+def answer_to(body: dict[str, Any], rng: random.Random) -> defects.Asked:
+    """What the stand-in says to the messages of a request: the right answer, as far as it knows one."""
     system = " ".join(str(m.get("content")) for m in body["messages"] if m.get("role") == "system")
     user = next((str(m.get("content")) for m in body["messages"] if m.get("role") == "user"), "")
     asked = wire.parse_prompt(user)
@@ -188,8 +203,10 @@ def answer_to(body: dict[str, Any], rng: random.Random, garbage: float) -> str:
             found = language.hurried(found, rng)
         answer = json.dumps(language.extraction(found), ensure_ascii=False)
     else:
-        answer = language.write_text(user, rng) or f"I am a stand-in and know no answer. ({STAND_IN})"
-    return language.garbled(answer, rng) if rng.random() < garbage else answer
+        ways = (scenes.describe, facts.write_facts, facts.name_form, language.write_text)
+        written = (way(user, rng) for way in ways)
+        answer = facts.read_values(user) or next(filter(None, written), None) or language.judged(user, rng) or UNKNOWN
+    return defects.Asked(system, user, answer)
 
 
 def make_app(settings: Settings) -> web.Application:
@@ -204,7 +221,7 @@ def make_app(settings: Settings) -> web.Application:
         attempts[digest] += 1
         status, tokens = "gone", 0
         try:
-            response, tokens = await _respond(request, raw, digest, attempts[digest], settings, limiter)
+            response, tokens = await _respond(request, raw, digest, attempts[digest], settings, limiter, ledger)
             status = str(response.status)
             return response
         except _CutOffError:
@@ -262,23 +279,33 @@ def serve(settings: Settings, *, port: int, command: list[str] | None = None) ->
     return asyncio.run(_serve(settings, port, command))
 
 
-def parse_faults(text: str) -> dict[str, float]:
-    """`429=0.05,reset=0.01` → shares. Raises ConfigError."""
-    faults = {}
+def parse_shares(text: str, flag: str, names: Sequence[str]) -> dict[str, float]:
+    """`429=0.05,reset=0.01` → shares, of names that there are. Raises ConfigError."""
+    shares = {}
     for part in filter(None, text.split(",")):
         name, _, share = part.partition("=")
         try:
             value = float(share)
         except ValueError:
             value = -1.0
-        if name not in FAULTS or not 0 <= value <= 1:
+        if name not in names or not 0 <= value <= 1:
             raise ConfigError(
-                f"--faults {part} cannot be read",
-                expected="NAME=SHARE with a share from 0 to 1, and NAME one of " + ", ".join(FAULTS),
+                f"{flag} {part} cannot be read",
+                expected="NAME=SHARE with a share from 0 to 1, and NAME one of " + ", ".join(names),
                 found=part,
             )
-        faults[name] = value
-    return faults
+        shares[name] = value
+    return shares
+
+
+def parse_faults(text: str) -> dict[str, float]:
+    """The shares of `--faults`. Raises ConfigError."""
+    return parse_shares(text, "--faults", FAULTS)
+
+
+def parse_plants(text: str) -> dict[str, float]:
+    """The shares of `--plant`. Raises ConfigError."""
+    return parse_shares(text, "--plant", defects.NAMES)
 
 
 def parse_moves(text: str) -> tuple[tuple[float, float], ...]:
@@ -318,7 +345,7 @@ async def _serve(settings: Settings, port: int, command: list[str] | None) -> in
 
 
 async def _respond(
-    request: web.Request, raw: bytes, digest: str, attempt: int, settings: Settings, limiter: Limiter
+    request: web.Request, raw: bytes, digest: str, attempt: int, settings: Settings, limiter: Limiter, ledger: Ledger
 ) -> tuple[web.StreamResponse, int]:
     headers = limiter.headers()
     if not _may_enter(request, settings):
@@ -345,7 +372,13 @@ async def _respond(
     await asyncio.sleep(HANG_SECONDS if fault == "hang" else _latency(settings, rng))
     if fault == "reset":
         raise _CutOffError
-    message, tokens = _completion(body, fault, rng, settings)
+    asked = answer_to(body, rng)
+    planted = defects.chosen(settings.plant, asked, f"{settings.seed}/{digest}")
+    if planted is not None:
+        ledger.plants(digest, planted[0])
+    elif rng.random() < settings.garbage:
+        asked = dataclasses.replace(asked, answer=language.garbled(asked.answer, rng))
+    message, tokens = _completion(body, planted[1] if planted else asked.answer, fault, rng, settings)
     limiter.generated(tokens)
     headers |= limiter.headers()
     if fault == "half":
@@ -355,10 +388,9 @@ async def _respond(
 
 
 def _completion(
-    body: dict[str, Any], fault: str | None, rng: random.Random, settings: Settings
+    body: dict[str, Any], answer: str, fault: str | None, rng: random.Random, settings: Settings
 ) -> tuple[dict[str, Any], int]:
     """The vendor's chat completion, and how many tokens it counts as generated."""
-    answer = answer_to(body, rng, settings.garbage)
     finish = "stop"
     if fault == "malformed":
         answer = language.garbled(answer, rng)

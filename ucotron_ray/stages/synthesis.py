@@ -6,10 +6,11 @@ import math
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ucotron_ray import jsonl
 from ucotron_ray.artifacts import Artifact, Build, Request, Result, canonical_hash
+from ucotron_ray.config import Generation
 from ucotron_ray.errors import ConfigError
 from ucotron_ray.fireworks import chat
 from ucotron_ray.fireworks import endpoint as endpoints
@@ -20,7 +21,11 @@ from ucotron_ray.synthesis import job as jobs
 from ucotron_ray.synthesis.governor import Budget, Settings
 from ucotron_ray.synthesis.outcomes import unsettled
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Task, request_body
+from ucotron_ray.synthesis.rows import check_limits
 from ucotron_ray.synthesis.worker import Sending
+
+if TYPE_CHECKING:
+    from ucotron_ray.synthesis.on_ray import Made
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +54,7 @@ def wanted(run: Run, task: str, count: int | None, reference: str | None, *, nam
     count = settings.target_samples if count is None else count
     if count < 1:
         raise ConfigError("there is nothing to make", where="--count", expected="1 or more", found=str(count))
-    needs_input = task == "preference"
+    needs_input = jobs.TASKS[task].BUILDS_ON_ROWS
     if needs_input != (reference is not None):
         raise ConfigError(
             f"`synthesize {task}` needs relation rows to build on"
@@ -66,6 +71,7 @@ def wanted(run: Run, task: str, count: int | None, reference: str | None, *, nam
         for file in input_files(data):
             jsonl.read_relations(Path(file))
     _task(run, found)
+    check_limits(run.config.recipe.generation.gate)
     return found
 
 
@@ -87,52 +93,99 @@ def request(run: Run, want: Wanted) -> Request:
         "teacher": run.config.recipe.models.generation.model_id,
         "defaults": generation.defaults.model_dump(),
         "settings": getattr(generation.tasks, want.task).model_dump(exclude={"target_samples"}),
-        "seed": generation.seed,
-        "val_ratio": generation.val_ratio,
-        "near_duplicate": generation.near_duplicate,
         "max_answer_tokens": generation.max_answer_tokens,
+        **what_is_published(generation),
     }
     return Request("dataset", want.name, fields, (want.data.as_input("input"),) if want.data else ())
 
 
-def synthesize(run: Run, want: Wanted) -> Artifact:
-    """Teacher → `dataset/<name>` with train.jsonl, val.jsonl, the guide's rows, what was rejected, and a card.
+def what_is_published(generation: Generation) -> dict[str, Any]:
+    """The settings that decide which rows of any generator are published, and what their report and card say."""
+    keys = ("seed", "val_ratio", "near_duplicate", "licence")
+    return {**generation.model_dump(include=set(keys)), "gate": generation.gate.model_dump()}
 
-    Raises ConfigError or InputError before anything is paid: no key, no such model, no price for a paid run.
+
+@dataclass
+class Teacher:
+    """Whom to ask and what it costs; under `shared`, one governor with one budget for several tasks."""
+
+    endpoint: endpoints.Endpoint
+    price: Price | None
+    shared: "Shared | None" = None
+
+
+@dataclass
+class Shared:
+    """What the tasks of one `synthesize all` have in common: a ledger, what was spent before, and the governor."""
+
+    invocation: str
+    spent: float
+    unsettled: float
+    governor: Any = None
+    """Begun by the first task that asks."""
+
+
+def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None) -> Artifact:
+    """Teacher → `dataset/<name>` with the files of `synthesis/release.py`, the gate's report and a card.
+
+    The dataset is `rejected` where the gate says so. Raises ConfigError or InputError before anything is paid: no key,
+    no such model, no price for a paid run.
     """
     what = request(run, want)
-    action = run.store.plan(what)
     # Before anything is begun: a mistake must leave nothing behind that a corrected command would run into.
-    will_run = action in ("run", "resume") or (action == "conflict" and run.replace)
-    teacher = _checked_teacher(run) if will_run else None
+    if teacher is None and will_run(run, what):
+        teacher = checked_teacher(run)
 
     def build(build: Build) -> Result:
-        endpoint, price = teacher or _checked_teacher(run)
+        asked = teacher or checked_teacher(run)
         from ucotron_ray.synthesis import journal
 
         folder = run.store.root / JOURNALS / want.task
         with journal.held(folder):
-            job = _job(run, want, build, endpoint, price, journal.spent(folder, what.recipe))
-            run.connect(workers=False)
-            from ucotron_ray.synthesis.on_ray import synthesize_on_ray
-
-            made = synthesize_on_ray(job)
+            made = _fill(run, _job(run, want, build, asked), asked)
         counts = {**made.counts, "train": made.files.get(TRAIN, 0), "val": made.files.get(VAL, 0)}
         metrics = {"requests": float(made.requests), "cost_usd": made.usd}
         metrics |= {"prompt_tokens": float(made.prompt_tokens), "completion_tokens": float(made.completion_tokens)}
-        return Result(metrics, counts, [f"teacher {endpoint.model} at {endpoint.base_url}"])
+        notes = made.failures or [f"teacher {asked.endpoint.model} at {asked.endpoint.base_url}"]
+        return Result(metrics, counts, notes, state="rejected" if made.failures else "ok")
 
     return run.make("synthesize", what, build)
 
 
-def _checked_teacher(run: Run) -> tuple[endpoints.Endpoint, Price | None]:
+def will_run(run: Run, what: Request) -> bool:
+    """Whether asking for this starts something."""
+    action = run.store.plan(what)
+    return action in ("run", "resume") or (action == "conflict" and run.replace)
+
+
+def _fill(run: Run, job: jobs.SynthesisJob, teacher: Teacher) -> "Made":
+    run.connect(workers=False)
+    from ucotron_ray.synthesis import on_ray
+
+    if teacher.shared is None:
+        return on_ray.synthesize_on_ray(job)
+    if teacher.shared.governor is None:
+        teacher.shared.governor = run.enter(on_ray.governed(job))
+    return on_ray.fill(job, teacher.shared.governor)
+
+
+def spent_on(run: Run, what: Request) -> tuple[float, float]:
+    """Dollars that a request has cost so far: by the journal, and perhaps on top of it."""
+    from ucotron_ray.synthesis import journal
+
+    folder = run.store.root / JOURNALS / str(what.fields["task"])
+    paid = journal.spent(folder, what.recipe) if folder.is_dir() else 0.0
+    return paid, unsettled(run.store.partial(what.kind, what.name))
+
+
+def checked_teacher(run: Run) -> Teacher:
     """The teacher and its price, asked for its models. Raises ConfigError or InputError: nothing was paid by then."""
     endpoint = endpoints.endpoint_of(run.config.place.api, run.config.recipe.models.generation.model_id)
     price = _price(run, endpoint)
     warning = endpoints.check(endpoint)
     if warning:
         log.warning("%s", warning)
-    return endpoint, price
+    return Teacher(endpoint, price)
 
 
 def estimate(run: Run, want: Wanted) -> dict[str, Any]:
@@ -202,20 +255,20 @@ def _price(run: Run, endpoint: endpoints.Endpoint) -> Price | None:
     return price
 
 
-def _job(
-    run: Run, want: Wanted, build: Build, endpoint: endpoints.Endpoint, price: Price | None, spent: float
-) -> jobs.SynthesisJob:
+def _job(run: Run, want: Wanted, build: Build, teacher: Teacher) -> jobs.SynthesisJob:
     api, generation = run.config.place.api, run.config.recipe.generation
-    run_key = build.request.recipe
+    run_key, shared = build.request.recipe, teacher.shared
+    own = spent_on(run, build.request)
+    spent, perhaps = (shared.spent, shared.unsettled) if shared else own
     return jobs.SynthesisJob(
         task=want.task,
-        invocation=f"{run_key[:16]}-{uuid.uuid4().hex[:8]}",
+        invocation=shared.invocation if shared else f"{run_key[:16]}-{uuid.uuid4().hex[:8]}",
         generation=generation.model_dump(),
         count=want.count,
         max_rounds=api.max_rounds,
         input_files=input_files(want.data) if want.data else (),
-        endpoint=endpoint,
-        price=price,
+        endpoint=teacher.endpoint,
+        price=teacher.price,
         sending=Sending(
             run=run_key,
             connect_timeout=api.connect_timeout,
@@ -234,14 +287,16 @@ def _job(
             generated_tokens_per_minute=api.generated_tokens_per_minute,
             give_up_after=api.give_up_after,
         ),
-        budget=Budget(price, api.max_usd, spent_before=spent, unsettled_before=unsettled(build.path)),
+        budget=Budget(teacher.price, api.max_usd, spent_before=spent, unsettled_before=perhaps),
+        spent=sum(own),
         num_actors=api.num_actors,
         log_file=run.log_file,
         metrics_file=str(run.store.root / "tracking" / "metrics" / f"{want.name}.jsonl"),
         facts={
             "name": want.name,
             "task": want.task,
-            "teacher": endpoint.model,
+            "made by": "ucotron_ray synthesize",
+            "teacher": teacher.endpoint.model,
             "recipe": canonical_hash(build.request.fields)[:16],
             "seed": generation.seed,
         },

@@ -11,13 +11,15 @@ from typing import Any
 
 from ucotron_ray import wire
 from ucotron_ray.config import Generation
-from ucotron_ray.records import RawRow, Relation, name_key
-from ucotron_ray.synthesis.conversation import NotUsable, parse_object, parsed, whole
+from ucotron_ray.records import PreferenceRow, RawRow, Relation, name_key
+from ucotron_ray.synthesis.conversation import NotUsable, as_model, parse_object, parsed, whole
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task
-from ucotron_ray.synthesis.tasks.relation_extraction import Extraction, extract_ask, read_extraction
+from ucotron_ray.synthesis.rows import SPLIT_FILES, VENDOR, RowKind
+from ucotron_ray.synthesis.tasks.relation_extraction import Extraction, extract_ask
 
 NAME = "preference"
 VERSION = 1
+BUILDS_ON_ROWS = True
 
 QUICK_SYSTEM = (
     "You skim a text and note the one or two most obvious entities and relations. Answer with one JSON object and "
@@ -29,7 +31,22 @@ QUICK_SYSTEM = (
 def make_task(generation: Generation, rows: Sequence[RawRow]) -> Task:
     """The task over relation rows, each text once. A number beyond the last row begins another pass over them."""
     distinct = list({row.text: row for row in reversed(rows)}.values())[::-1]
-    return Task(NAME, VERSION, partial(_sample, distinct), partial(_converse, generation))
+    return Task(NAME, VERSION, partial(_sample, distinct), partial(_converse, generation), row_kind())
+
+
+def row_kind() -> RowKind:
+    """Pairs of answers to one text. Their split is that of the rows they build on, and was made by names there."""
+    return RowKind(
+        name=NAME,
+        model=PreferenceRow,
+        identity=lambda row: " ".join((row["prompt"], row["chosen"], row["rejected"])),
+        labels=lambda row: (),
+        defects=lambda row: ["same_answers"] if row["chosen"] == row["rejected"] else [],
+        files=lambda row, split: [(SPLIT_FILES[split], row["train"]), (VENDOR, vendor_row(row["train"]))],
+        published=lambda row: {key: value for key, value in row.items() if key not in ("train", "scores")},
+        # Pairs of one text are alike by nature: only the same answers again make a duplicate.
+        repeats_nearly=False,
+    )
 
 
 def answer_relations(extraction: Extraction, facts: Facts) -> list[Relation]:
@@ -86,7 +103,7 @@ def _converse(generation: Generation, facts: Facts) -> Conversation:
         top_p=task.chosen.top_p,
         step="chosen",
     )
-    chosen, notes = yield from parsed(thorough, read_extraction, cap=cap)
+    chosen, notes = yield from parsed(thorough, partial(as_model, Extraction), cap=cap)
     quick = Ask(
         "rejected",
         (("system", QUICK_SYSTEM), ("user", f"Text:\n{text}")),
@@ -99,7 +116,7 @@ def _converse(generation: Generation, facts: Facts) -> Conversation:
     hurried_text = yield from whole(quick, cap=cap)
     try:
         value, _ = parse_object(hurried_text)
-        hurried = read_extraction(value)
+        hurried = as_model(Extraction, value)
     except NotUsable as error:
         return Done("rejected", reason=f"rejected: {error}", notes=tuple(notes))
     return _judged(task.margin, facts, chosen, hurried, notes)
