@@ -5,6 +5,7 @@ rewritten in the prompt and the answer format of the server (`wire.py`).
 """
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -29,8 +30,12 @@ QUICK_SYSTEM = (
 
 
 def make_task(generation: Generation, rows: Sequence[RawRow]) -> Task:
-    """The task over relation rows, each text once. A number beyond the last row begins another pass over them."""
+    """The task over relation rows, each text once. A number beyond the last row begins another pass over them.
+
+    In an order of the seed: files have the rows for validation at their end, where few pairs would not get to.
+    """
     distinct = list({row.text: row for row in reversed(rows)}.values())[::-1]
+    random.Random(f"{generation.seed}/{NAME}").shuffle(distinct)
     return Task(NAME, VERSION, partial(_sample, distinct), partial(_converse, generation), row_kind())
 
 
