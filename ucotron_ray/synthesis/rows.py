@@ -28,6 +28,7 @@ DEFECTS = {
     "alias_as_negative": "a pair that is marked as different names one entity",
     "wrong_reward": "the parts of a reward do not follow from the path",
     "not_alone": "an answer that is more than what was asked for",
+    "unanswered": "a chat row whose last message is not the assistant's: there is nothing to learn",
     "same_answers": "a pair whose two answers do not differ",
     "duplicate": "the same as an earlier row",
     "near_duplicate": "nearly the text of an earlier row",
