@@ -21,8 +21,8 @@ TASK = relation_extraction.make_task(GENERATION)
 def play(task: Task, facts, *answers: str | Answer) -> Ask | Done:
     """Where a conversation is after these answers."""
     talk = task.converse(facts)
-    step: Ask | Done = next(talk)
     try:
+        step: Ask | Done = next(talk)
         for answer in answers:
             step = talk.send(answer if isinstance(answer, Answer) else Answer(Kind.ANSWER, answer))
     except StopIteration as end:

@@ -218,10 +218,11 @@ def estimate(run: Run, want: Wanted) -> dict[str, Any]:
 
 
 def _asks(task: Task, number: int) -> list[Ask]:
-    """The requests of a sample whose answers are all as short as can be; the first one at least."""
+    """The requests of a sample whose answers are all as short as can be; none of one that asks nobody."""
     conversation = task.converse(task.sample(number))
-    asks = [next(conversation)]
+    asks: list[Ask] = []
     with contextlib.suppress(StopIteration, Ended):
+        asks.append(next(conversation))
         asks.append(conversation.send(Answer(chat.Kind.ANSWER, _stand_in(asks[0]))))
     conversation.close()
     return asks
