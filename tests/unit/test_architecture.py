@@ -121,7 +121,6 @@ def test_nothing_happens_at_import():
         "tuple",
         "split",
         "Predicate",
-        "RowKind",
         "Template",
         "lru_cache",
         "join",

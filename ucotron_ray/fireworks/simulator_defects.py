@@ -72,6 +72,14 @@ def _extraction(asked: Asked) -> dict[str, Any] | None:
     return value if value["relations"] else None
 
 
+def _same_fact(asked: Asked, rng: random.Random) -> str | None:
+    return facts.one_fact_twice(asked.user, rng)
+
+
+def _alias_as_negative(asked: Asked, rng: random.Random) -> str | None:
+    return facts.alias_of(asked.user, rng)
+
+
 def _near_duplicate(asked: Asked, rng: random.Random) -> str | None:
     """One description over and over, with another last word. The first of them repeats nothing."""
     return f"{_REPEATED}{rng.choice(_ENDINGS)}{rng.randrange(1000)}." if asked.user.startswith("Scene: ") else None
@@ -104,8 +112,8 @@ def _is_text(asked: Asked) -> bool:
 _DEFECTS: dict[str, Callable[[Asked, random.Random], str | None]] = {
     "wrong_span": _wrong_span,
     "outside_vocabulary": _outside_vocabulary,
-    "same_fact": lambda asked, rng: facts.one_fact_twice(asked.user, rng),
-    "alias_as_negative": lambda asked, rng: facts.alias_of(asked.user, rng),
+    "same_fact": _same_fact,
+    "alias_as_negative": _alias_as_negative,
     "near_duplicate": _near_duplicate,
     "leak": _leak,
     "secret": _secret,

@@ -4,7 +4,8 @@ import contextlib
 import logging
 import math
 import uuid
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ucotron_ray.synthesis.governor import Budget, Settings
 from ucotron_ray.synthesis.outcomes import unsettled
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Task, request_body
 from ucotron_ray.synthesis.rows import check_limits
+from ucotron_ray.synthesis.tasks import judge as judge_task
 from ucotron_ray.synthesis.worker import Sending
 
 if TYPE_CHECKING:
@@ -111,7 +113,16 @@ class Teacher:
 
     endpoint: endpoints.Endpoint
     price: Price | None
+    judge_price: Price | None = None
     shared: "Shared | None" = None
+
+    @property
+    def dearest(self) -> Price | None:
+        """The price by which requests are reserved, so that the budget holds for the judge's requests too."""
+        if self.price is None or self.judge_price is None:
+            return self.price
+        pairs = zip(astuple(self.price), astuple(self.judge_price), strict=True)
+        return Price(*(max(pair) for pair in pairs))
 
 
 @dataclass
@@ -140,8 +151,9 @@ def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None) -> Artifa
         asked = teacher or checked_teacher(run)
         from ucotron_ray.synthesis import journal
 
-        folder = run.store.root / JOURNALS / want.task
-        with journal.held(folder):
+        with ExitStack() as held:
+            for folder in _journals(run, want.task):
+                held.enter_context(journal.held(folder))
             made = _fill(run, _job(run, want, build, asked), asked)
         counts = {**made.counts, "train": made.files.get(TRAIN, 0), "val": made.files.get(VAL, 0)}
         metrics = {"requests": float(made.requests), "cost_usd": made.usd}
@@ -173,9 +185,15 @@ def spent_on(run: Run, what: Request) -> tuple[float, float]:
     """Dollars that a request has cost so far: by the journal, and perhaps on top of it."""
     from ucotron_ray.synthesis import journal
 
-    folder = run.store.root / JOURNALS / str(what.fields["task"])
-    paid = journal.spent(folder, what.recipe) if folder.is_dir() else 0.0
+    folders = [folder for folder in _journals(run, str(what.fields["task"])) if folder.is_dir()]
+    paid = sum(journal.spent(folder, what.recipe) for folder in folders)
     return paid, unsettled(run.store.partial(what.kind, what.name))
+
+
+def _journals(run: Run, task: str) -> list[Path]:
+    """Where the answers of a task are kept, and those of its judge if it has one."""
+    judge = [judge_task.NAME] if run.config.recipe.generation.gate.judge.model_id else []
+    return [run.store.root / JOURNALS / name for name in (task, *judge)]
 
 
 def checked_teacher(run: Run) -> Teacher:
@@ -185,7 +203,14 @@ def checked_teacher(run: Run) -> Teacher:
     warning = endpoints.check(endpoint)
     if warning:
         log.warning("%s", warning)
-    return Teacher(endpoint, price)
+    judge = run.config.recipe.generation.gate.judge.model_id
+    if judge is None:
+        return Teacher(endpoint, price)
+    other = replace(endpoint, model=judge)
+    warning = endpoints.check(other)
+    if warning:
+        log.warning("%s", warning)
+    return Teacher(endpoint, price, _price(run, other))
 
 
 def estimate(run: Run, want: Wanted) -> dict[str, Any]:
@@ -261,7 +286,7 @@ def _job(run: Run, want: Wanted, build: Build, teacher: Teacher) -> jobs.Synthes
     run_key, shared = build.request.recipe, teacher.shared
     own = spent_on(run, build.request)
     spent, perhaps = (shared.spent, shared.unsettled) if shared else own
-    return jobs.SynthesisJob(
+    job = jobs.SynthesisJob(
         task=want.task,
         invocation=shared.invocation if shared else f"{run_key[:16]}-{uuid.uuid4().hex[:8]}",
         generation=generation.model_dump(),
@@ -288,7 +313,7 @@ def _job(run: Run, want: Wanted, build: Build, teacher: Teacher) -> jobs.Synthes
             generated_tokens_per_minute=api.generated_tokens_per_minute,
             give_up_after=api.give_up_after,
         ),
-        budget=Budget(teacher.price, api.max_usd, spent_before=spent, unsettled_before=perhaps),
+        budget=Budget(teacher.dearest, api.max_usd, spent_before=spent, unsettled_before=perhaps),
         spent=sum(own),
         num_actors=api.num_actors,
         log_file=run.log_file,
@@ -301,4 +326,20 @@ def _job(run: Run, want: Wanted, build: Build, teacher: Teacher) -> jobs.Synthes
             "recipe": canonical_hash(build.request.fields)[:16],
             "seed": generation.seed,
         },
+    )
+    return replace(job, judge=_judge_of(run, want, build, job, teacher)) if generation.gate.judge.model_id else job
+
+
+def _judge_of(run: Run, want: Wanted, build: Build, job: jobs.SynthesisJob, teacher: Teacher) -> jobs.SynthesisJob:
+    """The job that reads a sample of the rows: of the same server, ledger and budget, with a journal of its own."""
+    judge = run.config.recipe.generation.gate.judge
+    return replace(
+        job,
+        task=judge_task.NAME,
+        count=min(judge.rows, want.count),
+        input_files=(str(build.path / f"{want.task}.jsonl"),),
+        endpoint=replace(teacher.endpoint, model=str(judge.model_id)),
+        price=teacher.judge_price,
+        journal=str(run.store.root / JOURNALS / judge_task.NAME),
+        directory=str(build.path / judge_task.NAME),
     )

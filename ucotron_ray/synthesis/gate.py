@@ -79,10 +79,12 @@ def report(
     *,
     caught: Mapping[str, int] | None = None,
     samples: int = 0,
+    judge: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The report of what `examine` found. `caught`: in how many of `samples` each defect was found and kept out.
+    """The report of what `examine` found, with the marks of a model that read some of the rows, if one did.
 
-    `state` is `rejected` if a share is above its limit, or too much of the vocabulary does not occur.
+    `caught`: in how many of `samples` each defect was found and kept out. `state` is `rejected` if a share is above its
+    limit, or too much of the vocabulary does not occur.
     """
     splits: Counter[str] = Counter()
     labels: Counter[str] = Counter()
@@ -109,7 +111,7 @@ def report(
         "defects": _shares(defects, rows, settings.defects, examples),
         "caught": _shares(Counter(caught or {}), samples, settings.caught, {}),
         "samples": samples,
-        "judge": None,
+        "judge": dict(judge) if judge else None,
     }
     return decided(made, settings)
 

@@ -15,6 +15,7 @@ from ucotron_ray.synthesis.plan import Task
 from ucotron_ray.synthesis.tasks import (
     contradiction,
     entity_resolution,
+    judge,
     preference,
     projection,
     relation_extraction,
@@ -29,7 +30,7 @@ class TaskModule(Protocol):
     VERSION: int
     BUILDS_ON_ROWS: bool
 
-    def make_task(self, generation: Generation, rows: Sequence[RawRow]) -> Task:
+    def make_task(self, generation: Generation, rows: Sequence[Any]) -> Task:
         """The task for these settings, over these rows if it builds on some."""
         ...
 
@@ -64,6 +65,8 @@ class SynthesisJob:
     log_file: str
     metrics_file: str
     facts: dict[str, Any] = field(default_factory=dict)
+    judge: "SynthesisJob | None" = None
+    """Who reads a sample of the published rows, and how that is sent; its input is the published file."""
 
     def make_task(self) -> Task:
         """The task itself; reads its input."""
@@ -72,6 +75,8 @@ class SynthesisJob:
 
 def task_of(name: str, generation: Generation, input_files: tuple[str, ...] = ()) -> Task:
     """A task by its name. Raises ConfigError or InputError for settings or inputs that cannot be used."""
+    if name == judge.NAME:
+        return judge.make_task(generation, judge.read_rows(input_files))
     module = TASKS[name]
     return module.make_task(generation, _rows(input_files) if module.BUILDS_ON_ROWS else [])
 

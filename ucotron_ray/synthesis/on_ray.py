@@ -33,6 +33,7 @@ from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Grant, Ne
 from ucotron_ray.synthesis.job import SynthesisJob
 from ucotron_ray.synthesis.outcomes import OUTCOMES, REJECTED, append_outcomes
 from ucotron_ray.synthesis.plan import Done
+from ucotron_ray.synthesis.tasks import judge as judge_task
 from ucotron_ray.synthesis.worker import Result, Worker
 
 log = logging.getLogger(__name__)
@@ -206,10 +207,11 @@ def _filled(job: SynthesisJob, governor: Any) -> tuple["Judged", Any, dict[str, 
         watch.watching(progress, lambda: _status(governor, job), Path(job.metrics_file)),
     ):
         judged, planned = _rounds(job, governor, progress)
-        status = _ask(governor, "status", job)
         if judged.missing > 0:
-            _raise_short(job, status, judged.counts, planned)
-        return judged, _get(ray.remote(_release).options(num_cpus=1, max_retries=2).remote(job, planned)), status
+            _raise_short(job, _ask(governor, "status", job), judged.counts, planned)
+        marks = _marks(job, governor, planned)
+        release = ray.remote(_release).options(num_cpus=1, max_retries=2)
+        return judged, _get(release.remote(job, planned, marks)), _ask(governor, "status", job)
 
 
 @dataclass(frozen=True)
@@ -304,6 +306,34 @@ def _in_background(work: Callable[[], None], governor: Any, job: SynthesisJob) -
         raise _cause(failed[0]) from failed[0]
 
 
+def _marks(job: SynthesisJob, governor: Any, planned: int) -> dict[str, Any] | None:
+    """What a judge says of a sample of the rows, if one is configured. Raises Stopped where its answers are missing."""
+    if job.judge is None:
+        return None
+    judge = job.judge
+    directory = Path(judge.directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / OUTCOMES).mkdir(parents=True)
+    _get(ray.remote(_write).options(num_cpus=1, max_retries=2).remote(job, planned))
+    _in_background(
+        partial(_one_round, judge, governor, 0, (), judge.count, watch.Progress(judge.count)), governor, judge
+    )
+    lying = outcomes.places(directory)
+    done = [outcomes.read(lying[number]) for number in sorted(lying)]
+    if any(outcome["status"] == "pending" for outcome in done):
+        _raise_short(judge, _ask(governor, "status", job), {"accepted": 0, "pending": len(done)}, judge.count)
+    shutil.rmtree(directory)
+    return judge_task.marks(judge.endpoint.model, [o["row"] for o in done if o["status"] == "accepted"])
+
+
+def _write(job: SynthesisJob, planned: int) -> None:
+    """The rows alone, for a judge to read."""
+    from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy
+
+    directory, kind = Path(job.directory), job.make_task().rows
+    release.write_files(directory, kind, release.judge(directory, kind, job.count, job.generation["near_duplicate"]))
+
+
 def _judge(job: SynthesisJob, planned: int) -> Judged:
     """Counts by status, the samples that had no final answer yet, and how many rows are missing."""
     from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy; the sending actors do without
@@ -314,7 +344,7 @@ def _judge(job: SynthesisJob, planned: int) -> Judged:
     return Judged(release.counts(verdicts, planned), unfinished, release.missing(verdicts, kind, job.count))
 
 
-def _release(job: SynthesisJob, planned: int) -> Any:
+def _release(job: SynthesisJob, planned: int, marks: dict[str, Any] | None = None) -> Any:
     """Write the dataset's files, and make shards of the journal's segments. Too few rows: the rejected ones only."""
     from ucotron_ray.synthesis import publish, release  # noqa: PLC0415 - scipy
 
@@ -323,8 +353,11 @@ def _release(job: SynthesisJob, planned: int) -> Any:
     verdicts = release.judge(directory, task.rows, job.count, job.generation["near_duplicate"])
     counts = release.counts(verdicts, planned)
     facts = {**job.facts, "prompts' version": task.version, **journal.paid(folder, job.sending.run), **counts}
-    published = publish.publish(directory, task.rows, verdicts, Generation.model_validate(job.generation), facts)
+    generation = Generation.model_validate(job.generation)
+    published = publish.publish(directory, task.rows, verdicts, generation, facts, marks=marks)
     journal.compact(folder)
+    if job.judge is not None:
+        journal.compact(Path(job.judge.journal))
     return published
 
 

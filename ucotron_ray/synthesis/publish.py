@@ -38,13 +38,19 @@ class Published:
 
 
 def publish(
-    directory: Path, kind: RowKind, verdicts: Sequence[Verdict], generation: Generation, facts: Mapping[str, Any]
+    directory: Path,
+    kind: RowKind,
+    verdicts: Sequence[Verdict],
+    generation: Generation,
+    facts: Mapping[str, Any],
+    *,
+    marks: Mapping[str, Any] | None = None,
 ) -> Published:
-    """Write everything that the dataset consists of. The same verdicts and facts give the same bytes."""
+    """Write everything that the dataset consists of. The same verdicts, facts and marks give the same bytes."""
     written = release.write_files(directory, kind, verdicts)
     entries = read_back(directory / f"{kind.name}.jsonl", release.splits(verdicts))
     looked = gate.examine(kind, entries, generation.near_duplicate)
-    report = gate.report(kind, looked, generation.gate, caught=written.caught, samples=len(verdicts))
+    report = gate.report(kind, looked, generation.gate, caught=written.caught, samples=len(verdicts), judge=marks)
     write_report(directory, str(facts["name"]), report)
     write_text(directory / CARD, card(facts, written.lines, report, release.reasons(verdicts), generation.licence))
     return Published(written.lines, report)
