@@ -38,6 +38,17 @@ PERSONAL_DATA = re.compile(
 )
 """E-mail, telephone with country code, US social security number, card number in groups, IBAN."""
 
+_HINTS = {
+    "secret": (
+        "private key", "sk-", "sk_", "pk-", "pk_", "rk-", "rk_", "fw-", "fw_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_",
+        "github_pat_", "hf_", "xox", "aiza", "glpat-", "akia", "asia", "eyj", "passw", "api_key", "api-key", "apikey",
+        "secret", "token",
+    ),
+    "personal_data": ("@", *"0123456789"),
+}  # fmt: skip
+"""One of these stands in every text that the pattern finds, in lower case: without one the pattern, which takes thirty
+times as long, is not tried."""
+
 _PATTERNS = {
     "special_token": SPECIAL_TOKEN,
     "control_character": CONTROL_CHARACTER,
@@ -49,7 +60,12 @@ UNUSABLE = ("special_token", "control_character", "secret")
 """What puts a row into the quarantine; personal data is counted, since made-up texts hold made-up addresses."""
 
 
-def found(texts: Iterable[str]) -> list[str]:
+def found(texts: Iterable[str], names: Iterable[str] = tuple(_PATTERNS)) -> list[str]:
     """Which of the patterns occur in any of the texts."""
     whole = "\n".join(texts)
-    return [name for name, pattern in _PATTERNS.items() if pattern.search(whole)]
+    lowered = whole.lower()
+    return [
+        name
+        for name in names
+        if (name not in _HINTS or any(hint in lowered for hint in _HINTS[name])) and _PATTERNS[name].search(whole)
+    ]

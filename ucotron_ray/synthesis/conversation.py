@@ -131,7 +131,7 @@ def alone(text: str, *, longest: int) -> str:
 
 def _keep_out(step: str, texts: Iterable[str]) -> None:
     """End the sample for an answer with a turn marker, a control character or a key: no further request may hold it."""
-    unusable = [name for name in found(texts) if name in UNUSABLE]
+    unusable = found(texts, UNUSABLE)
     if unusable:
         raise Ended(Done("quarantined", reason=f"{step}: {DEFECTS[unusable[0]]}", notes=tuple(unusable)))
 

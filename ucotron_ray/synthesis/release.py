@@ -140,7 +140,7 @@ def _looked_at(verdict: Verdict, row: Mapping[str, Any], kind: RowKind, duplicat
         first = error.errors()[0]
         reason = f"{DEFECTS['schema']}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
         return replace(verdict, status="quarantined", reason=reason, defect="schema")
-    unusable = [name for name in found(strings(row)) if name in UNUSABLE]
+    unusable = found(strings(row), UNUSABLE)
     if unusable:
         return replace(verdict, status="quarantined", reason=DEFECTS[unusable[0]], defect=unusable[0])
     repeated = duplicates.earlier(kind.identity(row))
