@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ucotron_ray.config import Generation
 from ucotron_ray.errors import InputError, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.fireworks.chat import Kind
 from ucotron_ray.synthesis import journal, outcomes, watch
-from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Grant, Need, Settings
+from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Grant, Need, Settings, Totals
 from ucotron_ray.synthesis.job import SynthesisJob
 from ucotron_ray.synthesis.outcomes import OUTCOMES, REJECTED, append_outcomes
 from ucotron_ray.synthesis.plan import Done
@@ -179,7 +179,7 @@ def fill(job: SynthesisJob, governor: Any) -> Made:
     (directory / OUTCOMES).mkdir()
     before = _status(governor, job)
     try:
-        judged, published, status = _filled(job, governor)
+        judged, published, status = _filled(job, governor, before)
     except BaseException:
         with contextlib.suppress(ray.exceptions.RayError, UcotronRayError):
             # What is still in flight may be paid: the next invocation must know.
@@ -187,31 +187,38 @@ def fill(job: SynthesisJob, governor: Any) -> Made:
         raise
     shutil.rmtree(directory / OUTCOMES)
     (directory / outcomes.UNSETTLED).unlink(missing_ok=True)
-    took = {key: status[key] - before[key] for key in ("sent", "prompt_tokens", "completion_tokens", "usd")}
     return Made(
         judged.counts,
         published.lines,
         published.failures,
-        took["sent"],
-        took["prompt_tokens"],
-        took["completion_tokens"],
-        job.spent + took["usd"],
+        status["sent"],
+        status["prompt_tokens"],
+        status["completion_tokens"],
+        status["usd"],
     )
 
 
-def _filled(job: SynthesisJob, governor: Any) -> tuple["Judged", Any, dict[str, Any]]:
+def _filled(job: SynthesisJob, governor: Any, before: dict[str, Any]) -> tuple["Judged", Any, dict[str, Any]]:
     """Rounds and release. The governor hears of the driver all the while: it ends itself when it is forgotten."""
     progress = watch.Progress(job.count)
     with (
         session.following(job.log_file),
-        watch.watching(progress, lambda: _status(governor, job), Path(job.metrics_file)),
+        watch.watching(progress, lambda: _of_task(job, _status(governor, job), before), Path(job.metrics_file)),
     ):
         judged, planned = _rounds(job, governor, progress)
         if judged.missing > 0:
             _raise_short(job, _ask(governor, "status", job), judged.counts, planned)
         marks = _marks(job, governor, planned)
         release = ray.remote(_release).options(num_cpus=1, max_retries=2)
-        return judged, _get(release.remote(job, planned, marks)), _ask(governor, "status", job)
+        published = _get(release.remote(job, planned, marks))
+        return judged, published, _of_task(job, _ask(governor, "status", job), before)
+
+
+def _of_task(job: SynthesisJob, status: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The ledger's status less what other tasks on the same ledger had used before this one began."""
+    counts = [entry.name for entry in fields(Totals) if entry.name != "usd"]
+    own = {name: status[name] - before[name] for name in counts}
+    return {**status, **own, "usd": job.spent + status["usd"] - before["usd"]}
 
 
 @dataclass(frozen=True)
