@@ -13,9 +13,10 @@ from typing import Any
 from ucotron_ray import wire
 from ucotron_ray.config import Generation
 from ucotron_ray.records import PreferenceRow, RawRow, Relation, name_key
+from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.conversation import NotUsable, as_model, parse_object, parsed, whole
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task
-from ucotron_ray.synthesis.rows import SPLIT_FILES, VENDOR, RowKind
+from ucotron_ray.synthesis.rows import DEFECTS, SPLIT_FILES, VENDOR, RowKind
 from ucotron_ray.synthesis.tasks.relation_extraction import Extraction, extract_ask
 
 NAME = "preference"
@@ -58,9 +59,9 @@ def answer_relations(extraction: Extraction, facts: Facts) -> list[Relation]:
     """What the server would keep of an extraction: relations between entities that it asked about, each once."""
     given = {name_key(entity["text"]): entity["text"] for entity in facts["entities"]}
     kept: dict[tuple[str, str, str], Relation] = {}
-    for found in extraction.relations:
-        subject, object_ = given.get(name_key(found.subject)), given.get(name_key(found.object))
-        predicate = "_".join(found.relation.lower().split())
+    for stated in extraction.relations:
+        subject, object_ = given.get(name_key(stated.subject)), given.get(name_key(stated.object))
+        predicate = "_".join(stated.relation.lower().split())
         if subject and object_ and predicate and subject != object_:
             kept[(subject, predicate, object_)] = Relation(
                 subject=subject, predicate=predicate, object=object_, confidence=1.0
@@ -101,6 +102,10 @@ def _sample(rows: Sequence[RawRow], number: int) -> Facts:
 def _converse(generation: Generation, facts: Facts) -> Conversation:
     task, cap = generation.tasks.preference, generation.max_answer_tokens
     text = facts["text"]
+    # Of somebody's own file, perhaps: it was never looked at.
+    unusable = found([text], UNUSABLE)
+    if unusable:
+        return Done("quarantined", reason=f"the input: {DEFECTS[unusable[0]]}", notes=tuple(unusable))
     thorough = extract_ask(
         text,
         temperature=task.chosen.temperature,
