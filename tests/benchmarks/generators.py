@@ -24,8 +24,8 @@ from ucotron_ray import config, readers
 from ucotron_ray.artifacts import Store, provenance
 from ucotron_ray.fireworks import simulator as stand_in
 from ucotron_ray.fireworks.chat import Kind
+from ucotron_ray.readers import Entry
 from ucotron_ray.synthesis import gate, job, journal
-from ucotron_ray.synthesis.gate import Entry
 from ucotron_ray.synthesis.plan import Answer, Done, Ended, Task, request_body, request_id
 from ucotron_ray.synthesis.rows import RowKind
 from ucotron_ray.synthesis.seeds import is_held_out

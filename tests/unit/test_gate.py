@@ -11,8 +11,8 @@ from tests.unit.test_generators import NAMES, PAIRS, SCENES, answered
 from tests.unit.test_synthesis_tasks import TASK
 from ucotron_ray import config
 from ucotron_ray.errors import ConfigError
+from ucotron_ray.readers import Entry
 from ucotron_ray.synthesis import contents, gate, page, publish, rows
-from ucotron_ray.synthesis.gate import Entry
 
 GENERATION = config.load().recipe.generation
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&</svg>"

@@ -11,6 +11,7 @@ from tests.unit.test_synthesis_tasks import play
 from ucotron_ray import config
 from ucotron_ray.fireworks import simulator
 from ucotron_ray.fireworks.chat import Kind
+from ucotron_ray.readers import Entry
 from ucotron_ray.records import name_key
 from ucotron_ray.stages import generators
 from ucotron_ray.synthesis import aliases, facts, gate, job
@@ -46,7 +47,7 @@ def test_rows_of_the_stand_in_pass_the_gate_and_their_typed_model(task):
     done = [(task.sample(number)["split"], answered(task, number)) for number in range(200)]
     rows = [(split, end.row) for split, end in done if end.status == "accepted"]
     assert len(rows) > 190
-    entries = [gate.Entry(str(number), split, json.loads(json.dumps(row))) for number, (split, row) in enumerate(rows)]
+    entries = [Entry(str(number), split, json.loads(json.dumps(row))) for number, (split, row) in enumerate(rows)]
     looked = list(gate.examine(task.rows, entries, 0.8))
     assert not [entry for entry in looked if set(entry.defects) - {"duplicate"}]
     assert task.sample(7) == task.sample(7)

@@ -11,8 +11,11 @@ from ucotron_ray import readers
 from ucotron_ray.config import Generation
 from ucotron_ray.errors import InputError
 from ucotron_ray.jsonl import EXPECTED
-from ucotron_ray.synthesis.gate import Entry, Looked
-from ucotron_ray.synthesis.rows import RowKind
+from ucotron_ray.readers import Entry
+from ucotron_ray.synthesis import gate
+from ucotron_ray.synthesis.gate import Looked
+from ucotron_ray.synthesis.kinds import TRAINS, all_kinds, kind_of
+from ucotron_ray.synthesis.rows import RowKind, check_limits
 
 LOOKED_AT_FIRST = 100
 """Rows by which the kind of a file is told: that of most of them."""
@@ -35,10 +38,6 @@ def validate(paths: list[Path], generation: Generation) -> dict[str, Any]:
 
     The last of two files is for validation. Raises InputError if a file cannot be read or holds no row of any kind.
     """
-    from ucotron_ray.synthesis import gate
-    from ucotron_ray.synthesis.kinds import TRAINS, all_kinds
-    from ucotron_ray.synthesis.rows import check_limits
-
     check_limits(generation.gate)
     kinds = all_kinds()
     entries = _entries(paths)
@@ -57,17 +56,15 @@ def validate(paths: list[Path], generation: Generation) -> dict[str, Any]:
     }
 
 
-def _entries(paths: list[Path]) -> Iterator[readers.Entry]:
+def _entries(paths: list[Path]) -> Iterator[Entry]:
     for number, path in enumerate(paths):
         for entry in readers.entries(path):
             split = "val" if number else entry.split
             where = f"{path.name}, {entry.where}" if len(paths) > 1 else entry.where
-            yield readers.Entry(where, split, entry.value, entry.problem)
+            yield Entry(where, split, entry.value, entry.problem)
 
 
-def _kind_of_most(first: list[readers.Entry], kinds: tuple[RowKind, ...], paths: list[Path]) -> RowKind:
-    from ucotron_ray.synthesis.kinds import kind_of
-
+def _kind_of_most(first: list[Entry], kinds: tuple[RowKind, ...], paths: list[Path]) -> RowKind:
     found = Counter(kind.name for e in first if e.value is not None and (kind := kind_of(e.value, kinds)) is not None)
     if not found:
         example = next((e for e in first if e.value is not None), None)
@@ -82,9 +79,7 @@ def _kind_of_most(first: list[readers.Entry], kinds: tuple[RowKind, ...], paths:
     return next(kind for kind in kinds if kind.name == name)
 
 
-def _as_kind(entries: Iterable[readers.Entry], kind: RowKind, kinds: tuple[RowKind, ...]) -> Iterator[Entry]:
-    from ucotron_ray.synthesis.kinds import kind_of
-
+def _as_kind(entries: Iterable[Entry], kind: RowKind, kinds: tuple[RowKind, ...]) -> Iterator[Entry]:
     for entry in entries:
         problem = entry.problem
         if entry.value is not None and problem is None:

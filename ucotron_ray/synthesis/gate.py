@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ucotron_ray.config import Gate
+from ucotron_ray.readers import Entry
 from ucotron_ray.records import name_key
 from ucotron_ray.synthesis.contents import found
 from ucotron_ray.synthesis.quality import Duplicates
@@ -21,16 +22,6 @@ from ucotron_ray.synthesis.rows import DEFECTS, Fields, RowKind, strings
 HISTOGRAM_BARS = 20
 EXAMPLES = 20
 """Rows that a report names for each defect."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of a file: where it stands, its split, and its JSON object, or what keeps it from being one."""
-
-    where: str
-    split: str
-    value: Fields | None
-    problem: str | None = None
 
 
 @dataclass(frozen=True)
