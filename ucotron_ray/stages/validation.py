@@ -34,7 +34,7 @@ class Findings:
 
 
 def validate(paths: list[Path], generation: Generation) -> dict[str, Any]:
-    """The gate's report on files, with `findings` for every row that has a defect, in the order of the file.
+    """The gate's report on files, with `findings` for every row that has a defect, validation rows last.
 
     The last of two files is for validation. Raises InputError if a file cannot be read or holds no row of any kind.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 from ucotron_ray.synthesis.rows import DEFECTS
 
-BAR_HEIGHT, LABEL_WIDTH, BAR_WIDTH, COUNT_WIDTH = 18, 180, 420, 90
+BAR_HEIGHT, LABEL_WIDTH, BAR_WIDTH, COUNT_WIDTH = 18, 210, 420, 130
 COLUMN_HEIGHT, COLUMN_WIDTH = 140, 30
 MOST_BARS = 60
 """Labels that a picture shows; an open vocabulary can have thousands."""
@@ -19,7 +19,7 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding
 h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}
 table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #dde3ea}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .ok{color:#11663a}.rejected{color:#a3182c;font-weight:600}.state{font-size:1.1rem}
 svg{max-width:100%;height:auto}
 svg text{font:12px system-ui,sans-serif;fill:#1c2733}.bar{fill:#3b6ea8}.over{fill:#b8324a}
