@@ -141,7 +141,7 @@ def planted_by_teacher(directory: Path, task: str, defect: str, share: float, co
         # The first of them repeats nothing.
         planted -= 1
     if defect == "leak":
-        planted = leaks_planted(store / "journal" / task, report["samples"])
+        planted = leaks_planted(store / "journal" / task, report["samples"], Path(result["artifact"]))
     found = report["caught"].get(defect, {"rows": 0})["rows"]
     others = sum(entry["rows"] for name, entry in report["caught"].items() if name != defect)
     return {
@@ -154,8 +154,13 @@ def planted_by_teacher(directory: Path, task: str, defect: str, share: float, co
     }
 
 
-def leaks_planted(folder: Path, samples: int) -> int:
-    """Validation samples whose text has the names that were planted into training texts too."""
+def leaks_planted(folder: Path, samples: int, made: Path) -> int:
+    """Validation samples whose text has the names that were planted into training texts too.
+
+    Without those beyond the count, which are published nowhere and looked at by nobody.
+    """
+    rejected = (entry.value for entry in readers.entries(made / "rejected.jsonl"))
+    unneeded = {entry["number"] for entry in rejected if entry and entry["status"] == "pending"}
     task = job.task_of("relation_extraction", GENERATION)
     texts = {record.rid: record.text for record in journal.records(folder) if record.step == "write"}
     names = stand_in.defects.LEAKED_NAMES
@@ -165,7 +170,7 @@ def leaks_planted(folder: Path, samples: int) -> int:
         ask = next(task.converse(facts))
         text = texts.get(request_id(task, stand_in.TEACHER, facts, ask, []), "")
         held_out = is_held_out(number, seed=GENERATION.seed, val_ratio=GENERATION.val_ratio)
-        found += held_out and names[0] in text
+        found += held_out and names[0] in text and number not in unneeded
     return found
 
 
