@@ -207,7 +207,7 @@ def _filled(job: SynthesisJob, governor: Any, before: dict[str, Any]) -> tuple["
     ):
         judged, planned = _rounds(job, governor, progress)
         if judged.missing > 0:
-            _raise_short(job, _ask(governor, "status", job), judged.counts, planned)
+            _raise_short(job, _ask(governor, "status", job), judged, planned)
         marks = _marks(job, governor, planned)
         release = ray.remote(_release).options(num_cpus=1, max_retries=2)
         published = _get(release.remote(job, planned, marks))
@@ -327,10 +327,13 @@ def _marks(job: SynthesisJob, governor: Any, planned: int) -> dict[str, Any] | N
     )
     lying = outcomes.places(directory)
     done = [outcomes.read(lying[number]) for number in sorted(lying)]
-    if any(outcome["status"] == "pending" for outcome in done):
-        _raise_short(judge, _ask(governor, "status", job), {"accepted": 0, "pending": len(done)}, judge.count)
+    accepted = [outcome["row"] for outcome in done if outcome["status"] == "accepted"]
+    unfinished = tuple(outcome["number"] for outcome in done if outcome["status"] == "pending")
+    if unfinished:
+        read = Judged({"accepted": len(accepted)}, unfinished, len(unfinished))
+        _raise_short(judge, _ask(governor, "status", job), read, judge.count)
     shutil.rmtree(directory)
-    return judge_task.marks(judge.endpoint.model, [o["row"] for o in done if o["status"] == "accepted"])
+    return judge_task.marks(judge.endpoint.model, accepted)
 
 
 def _write(job: SynthesisJob, planned: int) -> None:
@@ -368,15 +371,16 @@ def _release(job: SynthesisJob, planned: int, marks: dict[str, Any] | None = Non
     return published
 
 
-def _raise_short(job: SynthesisJob, status: dict[str, Any], counts: dict[str, int], planned: int) -> None:
-    stop, kind = status["stop"], status["stop_kind"]
+def _raise_short(job: SynthesisJob, status: dict[str, Any], judged: Judged, planned: int) -> None:
+    stop, kind, counts = status["stop"], status["stop_kind"], judged.counts
     if stop and not status["answered"] and kind in (Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING):
         raise InputError("the teacher refused the first request", where=job.endpoint.chat_url, found=stop)
-    unanswered = counts["pending"] and not stop
+    # Not those that are pending because their class is full.
+    unanswered = len(judged.unfinished)
     found = f"{counts['accepted']} of {job.count} rows, {status['sent']} requests, {status['usd']:.4f} dollars so far"
     if stop or unanswered:
         raise Stopped(
-            f"stopped: {stop}" if stop else f"stopped: {counts['pending']} samples have no answer yet",
+            f"stopped: {stop}" if stop else f"stopped: {unanswered} samples have no answer yet",
             where=job.endpoint.base_url,
             found=found,
             next_step="run the same command again: what was answered is kept and not paid again"
