@@ -82,7 +82,11 @@ def dataset_stage(run: Run, options: Options) -> Artifact:
         files = _files(run, options)
         return datasets.import_rows(run, *files) if files else run.store.get("dataset", run.name)
     graph, want = datasets.import_graph(run), teacher_rows(run)
-    return graph if want is None else datasets.mix(run, graph, synthesis.synthesize(run, want))
+    if want is None:
+        return graph
+    synthesis.synthesize(run, want)
+    # By the store, which refuses rows that the gate rejected.
+    return datasets.mix(run, graph, run.store.get("dataset", want.name, accept_rejected=run.accept_rejected))
 
 
 def teacher_rows(run: Run) -> synthesis.Wanted | None:

@@ -102,7 +102,8 @@ def test_the_foundation_imports_nothing_above_it():
         "config": {"errors"},
         "artifacts": {"errors"},
         "wire": {"records"},
-        "jsonl": {"artifacts", "errors", "records"},
+        "readers": {"errors"},
+        "jsonl": {"artifacts", "errors", "readers", "records"},
         "tracking": {"artifacts", "config", "errors"},
         "session": {"config", "errors"},
     }

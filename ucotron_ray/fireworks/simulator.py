@@ -15,6 +15,7 @@ import struct
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,13 +24,17 @@ from aiohttp import web
 
 from ucotron_ray import wire
 from ucotron_ray.errors import ConfigError
+from ucotron_ray.fireworks import simulator_defects as defects
+from ucotron_ray.fireworks import simulator_facts as facts
 from ucotron_ray.fireworks import simulator_language as language
+from ucotron_ray.fireworks import simulator_scenes as scenes
 from ucotron_ray.fireworks.simulator_control import ControlPlane, ControlSettings
 from ucotron_ray.fireworks.simulator_datasets import add_dataset_routes
 from ucotron_ray.fireworks.simulator_jobs import add_job_routes, garbage_of
 
 STAND_IN = "simulate-fireworks: a stand-in of ucotron_ray, not Fireworks.ai; its answers are generated, not a model's"
 TEACHER, EMBEDDER = "accounts/simulator/models/teacher", "accounts/simulator/models/embedder"
+UNKNOWN = f"I am a stand-in and know no answer. ({STAND_IN})"
 EMBEDDING_DIMENSIONS = 64
 BURST_SECONDS = 5.0
 REQUEST_BURST_SECONDS = 2.0
@@ -64,6 +69,8 @@ class Settings:
     faults: dict[str, float] = field(default_factory=dict)
     retry_after: str = "1"
     garbage: float = 0.03
+    plant: dict[str, float] = field(default_factory=dict)
+    """Share of the answers of the fitting kind that get a defect, by its name; the ledger knows which."""
     requests_per_minute: float | None = None
     generated_tokens_per_minute: float | None = None
     limit_moves: tuple[tuple[float, float], ...] = ()
@@ -86,6 +93,7 @@ class Ledger:
         self.first = self.last_answer = 0.0
         self.generated = 0
         self.answered: Counter[str] = Counter()
+        self.planted: dict[str, str] = {}
         self.in_flight = self.most_in_flight = 0
         self._file: TextIO | None = path.open("a", buffering=1, encoding="utf-8") if path else None
 
@@ -97,6 +105,11 @@ class Ledger:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         self._write({"event": "in", "request": digest, "at": round(now, 4)})
+
+    def plants(self, digest: str, defect: str) -> None:
+        """The answer to it has a defect."""
+        self.planted[digest] = defect
+        self._write({"event": "planted", "request": digest, "defect": defect})
 
     def went(self, digest: str, status: str, tokens: int) -> None:
         """It was answered, or whatever became of it."""
@@ -116,6 +129,7 @@ class Ledger:
             "statuses": dict(self.statuses),
             "answered_twice": sum(count - 1 for count in self.answered.values() if count > 1),
             "distinct_answered": len(self.answered),
+            "planted": dict(Counter(self.planted.values())),
             "generated_tokens": self.generated,
             "in_flight": self.in_flight,
             "most_in_flight": self.most_in_flight,
@@ -179,8 +193,8 @@ class Limiter:
         return headers
 
 
-def answer_to(body: dict[str, Any], rng: random.Random, garbage: float) -> str:
-    """What the stand-in says to the messages of a request."""
+def answer_to(body: dict[str, Any], rng: random.Random) -> defects.Asked:
+    """What the stand-in says to the messages of a request: the right answer, as far as it knows one."""
     system = " ".join(str(m.get("content")) for m in body["messages"] if m.get("role") == "system")
     user = next((str(m.get("content")) for m in body["messages"] if m.get("role") == "user"), "")
     asked = wire.parse_prompt(user)
@@ -194,8 +208,15 @@ def answer_to(body: dict[str, Any], rng: random.Random, garbage: float) -> str:
             found = language.hurried(found, rng)
         answer = json.dumps(language.extraction(found), ensure_ascii=False)
     else:
-        answer = language.write_text(user, rng) or f"I am a stand-in and know no answer. ({STAND_IN})"
-    return language.garbled(answer, rng) if rng.random() < garbage else answer
+        ways = (scenes.describe, facts.write_facts, facts.name_form, language.write_text)
+        written = (way(user, rng) for way in ways)
+        answer = facts.read_values(user) or next(filter(None, written), None) or language.judged(user, rng) or UNKNOWN
+    return defects.Asked(system, user, answer)
+
+
+def _spoiled(answer: str, rng: random.Random, share: float) -> str:
+    """The answer, or for a share of them something that is wrong."""
+    return language.garbled(answer, rng) if rng.random() < share else answer
 
 
 def make_app(settings: Settings) -> web.Application:
@@ -211,7 +232,7 @@ def make_app(settings: Settings) -> web.Application:
         attempts[digest] += 1
         status, tokens = "gone", 0
         try:
-            response, tokens = await _respond(request, raw, digest, attempts[digest], settings, limiter, plane)
+            response, tokens = await _respond(request, raw, digest, attempts[digest], settings, limiter, ledger, plane)
             status = str(response.status)
             return response
         except _CutOffError:
@@ -256,7 +277,8 @@ def mount_control_plane(application: web.Application, plane: ControlPlane, setti
 
     def complete(body: dict[str, Any]) -> dict[str, Any]:
         digest = hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=12).hexdigest()
-        return _completion(body, None, random.Random(f"{settings.seed}/{digest}"), settings)[0]
+        rng = random.Random(f"{settings.seed}/{digest}")
+        return _completion(body, _spoiled(answer_to(body, rng).answer, rng, settings.garbage), None, rng, settings)[0]
 
     async def show(_: web.Request) -> web.Response:
         return web.json_response(plane.summary())
@@ -289,23 +311,33 @@ def serve(settings: Settings, *, port: int, command: list[str] | None = None) ->
     return asyncio.run(_serve(settings, port, command))
 
 
-def parse_faults(text: str) -> dict[str, float]:
-    """`429=0.05,reset=0.01` → shares. Raises ConfigError."""
-    faults = {}
+def parse_shares(text: str, flag: str, names: Sequence[str]) -> dict[str, float]:
+    """`429=0.05,reset=0.01` → shares, of names that there are. Raises ConfigError."""
+    shares = {}
     for part in filter(None, text.split(",")):
         name, _, share = part.partition("=")
         try:
             value = float(share)
         except ValueError:
             value = -1.0
-        if name not in FAULTS or not 0 <= value <= 1:
+        if name not in names or not 0 <= value <= 1:
             raise ConfigError(
-                f"--faults {part} cannot be read",
-                expected="NAME=SHARE with a share from 0 to 1, and NAME one of " + ", ".join(FAULTS),
+                f"{flag} {part} cannot be read",
+                expected="NAME=SHARE with a share from 0 to 1, and NAME one of " + ", ".join(names),
                 found=part,
             )
-        faults[name] = value
-    return faults
+        shares[name] = value
+    return shares
+
+
+def parse_faults(text: str) -> dict[str, float]:
+    """The shares of `--faults`. Raises ConfigError."""
+    return parse_shares(text, "--faults", FAULTS)
+
+
+def parse_plants(text: str) -> dict[str, float]:
+    """The shares of `--plant`. Raises ConfigError."""
+    return parse_shares(text, "--plant", defects.NAMES)
 
 
 def parse_moves(text: str) -> tuple[tuple[float, float], ...]:
@@ -351,6 +383,7 @@ async def _respond(
     attempt: int,
     settings: Settings,
     limiter: Limiter,
+    ledger: Ledger,
     plane: ControlPlane,
 ) -> tuple[web.StreamResponse, int]:
     headers = limiter.headers()
@@ -380,7 +413,12 @@ async def _respond(
     await asyncio.sleep(HANG_SECONDS if fault == "hang" else _latency(settings, rng))
     if fault == "reset":
         raise _CutOffError
-    message, tokens = _completion(body, fault, rng, settings)
+    asked = answer_to(body, rng)
+    planted = defects.chosen(settings.plant, asked, f"{settings.seed}/{digest}")
+    if planted is not None:
+        ledger.plants(digest, planted[0])
+    answer = planted[1] if planted else _spoiled(asked.answer, rng, settings.garbage)
+    message, tokens = _completion(body, answer, fault, rng, settings)
     limiter.generated(tokens)
     headers |= limiter.headers()
     if fault == "half":
@@ -390,10 +428,9 @@ async def _respond(
 
 
 def _completion(
-    body: dict[str, Any], fault: str | None, rng: random.Random, settings: Settings
+    body: dict[str, Any], answer: str, fault: str | None, rng: random.Random, settings: Settings
 ) -> tuple[dict[str, Any], int]:
     """The vendor's chat completion, and how many tokens it counts as generated."""
-    answer = answer_to(body, rng, settings.garbage)
     finish = "stop"
     if fault == "malformed":
         answer = language.garbled(answer, rng)

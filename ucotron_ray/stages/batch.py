@@ -43,15 +43,15 @@ def fill(run: Run, want: synthesis.Wanted, account: Account, patience: Patience)
     Resumable at every step: a wave is on disk before its job is created, and a job has its wave's hash as its id. What
     a batch left open (errors, an expired job) is asked in the next wave, or online by `synthesize`.
     """
-    endpoint, price = synthesis.checked_teacher(run)
+    teacher = synthesis.checked_teacher(run)
     lane = _Lane(
         account=account,
         task=synthesis.task_of(run, want),
         folder=run.store.root / synthesis.JOURNALS / want.task,
         run_key=synthesis.request(run, want).recipe,
-        model=endpoint.model,
-        price=price,
-        refused=endpoint.refused_keys or (),
+        model=teacher.endpoint.model,
+        price=teacher.price,
+        refused=teacher.endpoint.refused_keys or (),
         max_usd=run.config.place.api.max_usd,
         patience=patience,
     )

@@ -24,6 +24,12 @@ def add_simulate_fireworks(verbs: Any) -> None:
     parser.add_argument("--faults", default="", metavar="NAME=SHARE,…", help="429, 500, 503, reset, hang, 400, …")
     parser.add_argument("--retry-after", default="1", help="header of the fault 429-retry-after")
     parser.add_argument("--garbage", type=float, default=0.03, help="share of answers with something wrong in them")
+    parser.add_argument(
+        "--plant",
+        default="",
+        metavar="NAME=SHARE,…",
+        help="defects: wrong_span, same_fact, leak, …; the ledger knows where",
+    )
     parser.add_argument("--requests-per-minute", type=float)
     parser.add_argument("--generated-tokens-per-minute", type=float)
     parser.add_argument("--limit-moves", default="", metavar="SECONDS:FACTOR,…", help="how the limits move")
@@ -66,6 +72,7 @@ def _simulate_fireworks(args: argparse.Namespace) -> dict[str, Any]:
         faults=simulator.parse_faults(args.faults),
         retry_after=args.retry_after,
         garbage=args.garbage,
+        plant=simulator.parse_plants(args.plant),
         requests_per_minute=args.requests_per_minute,
         generated_tokens_per_minute=args.generated_tokens_per_minute,
         limit_moves=simulator.parse_moves(args.limit_moves),
