@@ -200,14 +200,14 @@ def checked_teacher(run: Run) -> Teacher:
     """The teacher and its price, asked for its models. Raises ConfigError or InputError: nothing was paid by then."""
     endpoint = endpoints.endpoint_of(run.config.place.api, run.config.recipe.models.generation.model_id)
     price = _price(run, endpoint)
-    warning = endpoints.check(endpoint)
+    warning = endpoints.check(endpoint, probe_timeout=run.config.place.api.timeout)
     if warning:
         log.warning("%s", warning)
     judge = run.config.recipe.generation.gate.judge.model_id
     if judge is None:
         return Teacher(endpoint, price)
     other = replace(endpoint, model=judge)
-    warning = endpoints.check(other)
+    warning = endpoints.check(other, probe_timeout=run.config.place.api.timeout)
     if warning:
         log.warning("%s", warning)
     return Teacher(endpoint, price, _price(run, other))
