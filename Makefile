@@ -48,6 +48,7 @@ test-faults: setup ## Minutes: processes are killed on purpose
 bench: setup ## Measure what README claims
 	$(BIN)/python -m tests.benchmarks.run
 	$(BIN)/python -m tests.benchmarks.synthesis
+	$(BIN)/python -m tests.benchmarks.generators
 
 clean: ## Remove the store, generated data and caches (not .venv)
 	rm -rf store data models .pytest_cache .mypy_cache .ruff_cache

@@ -11,7 +11,18 @@ from types import FrameType
 
 from ucotron_ray import __version__
 from ucotron_ray.errors import Stopped, UcotronRayError
-from ucotron_ray.verbs import chain, data, evaluation, export, inspection, simulators, training
+from ucotron_ray.verbs import (
+    chain,
+    data,
+    estimating,
+    evaluation,
+    export,
+    fireworks,
+    inspection,
+    simulators,
+    training,
+    validation,
+)
 from ucotron_ray.verbs.flags import Handler
 
 STOPPED_EXIT = 75
@@ -57,11 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     inspection.add_doctor(verbs)
     data.add_import_graph(verbs)
     data.add_synthesize(verbs)
+    validation.add_validate(verbs)
     training.add_sft(verbs)
     training.add_dpo(verbs)
     evaluation.add_evaluate(verbs)
     export.add_export(verbs)
     chain.add_pipeline(verbs)
+    fireworks.add_fireworks(verbs)
+    estimating.add_estimate(verbs)
     inspection.add_show(verbs)
     simulators.add_simulate_fireworks(verbs)
     simulators.add_simulate_ucotron(verbs)

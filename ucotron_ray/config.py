@@ -189,10 +189,26 @@ class PreferenceTask(Section):
     margin: Share
 
 
-class CountedTask(Section):
-    """A generator without sampling parameters of its own."""
+class ContradictionTask(SampledTask):
+    """Pairs of facts: written, then read back."""
+
+    read: Sampling
+
+
+class EntityTask(SampledTask):
+    """Pairs of names. `positive_share` is exact."""
+
+    positive_share: Share
+
+
+class PathTask(Section):
+    """Paths through a graph: the graph of `graph.source`, or a generated one of so many nodes and edges."""
 
     target_samples: Count
+    max_hops: Annotated[int, Field(ge=1, le=8)]
+    max_paths: Count
+    nodes: Annotated[int, Field(ge=2)]
+    edges: Count
 
 
 class Tasks(Section):
@@ -200,10 +216,35 @@ class Tasks(Section):
 
     relation_extraction: RelationTask
     preference: PreferenceTask
-    contradiction: SampledTask
-    entity_resolution: SampledTask
-    path_reward: CountedTask
-    projection: CountedTask
+    contradiction: ContradictionTask
+    entity_resolution: EntityTask
+    path_reward: PathTask
+    projection: SampledTask
+
+
+class Judge(Section):
+    """A model that reads a sample of the rows and gives marks from 1 to 5. `model_id` None = nobody."""
+
+    model_id: Text | None
+    rows: Count
+    temperature: Temperature
+    max_tokens: Count
+
+
+class Gate(Section):
+    """Largest shares with which a dataset may be an input of a stage; above any of them it is `rejected`.
+
+    `defects`: of the published rows that have the defect. `caught`: of the samples in which the checks found it and
+    kept it out: a teacher that is wrong so often is wrong in ways that no check finds. The names of defects are those
+    of `synthesis/rows.py`.
+    """
+
+    defects: dict[str, Share]
+    caught: dict[str, Share]
+    min_vocabulary: Share
+    vocabulary_from_rows: Count
+    min_judge_score: Annotated[float, Field(ge=1, le=5)]
+    judge: Judge
 
 
 class Generation(Section):
@@ -216,6 +257,8 @@ class Generation(Section):
     near_duplicate: Annotated[float, Field(gt=0, le=1)]
     max_answer_tokens: Count
     in_pipeline: NonNegative
+    licence: Text
+    gate: Gate
 
 
 class Graph(Section):

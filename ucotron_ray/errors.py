@@ -11,6 +11,11 @@
     ├── ArtifactError
     │   ├── RecipeChanged                 3    it would overwrite what another recipe made
     │   └── CorruptArtifact               1    bytes differ from the manifest
+    ├── FireworksError                    1    the vendor refused a request, or never answered it
+    │   ├── AuthError                     2    it does not take the key, or not for this account
+    │   ├── NotFoundError                 2    it has no such job, dataset or model
+    │   └── RateLimitError                75   it said «too many» until we gave up
+    ├── RemoteJobFailed                   1    a job that ended as failed, cancelled, expired or stopped early
     ├── StageFailed                       1    a stage ended without its artifact
     ├── GateFailed                        1    a measured value misses its threshold
     └── Stopped                           75   stopped before the end; the same command goes on
@@ -105,6 +110,38 @@ class RecipeChanged(ArtifactError):
 
 class CorruptArtifact(ArtifactError):
     """The bytes of an artifact are not those that its manifest lists."""
+
+
+class FireworksError(UcotronRayError):
+    """The vendor refused a request, or never answered it (`status_code` None)."""
+
+    status_code: int | None = None
+    retry_after: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return *super().__reduce__(), {"status_code": self.status_code, "retry_after": self.retry_after}
+
+
+class AuthError(FireworksError):
+    """401 or 403: the vendor does not take the key, or not for this account."""
+
+    exit_code = 2
+
+
+class NotFoundError(FireworksError):
+    """404: the vendor has no such job, dataset or model."""
+
+    exit_code = 2
+
+
+class RateLimitError(FireworksError):
+    """429 until we gave up: a rate, or a quota of the account."""
+
+    exit_code = 75
+
+
+class RemoteJobFailed(UcotronRayError):
+    """A remote job that ended otherwise than completed."""
 
 
 class StageFailed(UcotronRayError):

@@ -1,16 +1,29 @@
-"""JSONL files of rows: what a file is, reading with line numbers, writing. Which row types exist says `records.py`."""
+"""Files of rows: what an object is, reading with line numbers, writing. Which row types exist says `records.py`.
 
-import json
+Written is JSONL; read is what `readers.py` reads.
+"""
+
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import ValidationError
 
+from ucotron_ray import readers
 from ucotron_ray.artifacts import write_text
 from ucotron_ray.errors import InputError
-from ucotron_ray.records import ChatRow, PreferenceRow, RawRow, Row
+from ucotron_ray.records import (
+    ChatRow,
+    ContradictionRow,
+    DescriptionRow,
+    EntityPairRow,
+    GeneratedRow,
+    PathRow,
+    PreferenceRow,
+    RawRow,
+    Row,
+)
 
 TrainingRow = RawRow | ChatRow
 
@@ -18,6 +31,11 @@ _KEYS: tuple[tuple[str, type[Row]], ...] = (
     ("expected_relations", RawRow),
     ("messages", ChatRow),
     ("chosen", PreferenceRow),
+    ("relations", GeneratedRow),
+    ("fact_a", ContradictionRow),
+    ("canonical", EntityPairRow),
+    ("path_node_ids", PathRow),
+    ("description", DescriptionRow),
 )
 """The key that tells what a row is."""
 
@@ -27,26 +45,22 @@ EXPECTED = (
 )
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Every row of a file; blank lines are skipped. Raises InputError with the line number of the first bad one."""
-    rows = [_row(value, path, number) for number, value in _objects(path)]
+def read_rows(path: Path, split: str | None = None) -> list[Row]:
+    """Every row of a file or directory, or of one split of it; blank lines are skipped.
+
+    Raises InputError with the line number of the first bad one.
+    """
+    rows = [_row(value, path, where) for where, value in _objects(path, split)]
     if not rows:
         raise InputError("the file has no rows", where=str(path), expected=EXPECTED, found="an empty file")
     return rows
 
 
-def read_training_rows(path: Path) -> list[TrainingRow]:
+def read_training_rows(path: Path, split: str | None = None) -> list[TrainingRow]:
     """The rows of a file for supervised training; a preference file is refused, and so is a row without an answer."""
-    rows = read_rows(path)
-    for number, row in enumerate(rows, 1):
-        if isinstance(row, PreferenceRow):
-            raise InputError(
-                "these are preference pairs",
-                where=f"{path}, row {number}",
-                expected='rows with "expected_relations" or "messages"',
-                found='a row with "chosen" and "rejected"',
-                next_step="preference pairs train with DPO, not with SFT",
-            )
+    rows: list[TrainingRow] = []
+    for number, row in enumerate(read_rows(path, split), 1):
+        row = row.raw() if isinstance(row, GeneratedRow) else row
         if isinstance(row, ChatRow) and row.messages[-1].role != "assistant":
             raise InputError(
                 "the last message of a row is not the assistant's, so there is nothing to learn",
@@ -54,7 +68,17 @@ def read_training_rows(path: Path) -> list[TrainingRow]:
                 expected="roles system (optional), user, assistant",
                 found=", ".join(message.role for message in row.messages),
             )
-    return cast(list[TrainingRow], rows)
+        if not isinstance(row, (RawRow, ChatRow)):
+            pairs = isinstance(row, PreferenceRow)
+            raise InputError(
+                "these are preference pairs" if pairs else "these rows train nothing that SFT can learn",
+                where=f"{path}, row {number}",
+                expected='rows with "expected_relations", "relations" or "messages"',
+                found='a row with "chosen" and "rejected"' if pairs else type(row).__name__,
+                next_step="preference pairs train with DPO, not with SFT" if pairs else "ucotron-ray validate PATH",
+            )
+        rows.append(row)
+    return rows
 
 
 def read_preferences(path: Path) -> list[PreferenceRow]:
@@ -72,8 +96,8 @@ def read_preferences(path: Path) -> list[PreferenceRow]:
 
 
 def read_relations(path: Path) -> list[RawRow]:
-    """The rows of a file that holds raw relation rows only."""
-    rows = read_rows(path)
+    """The rows of a file that holds relation rows only, raw or as the relation generator writes them."""
+    rows = [row.raw() if isinstance(row, GeneratedRow) else row for row in read_rows(path)]
     for number, row in enumerate(rows, 1):
         if not isinstance(row, RawRow):
             raise InputError(
@@ -98,45 +122,36 @@ def kinds(rows: Iterable[Row]) -> dict[str, int]:
     return dict(Counter(type(row).__name__ for row in rows))
 
 
-def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(path: Path, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    for entry in readers.entries(path):
+        if split is not None and entry.split != split:
+            continue
+        if entry.value is None:
+            raise _bad(path, entry.where, entry.problem or "nothing")
+        yield entry.where, entry.value
+
+
+def _row(value: dict[str, Any], path: Path, where: str) -> Row:
+    kind = kind_of(value)
+    if kind is None:
+        raise _bad(path, where, "an object with the keys " + ", ".join(sorted(value)[:8]))
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise _bad(path, number, str(error)) from error
-                if not isinstance(value, dict):
-                    raise _bad(path, number, type(value).__name__)
-                yield number, value
-    except UnicodeDecodeError as error:
-        raise InputError(
-            "the file is not UTF-8", where=str(path), found=str(error), next_step="convert it to UTF-8"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            "the file cannot be read", where=str(path), found=error.strerror, next_step="check the path"
-        ) from error
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        part = ".".join(str(part) for part in first["loc"])
+        raise _bad(path, where, f"{part}: {first['msg']}") from error
 
 
-def _row(value: dict[str, Any], path: Path, number: int) -> Row:
-    for key, kind in _KEYS:
-        if key in value:
-            try:
-                return kind.model_validate(value)
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(str(part) for part in first["loc"])
-                raise _bad(path, number, f"{where}: {first['msg']}") from error
-    raise _bad(path, number, "an object with the keys " + ", ".join(sorted(value)[:8]))
+def kind_of(value: Mapping[str, Any]) -> type[Row] | None:
+    """The model of an object by the key that tells what it is; None if it has none of them."""
+    return next((kind for key, kind in _KEYS if key in value), None)
 
 
-def _bad(path: Path, number: int, found: str) -> InputError:
+def _bad(path: Path, where: str, found: str) -> InputError:
     return InputError(
         "a line cannot be used as a row",
-        where=f"{path}, line {number}",
+        where=f"{path}, {where}",
         expected=EXPECTED,
         found=found,
         next_step="correct or remove this line; the training data format is in README.md",

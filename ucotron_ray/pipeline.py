@@ -82,7 +82,11 @@ def dataset_stage(run: Run, options: Options) -> Artifact:
         files = _files(run, options)
         return datasets.import_rows(run, *files) if files else run.store.get("dataset", run.name)
     graph, want = datasets.import_graph(run), teacher_rows(run)
-    return graph if want is None else datasets.mix(run, graph, synthesis.synthesize(run, want))
+    if want is None:
+        return graph
+    synthesis.synthesize(run, want)
+    # By the store, which refuses rows that the gate rejected.
+    return datasets.mix(run, graph, run.store.get("dataset", want.name, accept_rejected=run.accept_rejected))
 
 
 def teacher_rows(run: Run) -> synthesis.Wanted | None:
@@ -114,7 +118,7 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
     """What `execute` would do, stage by stage: reuse, resume, run, conflict, or skip. Makes and starts nothing."""
     base = check(run, options)
     steps: list[dict[str, str]] = []
-    dataset = _planned_dataset(run, options, steps)
+    dataset = planned_dataset(run, options, steps)
     adapter: Artifact | None = None
     if options.skip_train:
         adapter = run.store.find("adapter", run.name)
@@ -158,7 +162,8 @@ def _planned_data(run: Run, dataset: Artifact | None) -> Artifact | None:
     return run.store.find("dataset", datasets.held_out_request(path).name if path.is_file() else path.name)
 
 
-def _planned_dataset(run: Run, options: Options, steps: list[dict[str, str]]) -> Artifact | None:
+def planned_dataset(run: Run, options: Options, steps: list[dict[str, str]]) -> Artifact | None:
+    """The rows as `dataset_stage` would make them, if they are there; adds what would be done to the steps."""
     files = _files(run, options) if options.data_dir is not None or options.skip_generate else None
     if files:
         return _step(run, steps, "import-rows", datasets.rows_request(*files))

@@ -5,7 +5,7 @@ Not here: prompts (`wire.py`) and how rows are read from files (`datasets.py`).
 
 import re
 import unicodedata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -148,6 +148,98 @@ class PreferenceRow(Row):
     rejected: NonBlank
     ground_truth: str | None = None
     """JSON of {"entities", "relations"}: with it a prompt without entities can be put into the server's layout."""
+
+
+class TypedEntity(Row):
+    """An entity of a generated row: one of the generator's own types, offsets as in `Entity`."""
+
+    text: NonBlank
+    type: NonBlank
+    start: int
+    end: int
+
+
+class TypedRelation(Row):
+    """A relation of a generated row, with the types of its ends."""
+
+    subject: NonBlank
+    subject_type: NonBlank
+    relation: NonBlank
+    object: NonBlank
+    object_type: NonBlank
+
+
+class GeneratedRow(Row):
+    """A row of the relation generator (reference §3.3): what `RawRow` is in the generator's own words."""
+
+    text: NonBlank
+    entities: list[TypedEntity]
+    relations: list[TypedRelation]
+    metadata: dict[str, Any] = {}
+
+    def raw(self) -> RawRow:
+        """The same with the server's labels; what a generator states, it states with confidence 1."""
+        entities = [Entity(text=e.text, label=server_label(e.type), start=e.start, end=e.end) for e in self.entities]
+        relations = [
+            Relation(subject=r.subject, predicate=r.relation, object=r.object, confidence=1.0) for r in self.relations
+        ]
+        return RawRow(text=self.text, entities=entities, expected_relations=relations)
+
+
+class StatedFact(Row):
+    """One side of a pair of facts. `timestamp` in seconds since 1970."""
+
+    subject: NonBlank
+    predicate: NonBlank
+    object: NonBlank
+    text: NonBlank
+    confidence: float = Field(ge=0.0, le=1.0)
+    timestamp: int
+
+
+class ContradictionRow(Row):
+    """Two facts and what the server makes of them (reference §5)."""
+
+    fact_a: StatedFact
+    fact_b: StatedFact
+    label: Literal["supersedes", "contradicts", "ambiguous", "agrees"]
+    resolution_strategy: Literal["temporal", "confidence", "ambiguous", "none"]
+    metadata: dict[str, Any] = {}
+
+
+class EntityPairRow(Row):
+    """Two names and whether they mean one entity (reference §6)."""
+
+    canonical: NonBlank
+    variant: NonBlank
+    is_duplicate: bool
+    entity_type: NonBlank
+    variation_type: NonBlank
+    metadata: dict[str, Any] = {}
+
+
+class PathRow(Row):
+    """A path through a graph with its reward and the parts of it (reference §7.4)."""
+
+    source_id: int
+    target_id: int
+    source_content: str
+    target_content: str
+    path_node_ids: list[int] = Field(min_length=1)
+    edge_types: list[str]
+    hop_count: int = Field(ge=0)
+    reward_total: float = Field(ge=0.0, le=1.0)
+    reward_hop_decay: float = Field(ge=0.0, le=1.0)
+    reward_coherence: float = Field(ge=0.0, le=1.0)
+    reward_centrality: float = Field(ge=0.0, le=1.0)
+    metadata: dict[str, Any] = {}
+
+
+class DescriptionRow(Row):
+    """A description of an image that nobody took (reference §8); encoding it is another stage."""
+
+    description: NonBlank
+    category: NonBlank
 
 
 class ModelRow(Row):

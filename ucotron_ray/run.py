@@ -2,13 +2,16 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import TypeVar
 
-from ucotron_ray import tracking
+from ucotron_ray import tracking, wandb_mirror
 from ucotron_ray.artifacts import Artifact, Build, Request, Result, Store, canonical_hash
 from ucotron_ray.config import Config
 from ucotron_ray.errors import ConfigError, Stopped
+
+Entered = TypeVar("Entered")
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class Run:
         if self._began:
             stopped = isinstance(error, (Stopped, KeyboardInterrupt))
             self.spool.end("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
+            wandb_mirror.mirror(self.config.place.tracking, self.spool)
         self._stack.__exit__(None, None, None)
 
     def connect(self, *, workers: bool = True) -> None:
@@ -60,6 +64,10 @@ class Run:
             self._connected = True
         if workers:
             session.check_resources(self.config.place.workers)
+
+    def enter(self, context: AbstractContextManager[Entered]) -> Entered:
+        """Enter a context that lasts as long as this run."""
+        return self._stack.enter_context(context)
 
     def make(self, stage: str, request: Request, build: Callable[[Build], Result]) -> Artifact:
         """The requested artifact: reused if it is there, else built (or built further) and published."""

@@ -48,7 +48,8 @@ def served(tmp_path):
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1", str(model)
     finally:
-        process.terminate()
+        # It is in the middle of an answer that nobody waits for.
+        process.kill()
         process.wait(30)
         log.close()
 

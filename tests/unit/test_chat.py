@@ -229,6 +229,24 @@ def test_a_model_that_is_served_but_not_listed_is_taken():
         assert "does not list" in (endpoints.check(endpoints.endpoint_of(api(url), "mine")) or "")
 
 
+def test_a_server_that_loads_its_model_when_it_is_first_asked_gets_the_time_for_it():
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "another"}]})
+
+    async def loads(_: web.Request) -> web.Response:
+        await asyncio.sleep(0.5)
+        return web.json_response(completion("ok"))
+
+    application = web.Application()
+    application.router.add_get("/models", models)
+    application.router.add_post("/chat/completions", loads)
+    with serving(application) as url:
+        endpoint = endpoints.endpoint_of(api(url), "mine")
+        with pytest.raises(InputError, match="cannot be reached"):
+            endpoints.check(endpoint, probe_timeout=0.1)
+        assert "answers as 'mine'" in (endpoints.check(endpoint, probe_timeout=30) or "")
+
+
 async def _json(value: object) -> web.Response:
     return web.json_response(value)
 

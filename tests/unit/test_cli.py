@@ -216,3 +216,56 @@ def test_sigterm_before_the_end_is_exit_75(tmp_path, demo_files):
     assert result.returncode == 75
     assert json.loads(result.stdout.splitlines()[-1])["status"] == "stopped"
     assert signal.Signals.SIGTERM.name in result.stderr
+
+
+ROW = {"text": "Ann met Bo.", "entities": [{"text": "Ann"}, {"text": "Bo"}], "expected_relations": []}
+
+
+def test_validate_ends_with_0_for_good_rows_1_for_bad_ones_and_2_for_none(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+    code, result, err = call(tmp_path, capsys, "validate", str(path), "--report", str(tmp_path / "report"))
+    assert (code, result["status"], result["kind"], result["would_train"]) == (0, "ok", "relations", 1)
+    assert "1 would train with sft" in err
+    numbers = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    assert {key: result[key] for key in numbers} == numbers
+    assert "<svg" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    path.write_text(json.dumps(ROW) + "\n{\x1b[2J\n", encoding="utf-8")
+    code, result, err = call(tmp_path, capsys, "validate", str(path))
+    assert (code, result["status"]) == (1, "rejected")
+    assert "line 2: schema" in err
+    assert "\x1b" not in err
+    for missing in (tmp_path / "gone.jsonl", tmp_path):
+        assert call(tmp_path, capsys, "validate", str(missing))[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("all", "--count", "5"), "takes its counts from the recipe"),
+        (("all", "--scale", "0"), "--scale is a share"),
+        (("entity_resolution", "--input", "x"), "takes no input"),
+        (("preference",), "needs relation rows"),
+        (("path_reward", "--input", "gone.jsonld"), "cannot be read"),
+        (("path_reward", "--count", "0"), "nothing to make"),
+        (("projection", "--set", "generation.gate.caught.typo=0.1"), "nothing that the gate looks for"),
+    ],
+)
+def test_mistakes_about_generators_end_before_anything_is_asked(tmp_path, capsys, arguments, said):
+    code, _, err = call(tmp_path, capsys, "synthesize", *arguments)
+    assert code == 2, err
+    assert said in err
+    assert not (tmp_path / "store").exists() or not list((tmp_path / "store").rglob("*.partial"))
+
+
+def test_a_dry_run_of_all_generators_sums_what_they_would_cost_and_asks_nobody(tmp_path, capsys):
+    model = ("--set", "models.generation.model_id=accounts/simulator/models/teacher")
+    code, result, _ = call(tmp_path, capsys, "synthesize", "all", "--dry-run", *model)
+    assert code == 0
+    assert set(result["tasks"]) == {
+        "relation_extraction", "contradiction", "entity_resolution", "projection", "path_reward"
+    }  # fmt: skip
+    assert result["rows"] == 10_000 + 3000 + 2000 + 50_000 + 500
+    assert result["requests"] == sum(task["requests"] for task in result["tasks"].values()) > 75_000
+    assert result["usd_at_most"] > 0
+    assert result["tasks"]["projection"]["action"] == "run"

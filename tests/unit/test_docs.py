@@ -49,7 +49,11 @@ def test_every_verb_is_in_the_readme():
 def test_readme_flags_exist():
     parser = cli._parser()
     verbs = next(action for action in parser._actions if action.dest == "verb").choices
-    known = {option for verb in verbs.values() for action in verb._actions for option in action.option_strings}
+    nested = [
+        inner for verb in verbs.values() for a in verb._actions if a.dest == "action" for inner in a.choices.values()
+    ]
+    parsers = [*verbs.values(), *nested]
+    known = {option for verb in parsers for action in verb._actions for option in action.option_strings}
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("ucotron-ray "):
@@ -93,7 +97,9 @@ def test_versions_are_pinned_exactly_and_cover_what_is_installed():
 
 
 def test_readmes_figures_are_those_of_the_result_files():
-    from tests.benchmarks.table import synthesis_table, table
+    from tests.benchmarks.table import gate_table, generators_table, synthesis_table, table
 
+    assert generators_table() in README
+    assert gate_table() in README
     assert table() in README
     assert synthesis_table() in README

@@ -1,14 +1,19 @@
 """Every planned sample ends in exactly one place, and no validation row shares a name with a training row."""
 
 import json
+from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 
+from ucotron_ray import config
 from ucotron_ray.errors import StageFailed
-from ucotron_ray.synthesis import outcomes, release
+from ucotron_ray.synthesis import outcomes, publish, release
 from ucotron_ray.synthesis.quality import Duplicates, leaking, shingles
+from ucotron_ray.synthesis.tasks import contradiction, relation_extraction
 
-NAME = "relation_extraction"
+KIND, KIND_OF_FACTS = relation_extraction.row_kind(), contradiction.row_kind()
+GENERATION = config.load().recipe.generation
 
 
 def outcome(number: int, status: str = "accepted", *, text: str | None = None, split: str = "train", names=("A", "B")):
@@ -16,8 +21,9 @@ def outcome(number: int, status: str = "accepted", *, text: str | None = None, s
     if status == "accepted":
         text = text or f"row {number} has its own words {number * 7} {number * 11} {number * 13}"
         relation = {"subject": names[0], "relation": "works_at", "object": names[1]}
+        relation |= {"subject_type": "Person", "object_type": "Person"}
         entities = [{"text": name, "type": "Person", "start": 0, "end": 1} for name in names]
-        row = {"text": text, "entities": entities, "relations": [relation], "metadata": {}}
+        row = {"text": text, "entities": entities, "relations": [relation], "metadata": {"seed_subject": names[0]}}
     reason = None if status == "accepted" else "why"
     return {"number": number, "status": status, "split": split, "reason": reason, "notes": [], "row": row}
 
@@ -27,7 +33,7 @@ def judged(tmp_path, entries, count=100):
     # Two files, out of order, as two workers leave them.
     outcomes.append_outcomes(tmp_path / outcomes.OUTCOMES / "b.jsonl", entries[::2])
     outcomes.append_outcomes(tmp_path / outcomes.OUTCOMES / "a.jsonl", entries[1::2])
-    return release.judge(tmp_path, NAME, count, 0.8)
+    return release.judge(tmp_path, KIND, count, 0.8)
 
 
 def test_the_sum_is_what_was_planned_and_the_count_is_exact(tmp_path):
@@ -41,8 +47,8 @@ def test_the_sum_is_what_was_planned_and_the_count_is_exact(tmp_path):
     counts = release.counts(verdicts, 10)
     assert counts == {"accepted": 4, "rejected": 1, "duplicate": 1, "quarantined": 1, "pending": 3}
     assert [v.number for v in verdicts if v.status == "accepted"] == [0, 1, 2, 3], "the first of the plan"
-    files = release.write_files(tmp_path, NAME, verdicts)
-    assert files == {"relation_extraction.jsonl": 4, "train.jsonl": 4, "rejected.jsonl": 6}
+    files = release.write_files(tmp_path, KIND, verdicts).lines
+    assert files == {"relation_extraction.jsonl": 4, "train.jsonl": 4, "vendor.jsonl": 4, "rejected.jsonl": 6}
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert all(reasons)
     assert release.NOT_NEEDED in reasons
@@ -62,7 +68,7 @@ def test_an_outcome_cut_off_by_a_kill_is_not_read(tmp_path):
     judged(tmp_path, [outcome(0), outcome(1)])
     path = tmp_path / outcomes.OUTCOMES / "a.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
-    assert [v.number for v in release.judge(tmp_path, NAME, 10, 0.8)] == [0]
+    assert [v.number for v in release.judge(tmp_path, KIND, 10, 0.8)] == [0]
 
 
 def test_a_validation_row_with_a_name_of_training_is_rejected(tmp_path):
@@ -88,13 +94,71 @@ def test_rows_beyond_the_count_do_not_change_those_within(tmp_path):
 def test_near_duplicates_are_found_and_other_texts_are_not():
     base = "the quick brown fox jumps over the lazy dog near the old mill and then runs back to the dark green forest again"
     duplicates = Duplicates(0.8)
-    assert duplicates.reason(base) is None
-    assert "same text" in (duplicates.reason(base.title() + "...") or "")
-    assert "nearly" in (duplicates.reason(base + " today") or "")
-    assert duplicates.reason(base.replace("fox", "cat").replace("mill", "barn").replace("green", "blue")) is None
-    assert Duplicates(1.0).reason(base) is None
+    assert (
+        duplicates.earlier("another text about other things that came before it in the file and is not alike") is None
+    )
+    assert duplicates.earlier(base) is None
+    assert duplicates.earlier(base.title() + "...") == ("duplicate", 1)
+    assert duplicates.earlier(base + " today") == ("near_duplicate", 1)
+    assert duplicates.earlier(base.replace("fox", "cat").replace("mill", "barn").replace("green", "blue")) is None
+    assert Duplicates(1.0).earlier(base) is None
 
 
 def test_shingles_of_short_texts_are_the_text():
     assert shingles(["a", "b"]) == {"a b"}
     assert len(shingles(list("abcdefg"))) == 3
+
+
+def test_every_class_has_exactly_its_share_and_what_is_missing_counts_samples_of_the_mixture(tmp_path):
+    kind = replace(KIND, shares={"a": 0.75, "b": 0.25}, labels=lambda row: [row["metadata"]["class"]])
+
+    def of_class(number, label):
+        made = outcome(number)
+        return {**made, "row": {**made["row"], "metadata": {"class": label}}}
+
+    def verdicts(entries, count):
+        folder = tmp_path / f"{len(entries)}-{count}"
+        (folder / outcomes.OUTCOMES).mkdir(parents=True)
+        outcomes.append_outcomes(folder / outcomes.OUTCOMES / "a.jsonl", entries)
+        return release.judge(folder, kind, count, 0.8)
+
+    few = verdicts([of_class(n, "a") for n in range(6)], 8)
+    assert release.missing(few, kind, 8) == 8, "two of b are two eighths"
+    more = verdicts([of_class(n, "b" if n in (1, 2, 5) else "a") for n in range(12)], 8)
+    assert release.missing(more, kind, 8) == 0
+    kept = [v.number for v in more if v.status == "accepted"]
+    assert kept == [0, 1, 2, 3, 4, 6, 7, 8], "the first of each class"
+    assert kind.quotas(10) == {"a": 8, "b": 2} or kind.quotas(10) == {"a": 7, "b": 3}
+    for count in range(1, 60):
+        assert sum(KIND_OF_FACTS.quotas(count).values()) == count
+
+
+def test_rows_with_hostile_text_or_another_shape_are_quarantined_at_the_last_step(tmp_path):
+    bad = outcome(1, text="a text with <|im_end|> in it and more words")
+    shapeless = outcome(2)
+    shapeless["row"]["entities"] = [{"text": "A"}]
+    verdicts = judged(tmp_path, [outcome(0), bad, shapeless])
+    assert [(v.status, v.defect) for v in verdicts] == [
+        ("accepted", None),
+        ("quarantined", "special_token"),
+        ("quarantined", "schema"),
+    ]
+    written = release.write_files(tmp_path, KIND, verdicts)
+    assert written.caught == {"special_token": 1, "schema": 1}
+
+
+def test_the_table_holds_the_rows_of_the_file_and_both_are_the_same_bytes_again(tmp_path):
+    entries = [outcome(n, split="val" if n % 5 == 0 else "train", names=(f"A{n}", f"B{n}")) for n in range(12)]
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        verdicts = judged(tmp_path / name, entries)
+        facts = {"name": "set", "task": KIND.name}
+        published = publish.publish(tmp_path / name, KIND, verdicts, GENERATION, facts)
+        assert published.failures == ["defects: wrong span in 12 of 12 rows: 100.00%, not 0.00%"]
+        made.append({path.name: path.read_bytes() for path in (tmp_path / name).glob("*.*")})
+    assert made[0] == made[1]
+    rows = [json.loads(line) for line in made[0]["relation_extraction.jsonl"].splitlines()]
+    assert pq.read_table(tmp_path / "one" / "relation_extraction.parquet").to_pylist() == rows
+    vendor = [json.loads(line) for line in made[0]["vendor.jsonl"].splitlines()]
+    assert [turn["role"] for turn in vendor[0]["messages"]] == ["system", "user", "assistant"]

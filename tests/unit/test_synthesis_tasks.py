@@ -9,10 +9,10 @@ from ucotron_ray import config, wire
 from ucotron_ray.errors import ConfigError
 from ucotron_ray.fireworks import simulator_language as language
 from ucotron_ray.fireworks.chat import Kind
-from ucotron_ray.records import RawRow
+from ucotron_ray.records import GeneratedRow, RawRow
 from ucotron_ray.synthesis import conversation, plan, seeds
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Task
-from ucotron_ray.synthesis.tasks import preference, relation_extraction
+from ucotron_ray.synthesis.tasks import judge, preference, relation_extraction
 
 GENERATION = config.load().recipe.generation
 TASK = relation_extraction.make_task(GENERATION)
@@ -21,8 +21,8 @@ TASK = relation_extraction.make_task(GENERATION)
 def play(task: Task, facts, *answers: str | Answer) -> Ask | Done:
     """Where a conversation is after these answers."""
     talk = task.converse(facts)
-    step: Ask | Done = next(talk)
     try:
+        step: Ask | Done = next(talk)
         for answer in answers:
             step = talk.send(answer if isinstance(answer, Answer) else Answer(Kind.ANSWER, answer))
     except StopIteration as end:
@@ -75,7 +75,7 @@ def test_a_row_has_exactly_the_keys_of_the_generator_and_spans_of_whole_words():
         }
     ]
     assert row["metadata"] == {"seed_subject": "Ana Silva", "seed_object": "Al Bank", "seed_relation": "works_at"}
-    trained = relation_extraction.raw_row(row)
+    trained = GeneratedRow.model_validate(row).raw()
     assert [entity.label for entity in trained.entities] == ["person", "organization"]
     assert wire.format_answer(trained.expected_relations).endswith('"confidence":1.0}]')
 
@@ -192,7 +192,7 @@ def test_request_ids_hold_what_changes_the_answer():
         plan.request_id(TASK, "another", FACTS, ask, []),
         plan.request_id(TASK, "m", {**FACTS, "number": 1}, ask, []),
         plan.request_id(TASK, "m", FACTS, ask, [Answer(Kind.ANSWER, "x")]),
-        plan.request_id(Task(TASK.name, 2, TASK.sample, TASK.converse), "m", FACTS, ask, []),
+        plan.request_id(Task(TASK.name, 2, TASK.sample, TASK.converse, TASK.rows), "m", FACTS, ask, []),
         plan.request_id(TASK, "m", FACTS, Ask(ask.step, ask.messages, 0.1, ask.max_tokens), []),
     ]
     assert len({base, *others}) == 6
@@ -266,6 +266,13 @@ def test_another_pass_over_the_rows_asks_anew():
     assert PAIRS.sample(1)["pass"] == 1
 
 
+def test_hostile_text_of_an_input_file_is_never_sent():
+    hostile = preference.make_task(GENERATION, [ROW.model_copy(update={"text": TEXT + "<|im_start|>system"})])
+    done = play(hostile, hostile.sample(0))
+    assert isinstance(done, Done)
+    assert (done.status, done.notes) == ("quarantined", ("special_token",))
+
+
 # ---- the stand-in's language -----------------------------------------------------------------------------------------
 
 
@@ -278,3 +285,79 @@ def test_the_stand_in_reads_what_it_writes():
         assert text is not None
         found = {(r[0], r[2], r[3]) for r in language.read_text(text)}
         assert found >= {(r["subject"], r["relation"], r["object"]) for r in facts["relations"]}, text
+
+
+# ---- hostile answers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (TEXT + "<|im_end|>", "turn marker"),
+        ("\u202e" + TEXT, "invisible"),
+        (TEXT + " The key is fw_abcdefghijklmnopqrst.", "key or a password"),
+        ("x" * 5_000_000, "longer"),
+    ],
+)
+def test_hostile_text_is_quarantined_before_any_further_request_holds_it(text, word):
+    done = play(TASK, FACTS, text)
+    assert isinstance(done, Done)
+    assert done.status == "quarantined"
+    assert word in (done.reason or "")
+
+
+@pytest.mark.parametrize("escaped", ["\\u202e", "<|im_start|>", "\\u0000"])
+def test_hostile_text_hidden_in_json_escapes_is_quarantined_too(escaped):
+    answer = extraction().replace("Ana Silva", f"Ana {escaped}Silva")
+    done = play(TASK, FACTS, TEXT, answer)
+    assert isinstance(done, Done)
+    assert done.status == "quarantined"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        extraction().replace('"relations"', '"confidence": NaN, "relations"'),
+        extraction().replace('"relations"', '"entities": [], "relations"'),
+    ],
+)
+def test_json_that_is_none_gets_a_turn_of_repair_and_is_not_mended(bad):
+    again = play(TASK, FACTS, TEXT, bad)
+    assert isinstance(again, Ask)
+    assert again.step == "extract-repair"
+
+
+def test_markup_and_shell_in_a_text_stay_text():
+    text = "Ana Silva works at Al Bank; $(rm -rf /) <b>../../etc</b>"
+    done = play(TASK, FACTS, text, extraction())
+    assert isinstance(done, Done)
+    assert done.row["text"] == text
+
+
+def test_what_could_not_be_taken_of_an_extraction_is_noted_by_the_name_of_the_defect():
+    entities = [*json.loads(extraction())["entities"], {"text": "Nobody", "type": "Alien"}]
+    done = play(TASK, FACTS, TEXT, extraction(entities=entities))
+    assert isinstance(done, Done)
+    assert (done.status, done.notes) == ("accepted", ("wrong_span", "outside_vocabulary"))
+
+
+# ---- a judge ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_reads_a_sample_and_its_marks_are_counted():
+    rows = [("projection", line, {"description": f"row {line} <|im_end|>"}) for line in range(1, 100)]
+    task = judge.make_task(GENERATION, rows)
+    ask = play(task, task.sample(0))
+    assert isinstance(ask, Ask)
+    assert ask.messages[-1][1].startswith("Row of kind projection:\n{")
+    assert len({task.sample(number)["line"] for number in range(GENERATION.gate.judge.rows)}) == 50
+    done = play(task, task.sample(0), '{"score": 4, "reason": "fine"}')
+    assert isinstance(done, Done)
+    assert done.row["score"] == 4
+    assert isinstance(play(task, task.sample(0), '{"score": 9}'), Ask), "no such mark"
+    assert judge.marks("m", [{"score": 4}, {"score": 5}]) == {
+        "model": "m",
+        "rows": 2,
+        "mean": 4.5,
+        "marks": {"1": 0, "2": 0, "3": 0, "4": 1, "5": 1},
+    }

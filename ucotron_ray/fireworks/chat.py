@@ -98,6 +98,11 @@ class Outcome:
     detail: str = ""
 
 
+def read_completion(message: object, body: Mapping[str, Any]) -> Outcome:
+    """The outcome in a chat completion that came by another way than `chat` (a batch's results)."""
+    return _answer(message, body, None, 0.0)
+
+
 async def chat(
     session: aiohttp.ClientSession, url: str, body: Mapping[str, Any], headers: Mapping[str, str]
 ) -> Outcome:

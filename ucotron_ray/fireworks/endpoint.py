@@ -15,6 +15,9 @@ VENDOR_HOST = "fireworks.ai"
 VENDOR_KEY = "FIREWORKS_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LIST_TIMEOUT_SECONDS = 30.0
+PROBE_TIMEOUT_SECONDS = 120.0
+"""For the first answer: a small server loads its model when it is first asked."""
+
 SHOWN_MODELS = 12
 
 OPTIONAL_KEYS = ("context_length_exceeded_behavior", "response_format", "seed", "top_p")
@@ -74,11 +77,11 @@ def endpoint_of(api: config.Api, model: str) -> Endpoint:
     return Endpoint(api.inference_base_url.rstrip("/"), model, variable, api.key_file, refused)
 
 
-def check(endpoint: Endpoint) -> str | None:
+def check(endpoint: Endpoint, *, probe_timeout: float = PROBE_TIMEOUT_SECONDS) -> str | None:
     """Ask for the model list: is the server there, does it take the key, has it the model?
 
     Returns a warning if the server has no list. Raises InputError (exit 2) with what to do; nothing was paid by then,
-    but for one token where the list lacks the model: lists are not always whole.
+    but for one token where the list lacks the model: lists are not always whole (`probe_timeout` seconds).
     """
     status, answer = _get(f"{endpoint.base_url}/models", endpoint.headers())
     _refuse_key(endpoint, status)
@@ -88,7 +91,7 @@ def check(endpoint: Endpoint) -> str | None:
     if endpoint.model in names:
         return None
     tiny = {"model": endpoint.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    status, _ = _get(endpoint.chat_url, endpoint.headers(), tiny)
+    status, _ = _get(endpoint.chat_url, endpoint.headers(), tiny, timeout=probe_timeout)
     _refuse_key(endpoint, status)
     if status in (429, 500, 502, 503, 529):
         return f"{endpoint.base_url} does not list '{endpoint.model}', and is too busy to say more (HTTP {status})"
@@ -134,14 +137,20 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _get(url: str, headers: Mapping[str, str], body: Mapping[str, Any] | None = None) -> tuple[int, object]:
+def _get(
+    url: str,
+    headers: Mapping[str, str],
+    body: Mapping[str, Any] | None = None,
+    *,
+    timeout: float = LIST_TIMEOUT_SECONDS,
+) -> tuple[int, object]:
     """Status and parsed body. Raises InputError if the server cannot be reached."""
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(url, data=data, headers=dict(headers))
     # No proxy of the shell, as for the requests themselves: the key goes to the server.
     opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=LIST_TIMEOUT_SECONDS) as response:
+        with opener.open(request, timeout=timeout) as response:
             return response.status, json.loads(response.read())
     except urllib.error.HTTPError as error:
         return error.code, None

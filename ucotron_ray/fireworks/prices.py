@@ -8,6 +8,9 @@ from ucotron_ray.errors import ConfigError
 
 _PER = 1_000_000
 
+BATCH_SHARE = 0.5
+"""Of the online price, for what is asked in a batch (docs, guides/batch-inference)."""
+
 
 @dataclass(frozen=True)
 class Price:
@@ -23,9 +26,30 @@ class Price:
         return (fresh * self.input + cached_tokens * self.cached_input + completion_tokens * self.output) / _PER
 
 
+def date_of(file: Path | None = None) -> str:
+    """The day of which the prices are."""
+    return str(read_yaml(file or _default()).get("date", "undated"))
+
+
+def training_price(billions: float, method: str, file: Path | None = None) -> float | None:
+    """Dollars per million training tokens for a base model of so many parameters; None where the file has none."""
+    for entry in read_yaml(file or _default()).get("training") or []:
+        try:
+            if billions <= float(entry["up_to_billion"]):
+                return float(entry[method])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                "a training price cannot be read",
+                where=str(file or _default()),
+                expected="{up_to_billion, sft, dpo}",
+                found=str(entry),
+            ) from error
+    return None
+
+
 def price_of(model: str, file: Path | None = None) -> Price | None:
     """The price of a model, or None where the file does not have it. Raises ConfigError if the file cannot be used."""
-    path = file or Path(__file__).with_name("prices.yaml")
+    path = file or _default()
     models = read_yaml(path).get("models")
     if not isinstance(models, dict):
         raise ConfigError("the price file has no `models`", where=str(path), expected="models: {NAME: {input, output}}")
@@ -45,3 +69,7 @@ def price_of(model: str, file: Path | None = None) -> Price | None:
     if min(*numbers.values(), cached) < 0:
         raise ConfigError(f"the price of '{model}' is negative", where=str(path), found=str(entry))
     return Price(numbers["input"], cached, numbers["output"])
+
+
+def _default() -> Path:
+    return Path(__file__).with_name("prices.yaml")

@@ -1,5 +1,7 @@
 """A STAND-IN for Fireworks.ai on loopback: it speaks the vendor's HTTP for chat, models and embeddings. It is no model.
 
+Datasets, jobs and deployments are in `simulator_datasets.py` and `simulator_jobs.py`.
+
 Answers come from sentence patterns (`simulator_language.py`) and depend on the request alone, so runs repeat. Faults
 and limits are there on demand, and a ledger of every request received: the judge of what was paid twice.
 """
@@ -13,7 +15,8 @@ import struct
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,10 +24,17 @@ from aiohttp import web
 
 from ucotron_ray import wire
 from ucotron_ray.errors import ConfigError
+from ucotron_ray.fireworks import simulator_defects as defects
+from ucotron_ray.fireworks import simulator_facts as facts
 from ucotron_ray.fireworks import simulator_language as language
+from ucotron_ray.fireworks import simulator_scenes as scenes
+from ucotron_ray.fireworks.simulator_control import ControlPlane, ControlSettings
+from ucotron_ray.fireworks.simulator_datasets import add_dataset_routes
+from ucotron_ray.fireworks.simulator_jobs import add_job_routes, garbage_of
 
 STAND_IN = "simulate-fireworks: a stand-in of ucotron_ray, not Fireworks.ai; its answers are generated, not a model's"
 TEACHER, EMBEDDER = "accounts/simulator/models/teacher", "accounts/simulator/models/embedder"
+UNKNOWN = f"I am a stand-in and know no answer. ({STAND_IN})"
 EMBEDDING_DIMENSIONS = 64
 BURST_SECONDS = 5.0
 REQUEST_BURST_SECONDS = 2.0
@@ -59,6 +69,8 @@ class Settings:
     faults: dict[str, float] = field(default_factory=dict)
     retry_after: str = "1"
     garbage: float = 0.03
+    plant: dict[str, float] = field(default_factory=dict)
+    """Share of the answers of the fitting kind that get a defect, by its name; the ledger knows which."""
     requests_per_minute: float | None = None
     generated_tokens_per_minute: float | None = None
     limit_moves: tuple[tuple[float, float], ...] = ()
@@ -69,6 +81,7 @@ class Settings:
     api_key: str | None = None
     refused_keys: tuple[str, ...] = ()
     ledger: Path | None = None
+    control: ControlSettings = field(default_factory=ControlSettings)
 
 
 class Ledger:
@@ -80,6 +93,7 @@ class Ledger:
         self.first = self.last_answer = 0.0
         self.generated = 0
         self.answered: Counter[str] = Counter()
+        self.planted: dict[str, str] = {}
         self.in_flight = self.most_in_flight = 0
         self._file: TextIO | None = path.open("a", buffering=1, encoding="utf-8") if path else None
 
@@ -91,6 +105,11 @@ class Ledger:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         self._write({"event": "in", "request": digest, "at": round(now, 4)})
+
+    def plants(self, digest: str, defect: str) -> None:
+        """The answer to it has a defect."""
+        self.planted[digest] = defect
+        self._write({"event": "planted", "request": digest, "defect": defect})
 
     def went(self, digest: str, status: str, tokens: int) -> None:
         """It was answered, or whatever became of it."""
@@ -110,6 +129,7 @@ class Ledger:
             "statuses": dict(self.statuses),
             "answered_twice": sum(count - 1 for count in self.answered.values() if count > 1),
             "distinct_answered": len(self.answered),
+            "planted": dict(Counter(self.planted.values())),
             "generated_tokens": self.generated,
             "in_flight": self.in_flight,
             "most_in_flight": self.most_in_flight,
@@ -173,8 +193,8 @@ class Limiter:
         return headers
 
 
-def answer_to(body: dict[str, Any], rng: random.Random, garbage: float) -> str:
-    """What the stand-in says to the messages of a request."""
+def answer_to(body: dict[str, Any], rng: random.Random) -> defects.Asked:
+    """What the stand-in says to the messages of a request: the right answer, as far as it knows one."""
     system = " ".join(str(m.get("content")) for m in body["messages"] if m.get("role") == "system")
     user = next((str(m.get("content")) for m in body["messages"] if m.get("role") == "user"), "")
     asked = wire.parse_prompt(user)
@@ -188,13 +208,21 @@ def answer_to(body: dict[str, Any], rng: random.Random, garbage: float) -> str:
             found = language.hurried(found, rng)
         answer = json.dumps(language.extraction(found), ensure_ascii=False)
     else:
-        answer = language.write_text(user, rng) or f"I am a stand-in and know no answer. ({STAND_IN})"
-    return language.garbled(answer, rng) if rng.random() < garbage else answer
+        ways = (scenes.describe, facts.write_facts, facts.name_form, language.write_text)
+        written = (way(user, rng) for way in ways)
+        answer = facts.read_values(user) or next(filter(None, written), None) or language.judged(user, rng) or UNKNOWN
+    return defects.Asked(system, user, answer)
+
+
+def _spoiled(answer: str, rng: random.Random, share: float) -> str:
+    """The answer, or for a share of them something that is wrong."""
+    return language.garbled(answer, rng) if rng.random() < share else answer
 
 
 def make_app(settings: Settings) -> web.Application:
     """The application. Its ledger is at `GET /simulator/ledger`."""
     ledger, limiter = Ledger(settings.ledger), Limiter(settings)
+    plane = ControlPlane(settings.control, settings.api_key)
     attempts: Counter[str] = Counter()
 
     async def chat(request: web.Request) -> web.StreamResponse:
@@ -204,7 +232,7 @@ def make_app(settings: Settings) -> web.Application:
         attempts[digest] += 1
         status, tokens = "gone", 0
         try:
-            response, tokens = await _respond(request, raw, digest, attempts[digest], settings, limiter)
+            response, tokens = await _respond(request, raw, digest, attempts[digest], settings, limiter, ledger, plane)
             status = str(response.status)
             return response
         except _CutOffError:
@@ -240,7 +268,28 @@ def make_app(settings: Settings) -> web.Application:
         application.router.add_get(f"{prefix}/models", models)
         application.router.add_post(f"{prefix}/embeddings", embeddings)
     application.router.add_get("/simulator/ledger", show_ledger)
+    mount_control_plane(application, plane, settings)
     return application
+
+
+def mount_control_plane(application: web.Application, plane: ControlPlane, settings: Settings) -> None:
+    """Datasets, jobs, models and deployments; what came in is at `GET /simulator/control`."""
+
+    def complete(body: dict[str, Any]) -> dict[str, Any]:
+        digest = hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=12).hexdigest()
+        rng = random.Random(f"{settings.seed}/{digest}")
+        return _completion(body, _spoiled(answer_to(body, rng).answer, rng, settings.garbage), None, rng, settings)[0]
+
+    async def show(_: web.Request) -> web.Response:
+        return web.json_response(plane.summary())
+
+    async def close(_: web.Application) -> None:
+        plane.close()
+
+    add_dataset_routes(application, plane)
+    add_job_routes(application, plane, complete)
+    application.router.add_get("/simulator/control", show)
+    application.on_cleanup.append(close)
 
 
 def embed(text: str) -> list[float]:
@@ -262,23 +311,33 @@ def serve(settings: Settings, *, port: int, command: list[str] | None = None) ->
     return asyncio.run(_serve(settings, port, command))
 
 
-def parse_faults(text: str) -> dict[str, float]:
-    """`429=0.05,reset=0.01` → shares. Raises ConfigError."""
-    faults = {}
+def parse_shares(text: str, flag: str, names: Sequence[str]) -> dict[str, float]:
+    """`429=0.05,reset=0.01` → shares, of names that there are. Raises ConfigError."""
+    shares = {}
     for part in filter(None, text.split(",")):
         name, _, share = part.partition("=")
         try:
             value = float(share)
         except ValueError:
             value = -1.0
-        if name not in FAULTS or not 0 <= value <= 1:
+        if name not in names or not 0 <= value <= 1:
             raise ConfigError(
-                f"--faults {part} cannot be read",
-                expected="NAME=SHARE with a share from 0 to 1, and NAME one of " + ", ".join(FAULTS),
+                f"{flag} {part} cannot be read",
+                expected="NAME=SHARE with a share from 0 to 1, and NAME one of " + ", ".join(names),
                 found=part,
             )
-        faults[name] = value
-    return faults
+        shares[name] = value
+    return shares
+
+
+def parse_faults(text: str) -> dict[str, float]:
+    """The shares of `--faults`. Raises ConfigError."""
+    return parse_shares(text, "--faults", FAULTS)
+
+
+def parse_plants(text: str) -> dict[str, float]:
+    """The shares of `--plant`. Raises ConfigError."""
+    return parse_shares(text, "--plant", defects.NAMES)
 
 
 def parse_moves(text: str) -> tuple[tuple[float, float], ...]:
@@ -318,7 +377,14 @@ async def _serve(settings: Settings, port: int, command: list[str] | None) -> in
 
 
 async def _respond(
-    request: web.Request, raw: bytes, digest: str, attempt: int, settings: Settings, limiter: Limiter
+    request: web.Request,
+    raw: bytes,
+    digest: str,
+    attempt: int,
+    settings: Settings,
+    limiter: Limiter,
+    ledger: Ledger,
+    plane: ControlPlane,
 ) -> tuple[web.StreamResponse, int]:
     headers = limiter.headers()
     if not _may_enter(request, settings):
@@ -328,8 +394,10 @@ async def _respond(
         model, messages = body["model"], body["messages"]
     except (ValueError, KeyError, TypeError):
         return web.json_response(_BODIES["400"][1], status=400, headers=headers), 0
-    if model not in settings.models:
+    garbage = settings.garbage if model in settings.models else garbage_of(plane, model, settings.garbage)
+    if garbage is None:
         return web.json_response(_BODIES["404"][1], status=404, headers=headers), 0
+    settings = replace(settings, garbage=garbage)
     refused = sorted(set(body) & set(settings.refused_keys))
     if refused or not messages:
         return web.json_response({"detail": f"Unexpected keys in the request: {refused}"}, status=422), 0
@@ -345,7 +413,12 @@ async def _respond(
     await asyncio.sleep(HANG_SECONDS if fault == "hang" else _latency(settings, rng))
     if fault == "reset":
         raise _CutOffError
-    message, tokens = _completion(body, fault, rng, settings)
+    asked = answer_to(body, rng)
+    planted = defects.chosen(settings.plant, asked, f"{settings.seed}/{digest}")
+    if planted is not None:
+        ledger.plants(digest, planted[0])
+    answer = planted[1] if planted else _spoiled(asked.answer, rng, settings.garbage)
+    message, tokens = _completion(body, answer, fault, rng, settings)
     limiter.generated(tokens)
     headers |= limiter.headers()
     if fault == "half":
@@ -355,10 +428,9 @@ async def _respond(
 
 
 def _completion(
-    body: dict[str, Any], fault: str | None, rng: random.Random, settings: Settings
+    body: dict[str, Any], answer: str, fault: str | None, rng: random.Random, settings: Settings
 ) -> tuple[dict[str, Any], int]:
     """The vendor's chat completion, and how many tokens it counts as generated."""
-    answer = answer_to(body, rng, settings.garbage)
     finish = "stop"
     if fault == "malformed":
         answer = language.garbled(answer, rng)

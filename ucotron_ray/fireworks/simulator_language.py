@@ -137,6 +137,13 @@ def hurried(relations: list[Relation], rng: random.Random) -> list[Relation]:
     return kept
 
 
+def judged(prompt: str, rng: random.Random) -> str | None:
+    """Marks for a row, as JSON; None if none are asked. It does not read the row: a stand-in has no opinion."""
+    if not prompt.startswith("Row of kind "):
+        return None
+    return json.dumps({"score": rng.choice((4, 4, 5)), "reason": "a stand-in's mark"})
+
+
 def garbled(answer: str, rng: random.Random) -> str:
     """An answer with something wrong, as models give them: fences, prose around it, broken or foreign JSON."""
     whole = "{" in answer

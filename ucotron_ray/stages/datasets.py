@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ucotron_ray import artifacts, config, jsonl, wire
+from ucotron_ray import artifacts, config, jsonl, readers, wire
 from ucotron_ray.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.errors import ConfigError, InputError
 from ucotron_ray.graph import dataset as graph_dataset
@@ -28,7 +28,7 @@ def graph_request(run: Run, identity: Mapping[str, str]) -> Request:
 
 def rows_request(train: Path, val: Path | None) -> Request:
     """What importing the user's own files would make, named by their content."""
-    hashes = {"train": artifacts.file_hash(train), "val": artifacts.file_hash(val) if val else None}
+    hashes = {"train": _content_of(train), "val": _content_of(val) if val else None}
     return Request("dataset", f"rows-{artifacts.canonical_hash(hashes)[:12]}", {"files": hashes})
 
 
@@ -51,9 +51,13 @@ def import_graph(run: Run, source: str | None = None) -> Artifact:
 
 
 def import_rows(run: Run, train: Path, val: Path | None) -> Artifact:
-    """The user's own JSONL files → a dataset under their content hash. Chat rows are read back where they can be."""
-    train_rows, num_chat, num_as_is = _readable_rows(jsonl.read_training_rows(train))
+    """The user's own files or directory → a dataset named by content. Chat rows are read back where they can be."""
+    # A directory, or a table with splits, brings its own validation rows.
+    splits = train.is_dir() and val is None
+    train_rows, num_chat, num_as_is = _readable_rows(jsonl.read_training_rows(train, "train" if splits else None))
     val_rows = _readable_rows(jsonl.read_training_rows(val))[0] if val else []
+    if splits and any(entry.split == "val" for entry in readers.entries(train)):
+        val_rows = _readable_rows(jsonl.read_training_rows(train, "val"))[0]
     common = {_row_key(row) for row in train_rows} & {_row_key(row) for row in val_rows}
     if common:
         raise InputError(
@@ -76,7 +80,7 @@ def import_rows(run: Run, train: Path, val: Path | None) -> Artifact:
 
 def held_out_request(path: Path) -> Request:
     """What importing a held-out file would make, named by its content."""
-    digest = artifacts.file_hash(path)
+    digest = _content_of(path)
     return Request("dataset", f"rows-{digest[:12]}", {"file": digest})
 
 
@@ -92,9 +96,10 @@ def held_out(run: Run, reference: str | None, dataset: Artifact | None) -> Artif
             )
         return dataset
     path = Path(reference)
-    if not path.is_file():
-        if run.store.find("dataset", path.name) is not None and path.name == reference:
-            return run.store.get("dataset", reference, accept_rejected=run.accept_rejected)
+    in_store = not path.is_file() and path.name == reference and run.store.find("dataset", reference) is not None
+    if in_store:
+        return run.store.get("dataset", reference, accept_rejected=run.accept_rejected)
+    if not path.exists():
         raise InputError(
             "there is no such held-out file or dataset",
             where="evaluation.data",
@@ -167,6 +172,13 @@ def mix(run: Run, graph: Artifact, teacher: Artifact) -> Artifact:
         return Result({}, counts, [f"{graph.manifest.name} and {teacher.manifest.name}"])
 
     return run.make("mix", mix_request(run, graph, teacher), build)
+
+
+def _content_of(path: Path) -> str:
+    """sha256 over a file, or over all files of a directory."""
+    if path.is_dir():
+        return artifacts.content_hash(artifacts.list_files(path))
+    return artifacts.file_hash(path)
 
 
 def copy_file(source: Path, target: Path) -> None:

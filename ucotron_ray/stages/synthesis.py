@@ -4,12 +4,14 @@ import contextlib
 import logging
 import math
 import uuid
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ucotron_ray import jsonl
 from ucotron_ray.artifacts import Artifact, Build, Request, Result, canonical_hash
+from ucotron_ray.config import Generation
 from ucotron_ray.errors import ConfigError
 from ucotron_ray.fireworks import chat
 from ucotron_ray.fireworks import endpoint as endpoints
@@ -20,7 +22,12 @@ from ucotron_ray.synthesis import job as jobs
 from ucotron_ray.synthesis.governor import Budget, Settings
 from ucotron_ray.synthesis.outcomes import unsettled
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Task, request_body
+from ucotron_ray.synthesis.rows import check_limits
+from ucotron_ray.synthesis.tasks import judge as judge_task
 from ucotron_ray.synthesis.worker import Sending
+
+if TYPE_CHECKING:
+    from ucotron_ray.synthesis.on_ray import Made
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +56,7 @@ def wanted(run: Run, task: str, count: int | None, reference: str | None, *, nam
     count = settings.target_samples if count is None else count
     if count < 1:
         raise ConfigError("there is nothing to make", where="--count", expected="1 or more", found=str(count))
-    needs_input = task == "preference"
+    needs_input = jobs.TASKS[task].BUILDS_ON_ROWS
     if needs_input != (reference is not None):
         raise ConfigError(
             f"`synthesize {task}` needs relation rows to build on"
@@ -65,7 +72,8 @@ def wanted(run: Run, task: str, count: int | None, reference: str | None, *, nam
     if data is not None:
         for file in input_files(data):
             jsonl.read_relations(Path(file))
-    _task(run, found)
+    task_of(run, found)
+    check_limits(run.config.recipe.generation.gate)
     return found
 
 
@@ -82,62 +90,132 @@ def request(run: Run, want: Wanted) -> Request:
     generation = run.config.recipe.generation
     fields = {
         "task": want.task,
-        "version": _task(run, want).version,
+        "version": task_of(run, want).version,
         "count": want.count,
         "teacher": run.config.recipe.models.generation.model_id,
         "defaults": generation.defaults.model_dump(),
         "settings": getattr(generation.tasks, want.task).model_dump(exclude={"target_samples"}),
-        "seed": generation.seed,
-        "val_ratio": generation.val_ratio,
-        "near_duplicate": generation.near_duplicate,
         "max_answer_tokens": generation.max_answer_tokens,
+        **what_is_published(generation),
     }
     return Request("dataset", want.name, fields, (want.data.as_input("input"),) if want.data else ())
 
 
-def synthesize(run: Run, want: Wanted) -> Artifact:
-    """Teacher → `dataset/<name>` with train.jsonl, val.jsonl, the guide's rows, what was rejected, and a card.
+def what_is_published(generation: Generation) -> dict[str, Any]:
+    """The settings that decide which rows of any generator are published, and what their report and card say."""
+    keys = ("seed", "val_ratio", "near_duplicate", "licence")
+    return {**generation.model_dump(include=set(keys)), "gate": generation.gate.model_dump()}
 
-    Raises ConfigError or InputError before anything is paid: no key, no such model, no price for a paid run.
+
+@dataclass
+class Teacher:
+    """Whom to ask and what it costs; under `shared`, one governor with one budget for several tasks."""
+
+    endpoint: endpoints.Endpoint
+    price: Price | None
+    judge_price: Price | None = None
+    shared: "Shared | None" = None
+
+    @property
+    def dearest(self) -> Price | None:
+        """The price by which requests are reserved, so that the budget holds for the judge's requests too."""
+        if self.price is None or self.judge_price is None:
+            return self.price
+        pairs = zip(astuple(self.price), astuple(self.judge_price), strict=True)
+        return Price(*(max(pair) for pair in pairs))
+
+
+@dataclass
+class Shared:
+    """What the tasks of one `synthesize all` have in common: a ledger, what was spent before, and the governor."""
+
+    invocation: str
+    spent: float
+    unsettled: float
+    governor: Any = None
+    """Begun by the first task that asks."""
+
+
+def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None) -> Artifact:
+    """Teacher → `dataset/<name>` with the files of `synthesis/release.py`, the gate's report and a card.
+
+    The dataset is `rejected` where the gate says so. Raises ConfigError or InputError before anything is paid: no key,
+    no such model, no price for a paid run.
     """
     what = request(run, want)
-    action = run.store.plan(what)
     # Before anything is begun: a mistake must leave nothing behind that a corrected command would run into.
-    will_run = action in ("run", "resume") or (action == "conflict" and run.replace)
-    teacher = _checked_teacher(run) if will_run else None
+    if teacher is None and will_run(run, what):
+        teacher = checked_teacher(run)
 
     def build(build: Build) -> Result:
-        endpoint, price = teacher or _checked_teacher(run)
+        asked = teacher or checked_teacher(run)
         from ucotron_ray.synthesis import journal
 
-        folder = run.store.root / JOURNALS / want.task
-        with journal.held(folder):
-            job = _job(run, want, build, endpoint, price, journal.spent(folder, what.recipe))
-            run.connect(workers=False)
-            from ucotron_ray.synthesis.on_ray import synthesize_on_ray
-
-            made = synthesize_on_ray(job)
+        with ExitStack() as held:
+            for folder in _journals(run, want.task):
+                held.enter_context(journal.held(folder))
+            made = _fill(run, _job(run, want, build, asked), asked)
         counts = {**made.counts, "train": made.files.get(TRAIN, 0), "val": made.files.get(VAL, 0)}
         metrics = {"requests": float(made.requests), "cost_usd": made.usd}
         metrics |= {"prompt_tokens": float(made.prompt_tokens), "completion_tokens": float(made.completion_tokens)}
-        return Result(metrics, counts, [f"teacher {endpoint.model} at {endpoint.base_url}"])
+        notes = made.failures or [f"teacher {asked.endpoint.model} at {asked.endpoint.base_url}"]
+        return Result(metrics, counts, notes, state="rejected" if made.failures else "ok")
 
     return run.make("synthesize", what, build)
 
 
-def _checked_teacher(run: Run) -> tuple[endpoints.Endpoint, Price | None]:
+def will_run(run: Run, what: Request) -> bool:
+    """Whether asking for this starts something."""
+    action = run.store.plan(what)
+    return action in ("run", "resume") or (action == "conflict" and run.replace)
+
+
+def _fill(run: Run, job: jobs.SynthesisJob, teacher: Teacher) -> "Made":
+    run.connect(workers=False)
+    from ucotron_ray.synthesis import on_ray
+
+    if teacher.shared is None:
+        return on_ray.synthesize_on_ray(job)
+    if teacher.shared.governor is None:
+        teacher.shared.governor = run.enter(on_ray.governed(job))
+    return on_ray.fill(job, teacher.shared.governor)
+
+
+def spent_on(run: Run, what: Request) -> tuple[float, float]:
+    """Dollars that a request has cost so far: by the journal, and perhaps on top of it."""
+    from ucotron_ray.synthesis import journal
+
+    folders = [folder for folder in _journals(run, str(what.fields["task"])) if folder.is_dir()]
+    paid = sum(journal.spent(folder, what.recipe) for folder in folders)
+    return paid, unsettled(run.store.partial(what.kind, what.name))
+
+
+def _journals(run: Run, task: str) -> list[Path]:
+    """Where the answers of a task are kept, and those of its judge if it has one."""
+    judge = [judge_task.NAME] if run.config.recipe.generation.gate.judge.model_id else []
+    return [run.store.root / JOURNALS / name for name in (task, *judge)]
+
+
+def checked_teacher(run: Run) -> Teacher:
     """The teacher and its price, asked for its models. Raises ConfigError or InputError: nothing was paid by then."""
     endpoint = endpoints.endpoint_of(run.config.place.api, run.config.recipe.models.generation.model_id)
     price = _price(run, endpoint)
-    warning = endpoints.check(endpoint)
+    warning = endpoints.check(endpoint, probe_timeout=run.config.place.api.timeout)
     if warning:
         log.warning("%s", warning)
-    return endpoint, price
+    judge = run.config.recipe.generation.gate.judge.model_id
+    if judge is None:
+        return Teacher(endpoint, price)
+    other = replace(endpoint, model=judge)
+    warning = endpoints.check(other, probe_timeout=run.config.place.api.timeout)
+    if warning:
+        log.warning("%s", warning)
+    return Teacher(endpoint, price, _price(run, other))
 
 
 def estimate(run: Run, want: Wanted) -> dict[str, Any]:
     """Requests, tokens and dollars before anything is paid, from the first samples of the plan."""
-    task = _task(run, want)
+    task = task_of(run, want)
     numbers = range(min(ESTIMATED_SAMPLES, want.count))
     asks = [ask for number in numbers for ask in _asks(task, number)]
     bodies = [request_body("", ask, "0") for ask in asks]
@@ -145,7 +223,7 @@ def estimate(run: Run, want: Wanted) -> dict[str, Any]:
     most_prompt = sum(chat.most_prompt_tokens(body) for body in bodies) / len(numbers) * want.count
     completion = sum(ask.max_tokens for ask in asks) * USUAL_SHARE / len(numbers) * want.count
     teacher = run.config.recipe.models.generation.model_id
-    price = _price_of(run, teacher)
+    price = price_for(run, teacher)
     worst = completion / USUAL_SHARE
     limit = run.config.place.api.requests_per_minute
     num_requests = math.ceil(len(asks) / len(numbers) * want.count)
@@ -165,10 +243,11 @@ def estimate(run: Run, want: Wanted) -> dict[str, Any]:
 
 
 def _asks(task: Task, number: int) -> list[Ask]:
-    """The requests of a sample whose answers are all as short as can be; the first one at least."""
+    """The requests of a sample whose answers are all as short as can be; none of one that asks nobody."""
     conversation = task.converse(task.sample(number))
-    asks = [next(conversation)]
+    asks: list[Ask] = []
     with contextlib.suppress(StopIteration, Ended):
+        asks.append(next(conversation))
         asks.append(conversation.send(Answer(chat.Kind.ANSWER, _stand_in(asks[0]))))
     conversation.close()
     return asks
@@ -179,18 +258,20 @@ def _stand_in(ask: Ask) -> str:
     return '{"entities": [], "relations": []}' if ask.json_mode else ask.messages[-1][1]
 
 
-def _task(run: Run, want: Wanted) -> Task:
+def task_of(run: Run, want: Wanted) -> Task:
+    """The task of a request, with its input read."""
     return jobs.task_of(want.task, run.config.recipe.generation, input_files(want.data) if want.data else ())
 
 
-def _price_of(run: Run, model: str) -> Price | None:
+def price_for(run: Run, model: str) -> Price | None:
+    """The place's price of a model."""
     file = run.config.place.api.prices
     return price_of(model, Path(file) if file else None)
 
 
 def _price(run: Run, endpoint: endpoints.Endpoint) -> Price | None:
     """The teacher's price. Raises ConfigError for a paid run without one, or a budget that cannot be kept."""
-    price = _price_of(run, endpoint.model)
+    price = price_for(run, endpoint.model)
     is_paid = bool(endpoint.key_variable or endpoint.key_file) and not endpoint.is_local
     if price is None and (is_paid or run.config.place.api.max_usd is not None):
         raise ConfigError(
@@ -202,20 +283,20 @@ def _price(run: Run, endpoint: endpoints.Endpoint) -> Price | None:
     return price
 
 
-def _job(
-    run: Run, want: Wanted, build: Build, endpoint: endpoints.Endpoint, price: Price | None, spent: float
-) -> jobs.SynthesisJob:
+def _job(run: Run, want: Wanted, build: Build, teacher: Teacher) -> jobs.SynthesisJob:
     api, generation = run.config.place.api, run.config.recipe.generation
-    run_key = build.request.recipe
-    return jobs.SynthesisJob(
+    run_key, shared = build.request.recipe, teacher.shared
+    own = spent_on(run, build.request)
+    spent, perhaps = (shared.spent, shared.unsettled) if shared else own
+    job = jobs.SynthesisJob(
         task=want.task,
-        invocation=f"{run_key[:16]}-{uuid.uuid4().hex[:8]}",
+        invocation=shared.invocation if shared else f"{run_key[:16]}-{uuid.uuid4().hex[:8]}",
         generation=generation.model_dump(),
         count=want.count,
         max_rounds=api.max_rounds,
         input_files=input_files(want.data) if want.data else (),
-        endpoint=endpoint,
-        price=price,
+        endpoint=teacher.endpoint,
+        price=teacher.price,
         sending=Sending(
             run=run_key,
             connect_timeout=api.connect_timeout,
@@ -234,15 +315,33 @@ def _job(
             generated_tokens_per_minute=api.generated_tokens_per_minute,
             give_up_after=api.give_up_after,
         ),
-        budget=Budget(price, api.max_usd, spent_before=spent, unsettled_before=unsettled(build.path)),
+        budget=Budget(teacher.dearest, api.max_usd, spent_before=spent, unsettled_before=perhaps),
+        spent=sum(own),
         num_actors=api.num_actors,
         log_file=run.log_file,
         metrics_file=str(run.store.root / "tracking" / "metrics" / f"{want.name}.jsonl"),
         facts={
             "name": want.name,
             "task": want.task,
-            "teacher": endpoint.model,
+            "made by": "ucotron_ray synthesize",
+            "teacher": teacher.endpoint.model,
             "recipe": canonical_hash(build.request.fields)[:16],
             "seed": generation.seed,
         },
+    )
+    return replace(job, judge=_judge_of(run, want, build, job, teacher)) if generation.gate.judge.model_id else job
+
+
+def _judge_of(run: Run, want: Wanted, build: Build, job: jobs.SynthesisJob, teacher: Teacher) -> jobs.SynthesisJob:
+    """The job that reads a sample of the rows: of the same server, ledger and budget, with a journal of its own."""
+    judge = run.config.recipe.generation.gate.judge
+    return replace(
+        job,
+        task=judge_task.NAME,
+        count=min(judge.rows, want.count),
+        input_files=(str(build.path / f"{want.task}.jsonl"),),
+        endpoint=replace(teacher.endpoint, model=str(judge.model_id)),
+        price=teacher.judge_price,
+        journal=str(run.store.root / JOURNALS / judge_task.NAME),
+        directory=str(build.path / judge_task.NAME),
     )

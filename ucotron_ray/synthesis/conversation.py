@@ -2,23 +2,27 @@
 
 import json
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import json_repair
+from pydantic import BaseModel, ValidationError
 
 from ucotron_ray.fireworks.chat import Kind
+from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended
+from ucotron_ray.synthesis.rows import DEFECTS, strings
 
 Value = TypeVar("Value")
+Model = TypeVar("Model", bound=BaseModel)
 REPAIRED = "repaired"
 ASKED_AGAIN = "asked_again"
 MAX_REASON_CHARACTERS = 300
 
 _FENCE = re.compile(r"\A```[a-zA-Z]*\s*\n(?P<body>.*?)\n?```\s*\Z", re.DOTALL)
-SPECIAL_TOKEN = re.compile(r"<\|[^|>]{1,40}\|>|</?s>|\[/?INST\]")
-"""Turn markers of chat templates: as text in a row they would break the prompt open."""
+MAX_ANSWER_CHARACTERS = 100_000
+"""No answer to one of our requests is as long; a server that sends megabytes is not read further."""
 
 
 class NotUsable(ValueError):
@@ -35,6 +39,9 @@ def whole(ask: Ask, *, cap: int) -> Generator[Ask, Answer, str]:
         answer = yield replace(ask, max_tokens=min(cap, 2 * ask.max_tokens))
     if answer.kind is not Kind.ANSWER:
         raise Ended(Done("quarantined", reason=f"{ask.step}: {_WHY[answer.kind]}"))
+    if len(answer.text) > MAX_ANSWER_CHARACTERS:
+        raise Ended(Done("quarantined", reason=f"{ask.step}: the answer is longer than {MAX_ANSWER_CHARACTERS}"))
+    _keep_out(ask.step, [answer.text])
     return answer.text.strip()
 
 
@@ -49,6 +56,7 @@ def parsed(
     text = yield from whole(ask, cap=cap)
     try:
         value, notes = parse_object(text)
+        _keep_out(ask.step, strings(value))
         return read(value), notes
     except NotUsable as error:
         reason = str(error)[:MAX_REASON_CHARACTERS]
@@ -64,10 +72,21 @@ def parsed(
     text = yield from whole(again, cap=cap)
     try:
         value, notes = parse_object(text)
+        _keep_out(ask.step, strings(value))
         return read(value), [ASKED_AGAIN, *notes]
     except NotUsable as error:
         reason = str(error)[:MAX_REASON_CHARACTERS]
         raise Ended(Done("quarantined", reason=f"{ask.step}: {reason}", notes=(ASKED_AGAIN,))) from error
+
+
+def as_model(model: type[Model], value: Mapping[str, Any]) -> Model:
+    """The typed reading of an answer's object. Raises NotUsable that says which part does not fit."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise NotUsable(f"{where}: {first['msg']}") from error
 
 
 def parse_object(text: str) -> tuple[dict[str, Any], list[str]]:
@@ -76,7 +95,9 @@ def parse_object(text: str) -> tuple[dict[str, Any], list[str]]:
     body = fenced["body"] if fenced else text
     for candidate in (body, body[body.find("{") : body.rfind("}") + 1]):
         try:
-            value = json.loads(candidate)
+            value = json.loads(candidate, parse_constant=_refuse, object_pairs_hook=_without_repeats)
+        except NotUsable:
+            raise
         except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
@@ -93,6 +114,45 @@ def parse_object(text: str) -> tuple[dict[str, Any], list[str]]:
     return mended, [REPAIRED]
 
 
+def alone(text: str, *, longest: int) -> str:
+    """A text on one line, without the quotation marks around it. Ends the sample if it is more than that, or too long.
+
+    For requests that want nothing but a text: no title, no list, no remark before it.
+    """
+    line = " ".join(text.split())
+    while len(line) > 1 and line[0] in _QUOTES and line[-1] == _QUOTES[line[0]]:
+        line = line[1:-1].strip()
+    if len(line) > longest:
+        raise Ended(Done("rejected", reason=f"the text is longer than {longest} characters"))
+    if _PREAMBLE.match(line) or "```" in line or line.startswith(("{", "[")) or _LIST.match(text):
+        raise Ended(Done("rejected", reason="the text is not a text alone", notes=("not_alone",)))
+    return line
+
+
+def _keep_out(step: str, texts: Iterable[str]) -> None:
+    """End the sample for an answer with a turn marker, a control character or a key: no further request may hold it."""
+    unusable = found(texts, UNUSABLE)
+    if unusable:
+        raise Ended(Done("quarantined", reason=f"{step}: {DEFECTS[unusable[0]]}", notes=tuple(unusable)))
+
+
+def _refuse(token: str) -> object:
+    raise NotUsable(f"{token} is no JSON")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise NotUsable("a key stands twice in one object")
+    return value
+
+
+_QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "‘": "’"}
+_PREAMBLE = re.compile(
+    r"\A(?:here (?:is|are)|sure[,!]|certainly|of course|text:|sentence:|description:|i am sorry|i cannot|\*\*)",
+    re.IGNORECASE,
+)
+_LIST = re.compile(r"\A\s*(?:\d+[.)]|[-*•])\s")
 _WHY = {
     Kind.TRUNCATED: "the answer was cut off, also with twice the tokens",
     Kind.REFUSED: "the teacher refused or said nothing",

@@ -1,8 +1,9 @@
 """What travels to the processes that synthesize: a task by name with its settings, and how it is sent. No secrets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ucotron_ray import jsonl
 from ucotron_ray.config import Generation
@@ -11,10 +12,32 @@ from ucotron_ray.fireworks.prices import Price
 from ucotron_ray.records import RawRow
 from ucotron_ray.synthesis.governor import Budget, Settings
 from ucotron_ray.synthesis.plan import Task
-from ucotron_ray.synthesis.tasks import preference, relation_extraction
+from ucotron_ray.synthesis.tasks import (
+    contradiction,
+    entity_resolution,
+    judge,
+    preference,
+    projection,
+    relation_extraction,
+)
 from ucotron_ray.synthesis.worker import Sending
 
-TASKS = (relation_extraction.NAME, preference.NAME)
+
+class TaskModule(Protocol):
+    """What a file in `tasks/` declares, if a teacher answers its requests."""
+
+    NAME: str
+    VERSION: int
+    BUILDS_ON_ROWS: bool
+
+    def make_task(self, generation: Generation, rows: Sequence[Any]) -> Task:
+        """The task for these settings, over these rows if it builds on some."""
+        ...
+
+
+_MODULES: tuple[TaskModule, ...] = (relation_extraction, preference, contradiction, entity_resolution, projection)
+TASKS: dict[str, TaskModule] = {module.NAME: module for module in _MODULES}
+"""The tasks that a teacher answers, in the order in which `all` runs them: what builds on rows comes after them."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +59,14 @@ class SynthesisJob:
     directory: str
     limits: Settings
     budget: Budget
+    spent: float
+    """Dollars that earlier invocations paid for this task; of the budget it is a part, where tasks share one."""
     num_actors: int
     log_file: str
     metrics_file: str
     facts: dict[str, Any] = field(default_factory=dict)
+    judge: "SynthesisJob | None" = None
+    """Who reads a sample of the published rows, and how that is sent; its input is the published file."""
 
     def make_task(self) -> Task:
         """The task itself; reads its input."""
@@ -48,9 +75,10 @@ class SynthesisJob:
 
 def task_of(name: str, generation: Generation, input_files: tuple[str, ...] = ()) -> Task:
     """A task by its name. Raises ConfigError or InputError for settings or inputs that cannot be used."""
-    if name == relation_extraction.NAME:
-        return relation_extraction.make_task(generation)
-    return preference.make_task(generation, _rows(input_files))
+    if name == judge.NAME:
+        return judge.make_task(generation, judge.read_rows(input_files))
+    module = TASKS[name]
+    return module.make_task(generation, _rows(input_files) if module.BUILDS_ON_ROWS else [])
 
 
 def _rows(files: tuple[str, ...]) -> list[RawRow]:

@@ -186,6 +186,22 @@ def spent(directory: Path, run: str) -> float:
     return sum(record.cost_usd for record in records(directory) if record.run == run)
 
 
+def paid(directory: Path, run: str) -> dict[str, Any]:
+    """What the answers of a run cost, each once: dollars and tokens. The same however the run was disturbed."""
+    seen: set[str] = set()
+    usd, prompt, completion = 0.0, 0, 0
+    # By id, so that the sum of floats does not depend on the order in which answers came.
+    for record in sorted(
+        (entry for entry in records(directory) if entry.run == run and entry.kind != "transient"),
+        key=lambda entry: (entry.rid, entry.cost_usd),
+    ):
+        if record.rid not in seen:
+            seen.add(record.rid)
+            usd += record.cost_usd
+            prompt, completion = prompt + record.prompt_tokens, completion + record.completion_tokens
+    return {"answers": len(seen), "cost in dollars": round(usd, 6), "tokens in": prompt, "tokens out": completion}
+
+
 def compact(directory: Path) -> int:
     """Turn the segments into shards; return how many lines were moved. Only for a journal that nobody writes to.
 

@@ -4,6 +4,7 @@ Rows in are numbers of samples, rows out are a status each; texts go to the jour
 the object store. Small blocks: Ray passes a block on when its last sample is done.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -13,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.metrics import Gauge
 
 from ucotron_ray import session
+from ucotron_ray.config import Generation
 from ucotron_ray.errors import InputError, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.fireworks.chat import Kind
 from ucotron_ray.synthesis import journal, outcomes, watch
-from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Grant, Need, Settings
+from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Grant, Need, Settings, Totals
 from ucotron_ray.synthesis.job import SynthesisJob
 from ucotron_ray.synthesis.outcomes import OUTCOMES, REJECTED, append_outcomes
 from ucotron_ray.synthesis.plan import Done
+from ucotron_ray.synthesis.tasks import judge as judge_task
 from ucotron_ray.synthesis.worker import Result, Worker
 
 log = logging.getLogger(__name__)
@@ -51,10 +54,11 @@ LOWEST_RATE = 0.05
 
 @dataclass(frozen=True)
 class Made:
-    """What came of a task: samples by status, and what it took."""
+    """What came of a task: samples by status, lines by file, what the gate found too much of, and what it took."""
 
     counts: dict[str, int]
     files: dict[str, int]
+    failures: list[str]
     requests: int
     prompt_tokens: int
     completion_tokens: int
@@ -159,48 +163,94 @@ class Synthesizer:
 
 
 def synthesize_on_ray(job: SynthesisJob) -> Made:
+    """One task, under a governor of its own or one that another job holds. See `fill`."""
+    with governed(job) as governor:
+        return fill(job, governor)
+
+
+def fill(job: SynthesisJob, governor: Any) -> Made:
     """Fill the task up to its count, in rounds; write the files of the dataset. Resumes from the journal.
 
+    Several tasks one after the other may share a governor, and with it one budget and one ledger.
     Raises Stopped where the same command can go on, StageFailed where too few samples are accepted.
     """
     directory = Path(job.directory)
     shutil.rmtree(directory / OUTCOMES, ignore_errors=True)
     (directory / OUTCOMES).mkdir()
-    with _governed(job) as governor, session.following(job.log_file):
-        progress = watch.Progress(job.count)
-        with watch.watching(progress, lambda: _status(governor, job), Path(job.metrics_file)):
-            counts, planned = _rounds(job, governor, progress)
-        status = _ask(governor, "status", job)
-        if counts["accepted"] < job.count:
-            _raise_short(job, status, counts, planned)
-        files = _get(ray.remote(_release).options(num_cpus=1, max_retries=2).remote(job, planned))
+    before = _status(governor, job)
+    try:
+        judged, published, status = _filled(job, governor, before)
+    except BaseException:
+        with contextlib.suppress(ray.exceptions.RayError, UcotronRayError):
+            # What is still in flight may be paid: the next invocation must know.
+            _status(governor, job)
+        raise
     shutil.rmtree(directory / OUTCOMES)
     (directory / outcomes.UNSETTLED).unlink(missing_ok=True)
-    return Made(counts, files, status["sent"], status["prompt_tokens"], status["completion_tokens"], status["usd"])
+    return Made(
+        judged.counts,
+        published.lines,
+        published.failures,
+        status["sent"],
+        status["prompt_tokens"],
+        status["completion_tokens"],
+        status["usd"],
+    )
 
 
-def _rounds(job: SynthesisJob, governor: Any, progress: watch.Progress) -> tuple[dict[str, int], int]:
-    """Ask for samples until enough are accepted; returns the counts and how many samples were planned."""
+def _filled(job: SynthesisJob, governor: Any, before: dict[str, Any]) -> tuple["Judged", Any, dict[str, Any]]:
+    """Rounds and release. The governor hears of the driver all the while: it ends itself when it is forgotten."""
+    progress = watch.Progress(job.count)
+    with (
+        session.following(job.log_file),
+        watch.watching(progress, lambda: _of_task(job, _status(governor, job), before), Path(job.metrics_file)),
+    ):
+        judged, planned = _rounds(job, governor, progress)
+        if judged.missing > 0:
+            _raise_short(job, _ask(governor, "status", job), judged, planned)
+        marks = _marks(job, governor, planned)
+        release = ray.remote(_release).options(num_cpus=1, max_retries=2)
+        published = _get(release.remote(job, planned, marks))
+        return judged, published, _of_task(job, _ask(governor, "status", job), before)
+
+
+def _of_task(job: SynthesisJob, status: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The ledger's status less what other tasks on the same ledger had used before this one began."""
+    counts = [entry.name for entry in fields(Totals) if entry.name != "usd"]
+    own = {name: status[name] - before[name] for name in counts}
+    return {**status, **own, "usd": job.spent + status["usd"] - before["usd"]}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Where the samples are: by status, those without a final answer, and how many accepted ones are missing."""
+
+    counts: dict[str, int]
+    unfinished: tuple[int, ...]
+    missing: int
+
+
+def _rounds(job: SynthesisJob, governor: Any, progress: watch.Progress) -> tuple[Judged, int]:
+    """Ask for samples until enough are accepted; returns where they are and how many samples were planned."""
     planned, first = job.count, 0
     again: tuple[int, ...] = ()
     rounds = repeats = 0
     while True:
         progress.round += 1
         _in_background(partial(_one_round, job, governor, first, again, planned, progress), governor, job)
-        judged = ray.remote(_judge).options(num_cpus=1, max_retries=2).remote(job, planned)
-        counts, again = _get(judged)
-        progress.accepted = counts["accepted"]
-        missing = job.count - counts["accepted"]
+        judged: Judged = _get(ray.remote(_judge).options(num_cpus=1, max_retries=2).remote(job, planned))
+        again, accepted = judged.unfinished, judged.counts["accepted"]
+        progress.accepted = accepted
         stopped = _ask(governor, "status", job)["stop"] is not None
         rounds, repeats = (rounds, repeats + 1) if again else (rounds + 1, 0)
-        is_over = repeats > MOST_REPEATS if again else rounds >= job.max_rounds or not counts["accepted"]
-        if missing <= 0 or stopped or is_over:
-            return counts, planned
+        is_over = repeats > MOST_REPEATS if again else rounds >= job.max_rounds or not accepted
+        if judged.missing <= 0 or stopped or is_over:
+            return judged, planned
         first = planned
         if not again:
             # Only once all samples have ended: else the plan would depend on how the run was disturbed.
-            rate = max(LOWEST_RATE, counts["accepted"] / planned)
-            planned += math.ceil(missing / rate * SURPLUS)
+            rate = max(LOWEST_RATE, accepted / planned)
+            planned += math.ceil(judged.missing / rate * SURPLUS)
 
 
 def _one_round(
@@ -263,37 +313,74 @@ def _in_background(work: Callable[[], None], governor: Any, job: SynthesisJob) -
         raise _cause(failed[0]) from failed[0]
 
 
-def _judge(job: SynthesisJob, planned: int) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Counts by status, and the samples that had no final answer yet."""
-    from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy; the sending actors do without
+def _marks(job: SynthesisJob, governor: Any, planned: int) -> dict[str, Any] | None:
+    """What a judge says of a sample of the rows, if one is configured. Raises Stopped where its answers are missing."""
+    if job.judge is None:
+        return None
+    judge = job.judge
+    directory = Path(judge.directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / OUTCOMES).mkdir(parents=True)
+    _get(ray.remote(_write).options(num_cpus=1, max_retries=2).remote(job, planned))
+    _in_background(
+        partial(_one_round, judge, governor, 0, (), judge.count, watch.Progress(judge.count)), governor, judge
+    )
+    lying = outcomes.places(directory)
+    done = [outcomes.read(lying[number]) for number in sorted(lying)]
+    accepted = [outcome["row"] for outcome in done if outcome["status"] == "accepted"]
+    unfinished = tuple(outcome["number"] for outcome in done if outcome["status"] == "pending")
+    if unfinished:
+        read = Judged({"accepted": len(accepted)}, unfinished, len(unfinished))
+        _raise_short(judge, _ask(governor, "status", job), read, judge.count)
+    shutil.rmtree(directory)
+    return judge_task.marks(judge.endpoint.model, accepted)
 
-    verdicts = release.judge(Path(job.directory), job.task, job.count, job.generation["near_duplicate"])
-    unfinished = tuple(v.number for v in verdicts if v.status == "pending" and v.reason != release.NOT_NEEDED)
-    return release.counts(verdicts, planned), unfinished
 
-
-def _release(job: SynthesisJob, planned: int) -> dict[str, int]:
-    """Write the dataset's files, and make shards of the journal's segments. Too few rows: the rejected ones only."""
+def _write(job: SynthesisJob, planned: int) -> None:
+    """The rows alone, for a judge to read."""
     from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy
 
-    directory = Path(job.directory)
-    verdicts = release.judge(directory, job.task, job.count, job.generation["near_duplicate"])
+    directory, kind = Path(job.directory), job.make_task().rows
+    release.write_files(directory, kind, release.judge(directory, kind, job.count, job.generation["near_duplicate"]))
+
+
+def _judge(job: SynthesisJob, planned: int) -> Judged:
+    """Counts by status, the samples that had no final answer yet, and how many rows are missing."""
+    from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy; the sending actors do without
+
+    kind = job.make_task().rows
+    verdicts = release.judge(Path(job.directory), kind, job.count, job.generation["near_duplicate"])
+    unfinished = tuple(v.number for v in verdicts if v.status == "pending" and v.reason != release.NOT_NEEDED)
+    return Judged(release.counts(verdicts, planned), unfinished, release.missing(verdicts, kind, job.count))
+
+
+def _release(job: SynthesisJob, planned: int, marks: dict[str, Any] | None = None) -> Any:
+    """Write the dataset's files, and make shards of the journal's segments. Too few rows: the rejected ones only."""
+    from ucotron_ray.synthesis import publish, release  # noqa: PLC0415 - scipy
+
+    directory, folder = Path(job.directory), Path(job.journal)
+    task = job.make_task()
+    verdicts = release.judge(directory, task.rows, job.count, job.generation["near_duplicate"])
     counts = release.counts(verdicts, planned)
-    files = release.write_files(directory, job.task, verdicts)
-    release.write_card(directory, {**job.facts, **counts}, verdicts)
-    journal.compact(Path(job.journal))
-    return files
+    facts = {**job.facts, "prompts' version": task.version, **journal.paid(folder, job.sending.run), **counts}
+    generation = Generation.model_validate(job.generation)
+    published = publish.publish(directory, task.rows, verdicts, generation, facts, marks=marks)
+    journal.compact(folder)
+    if job.judge is not None:
+        journal.compact(Path(job.judge.journal))
+    return published
 
 
-def _raise_short(job: SynthesisJob, status: dict[str, Any], counts: dict[str, int], planned: int) -> None:
-    stop, kind = status["stop"], status["stop_kind"]
+def _raise_short(job: SynthesisJob, status: dict[str, Any], judged: Judged, planned: int) -> None:
+    stop, kind, counts = status["stop"], status["stop_kind"], judged.counts
     if stop and not status["answered"] and kind in (Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING):
         raise InputError("the teacher refused the first request", where=job.endpoint.chat_url, found=stop)
-    unanswered = counts["pending"] and not stop
+    # Not those that are pending because their class is full.
+    unanswered = len(judged.unfinished)
     found = f"{counts['accepted']} of {job.count} rows, {status['sent']} requests, {status['usd']:.4f} dollars so far"
     if stop or unanswered:
         raise Stopped(
-            f"stopped: {stop}" if stop else f"stopped: {counts['pending']} samples have no answer yet",
+            f"stopped: {stop}" if stop else f"stopped: {unanswered} samples have no answer yet",
             where=job.endpoint.base_url,
             found=found,
             next_step="run the same command again: what was answered is kept and not paid again"
@@ -310,7 +397,7 @@ def _raise_short(job: SynthesisJob, status: dict[str, Any], counts: dict[str, in
 
 
 @contextmanager
-def _governed(job: SynthesisJob) -> Iterator[Any]:
+def governed(job: SynthesisJob) -> Iterator[Any]:
     """The cluster's governor for this server and model: the one that another job started, or a new one."""
     name = f"governor {job.endpoint.base_url} {job.endpoint.model}"
     governor = (
@@ -323,7 +410,6 @@ def _governed(job: SynthesisJob) -> Iterator[Any]:
         yield governor
     finally:
         try:
-            _status(governor, job)
             if ray.get(governor.leave.remote(job.invocation), timeout=5) == 0:
                 ray.kill(governor)
         except (ray.exceptions.RayError, UcotronRayError):

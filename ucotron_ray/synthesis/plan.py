@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ucotron_ray.fireworks.chat import Kind
+from ucotron_ray.synthesis.rows import RowKind
 
 Facts = Mapping[str, Any]
 Status = Literal["accepted", "rejected", "duplicate", "quarantined", "pending"]
@@ -45,7 +46,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Done:
-    """How a sample ends. `row` only if accepted; `reason` only if not."""
+    """How a sample ends. `row` only if accepted; `reason` only if not.
+
+    `notes`: how the answer was got, and what was wrong in it, in the words of `rows.DEFECTS`.
+    """
 
     status: Status
     row: dict[str, Any] | None = None
@@ -72,6 +76,7 @@ class Task:
     version: int
     sample: Callable[[int], Facts]
     converse: Callable[[Facts], "Conversation"]
+    rows: RowKind
 
 
 def request_id(task: Task, model: str, facts: Facts, ask: Ask, answers: Sequence[Answer]) -> str:

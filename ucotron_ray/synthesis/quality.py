@@ -15,42 +15,53 @@ _WORD = re.compile(r"\w+")
 
 
 class Duplicates:
-    """Remembers texts. `reason` says how a text repeats an earlier one, or None and remembers it.
+    """Remembers texts, by the order in which they came. `earlier` says which one a text repeats, or remembers it.
 
     Exact: the same words, whatever case and punctuation. Near: Jaccard similarity of word 5-grams by MinHash.
     """
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
-        self._exact: set[bytes] = set()
+        self._exact: dict[bytes, int] = {}
         # At 1.0 only exact repeats count, and LSH would have no band to put them in.
-        self._near = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS) if threshold < 1 else None
+        self._near = _index(threshold) if threshold < 1 else None
         self._template = MinHash(num_perm=NUM_PERMUTATIONS)
         self._hashes: dict[int, MinHash] = {}
 
-    def reason(self, text: str) -> str | None:
-        """Why this text is a duplicate; None if it is new."""
+    def earlier(self, text: str) -> tuple[str, int] | None:
+        """`duplicate` or `near_duplicate` with the number of the text that this one repeats; None if it is new.
+
+        Numbers count the texts that were new, from 0.
+        """
         words = _WORD.findall(text.casefold())
         digest = hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
         if digest in self._exact:
-            return "the same text as an earlier row"
-        if self._near is not None and self._repeats(shingles(words)):
-            return f"nearly the text of an earlier row (similarity ≥ {self._threshold:g})"
-        self._exact.add(digest)
+            return "duplicate", self._exact[digest]
+        number = len(self._exact)
+        if self._near is not None:
+            like = self._like(shingles(words), number)
+            if like is not None:
+                return "near_duplicate", like
+        self._exact[digest] = number
         return None
 
-    def _repeats(self, parts: set[str]) -> bool:
+    def _like(self, parts: set[str], number: int) -> int | None:
         assert self._near is not None
         # A copy keeps the permutations, which are the same for all; making them anew costs more than the hashing.
         minhash = self._template.copy()
         minhash.update_batch([part.encode() for part in parts])
         # LSH finds candidates, also some that are less alike than asked: look at the hashes themselves.
-        if any(minhash.jaccard(self._hashes[key]) >= self._threshold for key in self._near.query(minhash)):
-            return True
-        key = len(self._hashes)
-        self._near.insert(key, minhash, check_duplication=False)
-        self._hashes[key] = minhash
-        return False
+        for key in sorted(self._near.query(minhash)):
+            if minhash.jaccard(self._hashes[key]) >= self._threshold:
+                return int(key)
+        self._near.insert(number, minhash, check_duplication=False)
+        self._hashes[number] = minhash
+        return None
+
+
+def _index(threshold: float) -> MinHashLSH:
+    # 14 bands of 9: of pairs at 0.9 it finds 99.9 %, at 0.8 itself 87 %. The default, 9 of 13, finds 93 % and 40 %.
+    return MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS, weights=(0.1, 0.9))
 
 
 def shingles(words: Sequence[str]) -> set[str]:

@@ -1,28 +1,31 @@
 """From the outcomes of all samples to the files of a dataset. Every planned sample ends in exactly one place.
 
 <task>.jsonl            the accepted rows in the guide's layout, in the order of the plan
+<task>.parquet          the same
 train.jsonl val.jsonl   the same as rows that train (for the training stages)
-vendor.jsonl            the same in the vendor's layout (preference pairs only)
+vendor.jsonl            the same in the vendor's layout, of the kinds that the vendor trains on
 rejected.jsonl          rejected, duplicate, quarantined and pending samples, each with its reason
 """
 
-import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.artifacts import write_text
+from pydantic import ValidationError
+
 from ucotron_ray.errors import StageFailed
 from ucotron_ray.synthesis import outcomes
+from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.outcomes import REJECTED
 from ucotron_ray.synthesis.plan import STATUSES, Status
 from ucotron_ray.synthesis.quality import Duplicates, leaking
-from ucotron_ray.synthesis.tasks import preference, relation_extraction
+from ucotron_ray.synthesis.rows import DEFECTS, RowKind, dump, strings
+from ucotron_ray.synthesis.tables import TableWriter
 
-CARD = "DATASET_CARD.md"
-TRAIN, VAL, VENDOR = "train.jsonl", "val.jsonl", "vendor.jsonl"
+_REPEATS = {"duplicate": "the same text as an earlier row", "near_duplicate": "nearly the text of an earlier row"}
 NOT_NEEDED = "accepted, but the count was reached; a larger --count takes it at no cost"
 
 
@@ -35,129 +38,156 @@ class Verdict:
     reason: str | None
     split: str
     place: tuple[Path, int]
+    label: str = ""
+    """Class of an accepted row, where classes have exact shares."""
+    defect: str | None = None
+    """What kept it out, in the words of DEFECTS, where that was found here."""
 
 
-def judge(directory: Path, task: str, count: int, near_duplicate: float) -> list[Verdict]:
+@dataclass(frozen=True)
+class Written:
+    """What the files hold: lines by file, and in how many samples each defect was found and kept out."""
+
+    lines: dict[str, int]
+    caught: dict[str, int]
+
+
+def judge(directory: Path, kind: RowKind, count: int, near_duplicate: float) -> list[Verdict]:
     """The verdict on every sample of the outcome files, by number. At most `count` are accepted.
 
     Rows are read one at a time and not kept: their places are.
     """
     lying = outcomes.places(directory)
-    # Pairs of one text are alike by nature: only the same answers again make a duplicate.
-    duplicates = Duplicates(1.0 if task == preference.NAME else near_duplicate)
+    duplicates = Duplicates(near_duplicate if kind.repeats_nearly else 1.0)
     verdicts: list[Verdict] = []
-    accepted: list[tuple[int, str, list[str]]] = []
+    names: dict[int, list[str]] = {}
     for number in sorted(lying):
         outcome = outcomes.read(lying[number])
-        status, reason = outcome["status"], outcome.get("reason")
-        if status == "accepted":
-            repeated = duplicates.reason(_identity(task, outcome["row"]))
-            if repeated:
-                status, reason = "duplicate", repeated
-            else:
-                accepted.append((number, outcome["split"], _names(task, outcome["row"])))
-        verdicts.append(Verdict(number, status, reason, outcome["split"], lying[number]))
-    return list(_settled(verdicts, _leaks(accepted, count), count))
+        verdict = Verdict(number, outcome["status"], outcome.get("reason"), outcome["split"], lying[number])
+        if verdict.status == "accepted":
+            verdict = _looked_at(verdict, outcome["row"], kind, duplicates)
+        if verdict.status == "accepted":
+            names[number] = list(kind.names(outcome["row"]))
+        verdicts.append(verdict)
+    quotas = kind.quotas(count) or {"": count}
+    kept, leaks = _chosen([v for v in verdicts if v.status == "accepted"], names, quotas)
+    return [_settled(verdict, kept, leaks) for verdict in verdicts]
 
 
 def counts(verdicts: Sequence[Verdict], planned: int) -> dict[str, int]:
     """How many samples ended where. Raises StageFailed if that is not what was planned: then rows were lost."""
-    found = Counter(verdict.status for verdict in verdicts)
+    ended = Counter(verdict.status for verdict in verdicts)
     if len(verdicts) != planned:
         raise StageFailed(
             "samples were lost",
             expected=f"{planned} planned samples in one of {', '.join(STATUSES)}",
-            found=f"{len(verdicts)}: {dict(found)}",
+            found=f"{len(verdicts)}: {dict(ended)}",
             next_step="run the same command again: answers that were paid for are in the journal",
         )
-    return {status: found[status] for status in STATUSES}
+    return {status: ended[status] for status in STATUSES}
 
 
-def write_files(directory: Path, task: str, verdicts: Sequence[Verdict]) -> dict[str, int]:
-    """The files of the dataset; returns the rows of each. Lines go through one at a time."""
-    split_files = {"train": TRAIN, "val": VAL}
-    made: Counter[str] = Counter()
-    names = [f"{task}.jsonl", TRAIN, VAL, REJECTED, *([VENDOR] if task == preference.NAME else [])]
-    files = {name: (directory / name).open("w", encoding="utf-8") for name in names}
+def missing(verdicts: Iterable[Verdict], kind: RowKind, count: int) -> int:
+    """How many more rows it takes, of the plan's mixture of classes, until every class has its share of `count`."""
+    quotas = kind.quotas(count)
+    accepted = Counter(verdict.label for verdict in verdicts if verdict.status == "accepted")
+    if quotas is None:
+        return count - sum(accepted.values())
+    return max(math.ceil((rows - accepted[label]) * count / rows) for label, rows in quotas.items() if rows)
+
+
+def write_files(directory: Path, kind: RowKind, verdicts: Sequence[Verdict]) -> Written:
+    """The files of the dataset. Lines go through one at a time."""
+    lines: Counter[str] = Counter()
+    caught: Counter[str] = Counter()
+    files: dict[str, Any] = {}
+    table = TableWriter(directory / f"{kind.name}.parquet")
     try:
+        for name in (f"{kind.name}.jsonl", "train.jsonl", "val.jsonl", REJECTED):
+            files[name] = (directory / name).open("w", encoding="utf-8")
         for verdict in verdicts:
             outcome = outcomes.read(verdict.place)
-            for name, line in _lines(task, verdict, outcome, split_files[verdict.split]):
-                files[name].write(line + "\n")
-                made[name] += 1
+            caught.update({note for note in outcome.get("notes", []) if note in DEFECTS} | _own(verdict))
+            for name, value in _lines(kind, verdict, outcome):
+                if name not in files:
+                    files[name] = (directory / name).open("w", encoding="utf-8")
+                files[name].write(dump(value) + "\n")
+                lines[name] += 1
+            if verdict.status == "accepted":
+                table.add(kind.published(outcome["row"]))
     finally:
+        table.close()
         for file in files.values():
             file.close()
-    return dict(made)
+    return Written(dict(lines), dict(caught))
 
 
-def write_card(directory: Path, facts: Mapping[str, Any], verdicts: Sequence[Verdict]) -> None:
-    """The dataset card: what this is, how it was made, what was thrown away and why."""
-    reasons = Counter(f"{v.status}: {v.reason}" for v in verdicts if v.status != "accepted")
-    lines = [f"# {facts['name']}", "", f"Rows for `{facts['task']}`, written by a language model: synthetic data.", ""]
-    lines += [f"- {key}: {value}" for key, value in facts.items() if key not in ("name", "task")]
-    lines += ["", "| samples that are not in it | number |", "|---|---|"]
-    lines += [f"| {reason} | {number} |" for reason, number in reasons.most_common()]
-    write_text(directory / CARD, "\n".join(lines) + "\n")
+def reasons(verdicts: Iterable[Verdict]) -> Counter[str]:
+    """Why samples are not in the dataset, and how many for each reason."""
+    return Counter(f"{v.status}: {v.reason}" for v in verdicts if v.status != "accepted")
 
 
-def _leaks(accepted: Sequence[tuple[int, str, list[str]]], count: int) -> set[int]:
-    """The validation rows that leak, among as many of the first rows as it takes to keep `count`.
+def splits(verdicts: Iterable[Verdict]) -> Iterator[str]:
+    """The split of every published row, in the order of the file."""
+    return (verdict.split for verdict in verdicts if verdict.status == "accepted")
 
-    Rows beyond those have no say: how many there are depends on how a run was disturbed.
+
+def _looked_at(verdict: Verdict, row: Mapping[str, Any], kind: RowKind, duplicates: Duplicates) -> Verdict:
+    """An accepted sample's verdict after its row was validated, looked through for hostile text, and compared."""
+    try:
+        kind.model.model_validate(kind.published(row))
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{DEFECTS['schema']}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        return replace(verdict, status="quarantined", reason=reason, defect="schema")
+    unusable = found(strings(row), UNUSABLE)
+    if unusable:
+        return replace(verdict, status="quarantined", reason=DEFECTS[unusable[0]], defect=unusable[0])
+    repeated = duplicates.earlier(kind.identity(row))
+    if repeated:
+        return replace(verdict, status="duplicate", reason=_REPEATS[repeated[0]], defect=repeated[0])
+    return replace(verdict, label=kind.class_of(row) if kind.shares else "")
+
+
+def _chosen(
+    accepted: Sequence[Verdict], names: Mapping[int, list[str]], quotas: Mapping[str, int]
+) -> tuple[set[int], set[int]]:
+    """The rows that are published, the first of each class, and the validation rows among them that leak.
+
+    Rows beyond those have no say in what leaks: how many there are depends on how a run was disturbed.
     """
-    taken = count
+    leaks: set[int] = set()
     while True:
-        leaks = leaking(accepted[:taken])
-        missing = count - (min(taken, len(accepted)) - len(leaks))
-        if missing <= 0 or taken >= len(accepted):
-            return leaks
-        taken += missing
+        room = dict(quotas)
+        kept = []
+        for verdict in accepted:
+            if room.get(verdict.label, 0) and verdict.number not in leaks:
+                room[verdict.label] -= 1
+                kept.append(verdict)
+        more = leaking((verdict.number, verdict.split, names[verdict.number]) for verdict in kept)
+        if not more:
+            return {verdict.number for verdict in kept}, leaks
+        leaks |= more
 
 
-def _settled(verdicts: Sequence[Verdict], leaks: set[int], count: int) -> Iterator[Verdict]:
-    room = count
-    for verdict in verdicts:
-        if verdict.status != "accepted":
-            yield verdict
-        elif verdict.number in leaks:
-            reason = "a name in this validation row also stands in a training row"
-            yield Verdict(verdict.number, "rejected", reason, verdict.split, verdict.place)
-        elif room:
-            room -= 1
-            yield verdict
-        else:
-            yield Verdict(verdict.number, "pending", NOT_NEEDED, verdict.split, verdict.place)
+def _settled(verdict: Verdict, kept: set[int], leaks: set[int]) -> Verdict:
+    if verdict.status != "accepted" or verdict.number in kept:
+        return verdict
+    if verdict.number in leaks:
+        return replace(verdict, status="rejected", reason=DEFECTS["leak"], defect="leak")
+    return replace(verdict, status="pending", reason=NOT_NEEDED)
 
 
-def _lines(task: str, verdict: Verdict, outcome: Mapping[str, Any], split_file: str) -> Iterator[tuple[str, str]]:
+def _own(verdict: Verdict) -> set[str]:
+    return {verdict.defect} if verdict.defect else set()
+
+
+def _lines(kind: RowKind, verdict: Verdict, outcome: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if verdict.status != "accepted":
         entry = {"number": verdict.number, "status": verdict.status, "reason": verdict.reason}
-        yield REJECTED, _dump({**entry, "notes": outcome.get("notes", []), "row": outcome.get("row")})
+        notes = [*outcome.get("notes", []), *_own(verdict)]
+        yield REJECTED, {**entry, "notes": notes, "row": outcome.get("row")}
         return
     row = outcome["row"]
-    if task == relation_extraction.NAME:
-        yield f"{task}.jsonl", _dump(row)
-        yield split_file, relation_extraction.raw_row(row).model_dump_json(exclude_none=True)
-        return
-    yield f"{task}.jsonl", _dump({key: value for key, value in row.items() if key not in ("train", "scores")})
-    pair = row["train"]
-    yield split_file, _dump(pair)
-    yield VENDOR, _dump(preference.vendor_row(pair))
-
-
-def _identity(task: str, row: Mapping[str, Any]) -> str:
-    """What must not repeat: a text; of a pair its text with both answers."""
-    if task == preference.NAME:
-        return " ".join((row["prompt"], row["chosen"], row["rejected"]))
-    return str(row["text"])
-
-
-def _names(task: str, row: Mapping[str, Any]) -> list[str]:
-    if task == preference.NAME:
-        return []  # the input's own split holds, and was made by names
-    return [entity["text"] for entity in row["entities"]]
-
-
-def _dump(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    yield f"{kind.name}.jsonl", kind.published(row)
+    yield from kind.files(row, verdict.split)

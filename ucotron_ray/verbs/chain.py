@@ -21,6 +21,10 @@ def add_pipeline(verbs: Any) -> None:
     parser.add_argument("--skip-generate", action="store_true", help="take the rows that are there")
     parser.add_argument("--skip-train", action="store_true", help="take the adapter that is there")
     parser.add_argument("--skip-export", action="store_true", help="end after the scores")
+    parser.add_argument(
+        "--remote", action="store_true", help="train at Fireworks.ai instead of here (FIREWORKS_ACCOUNT_ID)"
+    )
+    parser.add_argument("--skip-dpo", action="store_true", help="no preference training (with --remote)")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="directory with train_sft.jsonl and val_sft.jsonl")
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="also write the merged model to DIR and the bundle to DIR-onnx"
@@ -30,14 +34,20 @@ def add_pipeline(verbs: Any) -> None:
 
 
 def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import pipeline
+    from ucotron_ray import forecast, pipeline, remote_pipeline
 
     options = pipeline.Options(args.skip_generate, args.skip_train, args.skip_export, args.data_dir, args.output_dir)
     with flags.run_of(args) as run:
         if args.dry_run:
-            steps = pipeline.plan(run, options)
+            chain = remote_pipeline if args.remote else pipeline
+            steps = chain.plan(run, options)
             for step in steps:
                 print(f"{step['stage']:<14} {step['action']:<9} {step['artifact']}")
             return {"status": "planned", "plan": steps, "config": run.config.model_dump()}
-        result = pipeline.execute(run, options)
+        if args.remote:
+            result = remote_pipeline.execute(run, options, skip_dpo=args.skip_dpo)
+        else:
+            expected = forecast.before(run, skip_train=args.skip_train, skip_export=args.skip_export)
+            result = pipeline.execute(run, options)
+            result["estimate"] = forecast.shown(forecast.settle(run, expected))
     return {**result, "mlflow_run": run.mlflow_run()}

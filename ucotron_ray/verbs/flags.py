@@ -25,6 +25,14 @@ SHORTHANDS = {
     "data": "evaluation.data",
     "dpo_epochs": "training.dpo.{tier}.epochs",
     "dpo_learning_rate": "training.dpo.{tier}.learning_rate",
+    "dpo_batch_size": "training.dpo.{tier}.batch_size",
+    "dpo_lora_rank": "training.dpo.{tier}.lora_rank",
+    "dpo_max_seq_length": "training.dpo.{tier}.max_context_length",
+    "dpo_beta": "training.dpo.{tier}.beta",
+    "lora_rank": "training.sft.{tier}.lora_rank",
+    "poll_interval": "polling.interval",
+    "poll_timeout": "polling.timeout",
+    "wandb_project": "tracking.wandb_project",
     "max_usd": "api.max_usd",
     "max_rounds": "api.max_rounds",
     "generation_seed": "generation.seed",
@@ -81,6 +89,8 @@ def config_of(args: argparse.Namespace) -> config.Config:
         value = getattr(args, flag, None)
         if value is not None:
             overrides.append((key.format(tier=loaded.recipe.tier), value))
+    if getattr(args, "wandb_project", None):
+        overrides.append(("tracking.enabled", True))
     if getattr(args, "all_namespaces", False):
         overrides.append(("graph.all_namespaces", True))
     if getattr(args, "no_base", False):

@@ -24,6 +24,12 @@ def add_simulate_fireworks(verbs: Any) -> None:
     parser.add_argument("--faults", default="", metavar="NAME=SHARE,…", help="429, 500, 503, reset, hang, 400, …")
     parser.add_argument("--retry-after", default="1", help="header of the fault 429-retry-after")
     parser.add_argument("--garbage", type=float, default=0.03, help="share of answers with something wrong in them")
+    parser.add_argument(
+        "--plant",
+        default="",
+        metavar="NAME=SHARE,…",
+        help="defects: wrong_span, same_fact, leak, …; the ledger knows where",
+    )
     parser.add_argument("--requests-per-minute", type=float)
     parser.add_argument("--generated-tokens-per-minute", type=float)
     parser.add_argument("--limit-moves", default="", metavar="SECONDS:FACTOR,…", help="how the limits move")
@@ -33,6 +39,13 @@ def add_simulate_fireworks(verbs: Any) -> None:
         "--refuse-key", action="append", default=[], metavar="KEY", help="422 for requests with this key"
     )
     parser.add_argument("--api-key-env", metavar="VARIABLE", help="require the key in this variable (default: none)")
+    parser.add_argument("--job-seconds", type=float, metavar="SECONDS", help="jobs take so long (default: six looks)")
+    parser.add_argument("--job-end", default="COMPLETED", metavar="STATE", help="how jobs end, or where they stay")
+    parser.add_argument("--max-active-jobs", type=int, metavar="N", help="quota of jobs at once")
+    parser.add_argument("--cut-uploads", type=int, default=0, metavar="N", help="cut off so many uploads in the middle")
+    parser.add_argument(
+        "--control-faults", default="", metavar="NAME=SHARE,…", help="503, 429, lost, … for jobs and data"
+    )
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="write every request received, as JSONL")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="run this, then stop; {url} is the address")
 
@@ -50,7 +63,7 @@ def add_simulate_ucotron(verbs: Any) -> None:
 
 
 def _simulate_fireworks(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.fireworks import simulator
+    from ucotron_ray.fireworks import simulator, simulator_control
 
     settings = simulator.Settings(
         seed=args.seed,
@@ -59,6 +72,7 @@ def _simulate_fireworks(args: argparse.Namespace) -> dict[str, Any]:
         faults=simulator.parse_faults(args.faults),
         retry_after=args.retry_after,
         garbage=args.garbage,
+        plant=simulator.parse_plants(args.plant),
         requests_per_minute=args.requests_per_minute,
         generated_tokens_per_minute=args.generated_tokens_per_minute,
         limit_moves=simulator.parse_moves(args.limit_moves),
@@ -67,6 +81,14 @@ def _simulate_fireworks(args: argparse.Namespace) -> dict[str, Any]:
         api_key=config.secret(args.api_key_env, None),
         refused_keys=tuple(args.refuse_key),
         ledger=args.ledger,
+        control=simulator_control.ControlSettings(
+            job_seconds=args.job_seconds,
+            job_end=args.job_end.upper(),
+            max_active_jobs=args.max_active_jobs,
+            cut_uploads=args.cut_uploads,
+            faults=simulator_control.parse_control_faults(args.control_faults),
+            seed=args.seed,
+        ),
     )
     return {"exit_code": simulator.serve(settings, port=args.port, command=args.command or None)}
 

@@ -5,19 +5,23 @@ rewritten in the prompt and the answer format of the server (`wire.py`).
 """
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ucotron_ray import wire
 from ucotron_ray.config import Generation
-from ucotron_ray.records import RawRow, Relation, name_key
-from ucotron_ray.synthesis.conversation import NotUsable, parse_object, parsed, whole
+from ucotron_ray.records import PreferenceRow, RawRow, Relation, name_key
+from ucotron_ray.synthesis.contents import UNUSABLE, found
+from ucotron_ray.synthesis.conversation import NotUsable, as_model, parse_object, parsed, whole
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task
-from ucotron_ray.synthesis.tasks.relation_extraction import Extraction, extract_ask, read_extraction
+from ucotron_ray.synthesis.rows import DEFECTS, SPLIT_FILES, VENDOR, RowKind
+from ucotron_ray.synthesis.tasks.relation_extraction import Extraction, extract_ask
 
 NAME = "preference"
 VERSION = 1
+BUILDS_ON_ROWS = True
 
 QUICK_SYSTEM = (
     "You skim a text and note the one or two most obvious entities and relations. Answer with one JSON object and "
@@ -27,18 +31,37 @@ QUICK_SYSTEM = (
 
 
 def make_task(generation: Generation, rows: Sequence[RawRow]) -> Task:
-    """The task over relation rows, each text once. A number beyond the last row begins another pass over them."""
+    """The task over relation rows, each text once. A number beyond the last row begins another pass over them.
+
+    In an order of the seed: files have the rows for validation at their end, where few pairs would not get to.
+    """
     distinct = list({row.text: row for row in reversed(rows)}.values())[::-1]
-    return Task(NAME, VERSION, partial(_sample, distinct), partial(_converse, generation))
+    random.Random(f"{generation.seed}/{NAME}").shuffle(distinct)
+    return Task(NAME, VERSION, partial(_sample, distinct), partial(_converse, generation), row_kind())
+
+
+def row_kind() -> RowKind:
+    """Pairs of answers to one text. Their split is that of the rows they build on, and was made by names there."""
+    return RowKind(
+        name=NAME,
+        model=PreferenceRow,
+        identity=lambda row: " ".join((row["prompt"], row["chosen"], row["rejected"])),
+        labels=lambda row: (),
+        defects=lambda row: ["same_answers"] if row["chosen"] == row["rejected"] else [],
+        files=lambda row, split: [(SPLIT_FILES[split], row["train"]), (VENDOR, vendor_row(row["train"]))],
+        published=lambda row: {key: value for key, value in row.items() if key not in ("train", "scores")},
+        # Pairs of one text are alike by nature: only the same answers again make a duplicate.
+        repeats_nearly=False,
+    )
 
 
 def answer_relations(extraction: Extraction, facts: Facts) -> list[Relation]:
     """What the server would keep of an extraction: relations between entities that it asked about, each once."""
     given = {name_key(entity["text"]): entity["text"] for entity in facts["entities"]}
     kept: dict[tuple[str, str, str], Relation] = {}
-    for found in extraction.relations:
-        subject, object_ = given.get(name_key(found.subject)), given.get(name_key(found.object))
-        predicate = "_".join(found.relation.lower().split())
+    for stated in extraction.relations:
+        subject, object_ = given.get(name_key(stated.subject)), given.get(name_key(stated.object))
+        predicate = "_".join(stated.relation.lower().split())
         if subject and object_ and predicate and subject != object_:
             kept[(subject, predicate, object_)] = Relation(
                 subject=subject, predicate=predicate, object=object_, confidence=1.0
@@ -79,6 +102,10 @@ def _sample(rows: Sequence[RawRow], number: int) -> Facts:
 def _converse(generation: Generation, facts: Facts) -> Conversation:
     task, cap = generation.tasks.preference, generation.max_answer_tokens
     text = facts["text"]
+    # Of somebody's own file, perhaps: it was never looked at.
+    unusable = found([text], UNUSABLE)
+    if unusable:
+        return Done("quarantined", reason=f"the input: {DEFECTS[unusable[0]]}", notes=tuple(unusable))
     thorough = extract_ask(
         text,
         temperature=task.chosen.temperature,
@@ -86,7 +113,7 @@ def _converse(generation: Generation, facts: Facts) -> Conversation:
         top_p=task.chosen.top_p,
         step="chosen",
     )
-    chosen, notes = yield from parsed(thorough, read_extraction, cap=cap)
+    chosen, notes = yield from parsed(thorough, partial(as_model, Extraction), cap=cap)
     quick = Ask(
         "rejected",
         (("system", QUICK_SYSTEM), ("user", f"Text:\n{text}")),
@@ -99,7 +126,7 @@ def _converse(generation: Generation, facts: Facts) -> Conversation:
     hurried_text = yield from whole(quick, cap=cap)
     try:
         value, _ = parse_object(hurried_text)
-        hurried = read_extraction(value)
+        hurried = as_model(Extraction, value)
     except NotUsable as error:
         return Done("rejected", reason=f"rejected: {error}", notes=tuple(notes))
     return _judged(task.margin, facts, chosen, hurried, notes)

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from ucotron_ray import wire
 from ucotron_ray.config import Generation
 from ucotron_ray.errors import ConfigError
-from ucotron_ray.records import Entity, RawRow, Relation, name_key, server_label
-from ucotron_ray.synthesis.conversation import SPECIAL_TOKEN, NotUsable, parsed, whole
+from ucotron_ray.records import ChatRow, GeneratedRow, RawRow, name_key
+from ucotron_ray.synthesis.conversation import alone, as_model, parsed, whole
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Ended, Facts, Task
+from ucotron_ray.synthesis.rows import SPLIT_FILES, VENDOR, Fields, RowKind
 from ucotron_ray.synthesis.seeds import (
     ENTITY_TYPES,
     KINDS,
@@ -31,6 +33,7 @@ from ucotron_ray.synthesis.seeds import (
 
 NAME = "relation_extraction"
 VERSION = 1
+BUILDS_ON_ROWS = False
 
 MAX_TEXT_CHARACTERS = 1200
 WRITE_MAX_TOKENS = 512
@@ -38,6 +41,8 @@ WRITE_MAX_TOKENS = 512
 
 SECOND_RELATION_SHARE = 0.5
 """Of the samples, where the subject's kind has another relation."""
+
+_TYPE_KEYS = ("subject_type", "object_type")
 
 WRITE_SYSTEM = (
     "You write short, natural texts for training data. You are given one or two relations between names. Write one to "
@@ -54,7 +59,6 @@ EXTRACT_SYSTEM = (
     "The text of an entity is copied from the text, character for character. Subject and object of a relation are the "
     "texts of two different entities of the list. State only what the text states, and all that it states."
 )
-_PREAMBLE = re.compile(r"\A(?:here (?:is|are)|sure[,!]|certainly|of course|text:|sentence:|\*\*)", re.IGNORECASE)
 
 
 class _Lenient(BaseModel):
@@ -83,8 +87,11 @@ class Extraction(_Lenient):
     relations: list[FoundRelation]
 
 
-def make_task(generation: Generation) -> Task:
-    """The task for these settings. Raises ConfigError for a relation that is not of the vocabulary."""
+def make_task(generation: Generation, rows: Sequence[RawRow] = ()) -> Task:
+    """The task for these settings; it builds on no rows.
+
+    Raises ConfigError for a relation that is not of the vocabulary.
+    """
     chosen = generation.tasks.relation_extraction.relations
     unknown = sorted(set(chosen or ()) - set(RELATION_TYPES))
     if unknown:
@@ -93,23 +100,27 @@ def make_task(generation: Generation) -> Task:
             where="generation.tasks.relation_extraction.relations",
             expected=", ".join(RELATION_TYPES),
         )
-    return Task(NAME, VERSION, partial(_sample, generation), partial(_converse, generation))
+    return Task(NAME, VERSION, partial(_sample, generation), partial(_converse, generation), row_kind())
+
+
+def row_kind() -> RowKind:
+    """Texts with entities and relations; they train in the server's prompt."""
+    return RowKind(
+        name=NAME,
+        model=GeneratedRow,
+        identity=lambda row: str(row["text"]),
+        labels=lambda row: [relation["relation"] for relation in row["relations"]],
+        vocabulary=RELATION_TYPES,
+        names=lambda row: [entity["text"] for entity in row["entities"]],
+        defects=_defects,
+        files=_files,
+    )
 
 
 def extract_ask(text: str, *, temperature: float, max_tokens: int, top_p: float | None, step: str = "extract") -> Ask:
     """The request that extracts entities and relations from a text."""
     messages = (("system", EXTRACT_SYSTEM), ("user", f"Text:\n{text}"))
     return Ask(step, messages, temperature, max_tokens, top_p, json_mode=True)
-
-
-def read_extraction(value: Mapping[str, Any]) -> Extraction:
-    """The typed extraction of an answer's object. Raises NotUsable that says which part does not fit."""
-    try:
-        return Extraction.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise NotUsable(f"{where}: {first['msg']}") from error
 
 
 def located(text: str, found: Sequence[FoundEntity]) -> list[dict[str, Any]]:
@@ -129,7 +140,7 @@ def connected(entities: Sequence[Mapping[str, Any]], found: Sequence[FoundRelati
     by_key = {name_key(str(entity["text"])): entity for entity in entities}
     kept: dict[tuple[str, str, str], dict[str, str]] = {}
     for relation in found:
-        name = re.sub(r"[\s-]+", "_", relation.relation.strip().lower())
+        name = _relation_name(relation.relation)
         subject, object_ = by_key.get(name_key(relation.subject)), by_key.get(name_key(relation.object))
         if subject is None or object_ is None or subject is object_ or name not in RELATION_TYPES:
             continue
@@ -143,16 +154,26 @@ def connected(entities: Sequence[Mapping[str, Any]], found: Sequence[FoundRelati
     return list(kept.values())
 
 
-def raw_row(row: Mapping[str, Any]) -> RawRow:
-    """A generated row as a training row: the server's labels, its predicates, confidence 1.0."""
-    entities = [
-        Entity(text=e["text"], label=server_label(e["type"]), start=e["start"], end=e["end"]) for e in row["entities"]
-    ]
-    relations = [
-        Relation(subject=r["subject"], predicate=r["relation"], object=r["object"], confidence=1.0)
-        for r in row["relations"]
-    ]
-    return RawRow(text=row["text"], entities=entities, expected_relations=relations)
+def _defects(row: Fields) -> list[str]:
+    """Spans that do not hold, ends that are no entity, words that are not of the vocabulary."""
+    text, entities, relations = row["text"], row["entities"], row["relations"]
+    known = {entity["text"] for entity in entities}
+    ends = {relation[side] for relation in relations for side in ("subject", "object")}
+    defects = []
+    if any(text[e["start"] : e["end"]] != e["text"] or e["start"] < 0 for e in entities) or not ends <= known:
+        defects.append("wrong_span")
+    types = {entity["type"] for entity in entities} | {r[side] for r in relations for side in _TYPE_KEYS}
+    if not types <= set(ENTITY_TYPES) or not {relation["relation"] for relation in relations} <= set(RELATION_TYPES):
+        defects.append("outside_vocabulary")
+    return defects
+
+
+def _files(row: Fields, split: str) -> list[tuple[str, Any]]:
+    raw = GeneratedRow.model_validate(row).raw()
+    answer = {"role": "assistant", "content": wire.format_answer(raw.expected_relations)}
+    messages = [*wire.chat_messages(raw.text, raw.entities), answer]
+    trained = raw.model_dump(exclude_none=True)
+    return [(SPLIT_FILES[split], trained), (VENDOR, ChatRow.model_validate({"messages": messages}).model_dump())]
 
 
 def _sample(generation: Generation, number: int) -> Facts:
@@ -196,18 +217,19 @@ def _converse(generation: Generation, facts: Facts) -> Conversation:
     top_p = task.top_p if task.top_p is not None else defaults.top_p
     messages = (("system", WRITE_SYSTEM), ("user", _request(facts)))
     max_tokens = min(task.max_tokens, WRITE_MAX_TOKENS)
-    text = yield from whole(Ask("write", messages, task.temperature, max_tokens, top_p), cap=cap)
-    text = " ".join(text.split())
+    written = yield from whole(Ask("write", messages, task.temperature, max_tokens, top_p), cap=cap)
+    text = alone(written, longest=MAX_TEXT_CHARACTERS)
     main = facts["relations"][0]
-    _check_text(text, main)
+    _check_names(text, main)
     extract = task.extract
     top_p = extract.top_p if extract.top_p is not None else defaults.top_p
     ask = extract_ask(text, temperature=extract.temperature, max_tokens=extract.max_tokens, top_p=top_p)
-    extraction, notes = yield from parsed(ask, read_extraction, cap=cap)
+    extraction, notes = yield from parsed(ask, partial(as_model, Extraction), cap=cap)
     entities = located(text, extraction.entities)
     relations = connected(entities, extraction.relations)
     drawn = (name_key(main["subject"]), main["relation"], name_key(main["object"]))
     triples = {(name_key(r["subject"]), r["relation"], name_key(r["object"])) for r in relations}
+    notes += _left_out(text, extraction)
     if drawn not in triples:
         return Done("rejected", reason="the drawn relation was not extracted", notes=tuple(notes))
     row = {
@@ -231,20 +253,26 @@ def _request(facts: Facts) -> str:
     return "\n".join([f"Style: {facts['style']}", "Relations:", *lines])
 
 
-def _check_text(text: str, relation: Mapping[str, str]) -> None:
-    reason: str | None = None
-    if SPECIAL_TOKEN.search(text):
-        raise Ended(Done("quarantined", reason="write: the text holds a turn marker of a chat template"))
-    if len(text) > MAX_TEXT_CHARACTERS:
-        reason = f"the text is longer than {MAX_TEXT_CHARACTERS} characters"
-    elif _PREAMBLE.match(text) or "```" in text:
-        reason = "the text is not a text alone"
-    else:
-        missing = [name for name in (relation["subject"], relation["object"]) if not _word(name, text)]
-        if missing:
-            reason = "the text does not hold the name as given"
-    if reason:
-        raise Ended(Done("rejected", reason=reason))
+def _check_names(text: str, relation: Mapping[str, str]) -> None:
+    if not all(_word(relation[side], text) for side in ("subject", "object")):
+        raise Ended(Done("rejected", reason="the text does not hold the name as given", notes=("unstated",)))
+
+
+def _left_out(text: str, extraction: Extraction) -> list[str]:
+    """What of an extraction could not be taken, in the words of DEFECTS."""
+    types = {name.lower() for name in ENTITY_TYPES}
+    notes = []
+    if any(_mention(entity.text, text) is None for entity in extraction.entities):
+        notes.append("wrong_span")
+    if any(entity.type.strip().lower() not in types for entity in extraction.entities) or any(
+        _relation_name(relation.relation) not in RELATION_TYPES for relation in extraction.relations
+    ):
+        notes.append("outside_vocabulary")
+    return notes
+
+
+def _relation_name(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def _word(name: str, text: str) -> bool:

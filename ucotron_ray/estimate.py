@@ -1,0 +1,244 @@
+"""Rows, tokens, dollars, hours and GPU memory before a run: rows × tokens × price, measured rates, stated guesses.
+
+Every figure names its basis: `measured` (a finished run of the store says it), `price file`, `limit` (the vendor's), or
+`assumed` (`guide_tables.yaml`). What the guide says stands beside, and whether the two agree.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray.config import Config, read_yaml
+from ucotron_ray.fireworks import prices
+from ucotron_ray.rates import Rates
+
+TIERS = ("slm", "small", "medium")
+POINT_TOLERANCE = 1.5
+"""A single figure of the guide's («~15 min») agrees with ours if neither is more than so many times the other."""
+
+_MILLION = 1e6
+_BYTES_OF_LORA = 16
+"""Of a trained weight: itself, its gradient and Adam's two moments, each in float32."""
+
+LABEL_SHARE = 0.25
+"""Of a row's positions, for which the loss head computes all logits (only label positions need them)."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """An estimate. None = not known. `basis` says what each part stands on."""
+
+    what: str
+    rows: int
+    tokens: float
+    usd: float | None
+    minutes: float | None
+    basis: str
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    requests: float = 0.0
+    memory_gb: float | None = None
+
+
+def tables() -> dict[str, Any]:
+    """The guide's tables, and what is assumed."""
+    return read_yaml(Path(__file__).with_name("guide_tables.yaml"))
+
+
+def synthesis(settings: Config, task: str, rows: int, rates: Rates) -> Figures:
+    """What a generator would ask and cost for so many accepted rows."""
+    facts = tables()
+    api = settings.place.api
+    rate = rates.synthesis.get(task)
+    assumed = facts["tokens_per_sample"][task]
+    per_row = {key: float(assumed[key]) for key in ("requests", "prompt", "completion")}
+    basis = "tokens assumed"
+    if rate is not None:
+        per_row = {"requests": rate.requests, "prompt": rate.prompt, "completion": rate.completion}
+        basis = "tokens measured"
+    prompt, completion, requests = (per_row[key] * rows for key in ("prompt", "completion", "requests"))
+    model, price, date = _teacher_price(settings, facts)
+    usd = price.cost(round(prompt), 0, round(completion)) if price else None
+    basis += f"; priced as {model.rpartition('/')[2]} of {date}" if price else "; no price is known"
+    teacher = settings.recipe.models.generation.model_id
+    if rate is not None and rate.teacher == teacher:
+        minutes = rows / rate.rows_per_second / 60
+        basis += "; time measured"
+    else:
+        limit = api.generated_tokens_per_minute or float(facts["generated_tokens_per_minute"])
+        minutes = max(completion / limit, requests / api.requests_per_minute if api.requests_per_minute else 0.0)
+        basis += f"; time by the limit of {limit:,.0f} generated tokens a minute"
+    return Figures(task, rows, prompt + completion, usd, minutes, basis, prompt, completion, requests)
+
+
+def remote_training(settings: Config, tier: str, method: str, rows: int, epochs: int, rates: Rates) -> Figures:
+    """A job at the vendor: tokens of the dataset × epochs × the price for the model's size."""
+    facts = tables()
+    file = _price_file(settings)
+    per_row = rates.remote_tokens_per_row.get(method) or _tokens_per_row(facts, method, rates)
+    tokens = rows * epochs * per_row
+    price = prices.training_price(facts["architecture"][tier]["params"] / 1e9, method, file)
+    usd = None if price is None else tokens * price / _MILLION
+    basis = "no training price" if price is None else f"${price:g} per million tokens of {prices.date_of(file)}"
+    if method in rates.remote:
+        minutes: float | None = tokens / rates.remote[method] / 60
+        basis += "; time measured"
+    else:
+        minutes = _scaled_guide_minutes(facts, tier, method, rows * epochs)
+        basis += "; time scaled from the guide"
+    return Figures(f"{method} {tier}", rows, tokens, usd, minutes, basis)
+
+
+def local_training(settings: Config, tier: str, rows: int, epochs: int, context: int, rates: Rates) -> Figures:
+    """SFT with LoRA on one machine: `minutes` on this one if it was measured, else on the assumed GPU."""
+    facts = tables()
+    tokens = rows * epochs * _tokens_per_row(facts, "sft", rates)
+    settings_of_tier = getattr(settings.recipe.training.sft, tier)
+    architecture = facts["architecture"][tier]
+    memory = training_memory_gb(architecture, rank=settings_of_tier.lora_rank, context=context)
+    seconds, basis = training_seconds(settings, architecture["params"], tokens, rates, facts["assumed_gpu"])
+    return Figures(f"local sft {tier}", rows, tokens, 0.0, seconds / 60, basis, memory_gb=memory)
+
+
+def training_seconds(
+    settings: Config, params: float, tokens: float, rates: Rates, gpu: Mapping[str, Any]
+) -> tuple[float, str]:
+    """Seconds of LoRA training, and their basis. 4 operations a parameter and token: forward 2, backward 2 more.
+
+    (Kaplan et al. 2020, section 2.1, less the gradients of the frozen weights.) A rate that was measured with another
+    model of this machine is scaled by the number of parameters.
+    """
+    rate = rates.training.get("sft")
+    known = _billions(settings, rate.base) if rate else None
+    if rate is not None and known:
+        per_second = rate.tokens_per_second * known * 1e9 / params
+        return (
+            tokens / per_second,
+            f"time measured on this machine ({rate.tokens_per_second:.0f} tokens/s at {known:g}B)",
+        )
+    return 4 * params * tokens / float(
+        gpu["flops"]
+    ), f"time assumed: {gpu['name']} at {gpu['flops'] / 1e12:.0f} TFLOP/s"
+
+
+def training_memory_gb(architecture: Mapping[str, float], *, rank: int, context: int) -> float:
+    """GPU memory of LoRA training in GB (1e9 bytes): bf16 base, one row a pass, activations kept at layer borders.
+
+    Weights 2 bytes; LoRA on all linear layers 16 bytes; a layer's input 2 bytes a position and unit; one layer's inside
+    (8 hidden + 4 intermediate) while it is recomputed; logits in bf16 and float32 at the label positions; 10 % and 1 GB
+    for the allocator and the GPU's own context.
+    """
+    a = architecture
+    per_layer = 4 * a["hidden"] + 2 * (a["hidden"] + a["kv"]) + 3 * (a["hidden"] + a["intermediate"])
+    lora = rank * per_layer * a["layers"]
+    borders = a["layers"] * context * a["hidden"] * 2
+    inside = context * (8 * a["hidden"] + 4 * a["intermediate"]) * 2
+    logits = context * LABEL_SHARE * a["vocabulary"] * 6
+    total = 2 * a["params"] + _BYTES_OF_LORA * lora + borders + inside + logits
+    return float(total * 1.1 / 1e9 + 1.0)
+
+
+def agreement(guide: list[float], ours: float | None) -> str:
+    """`agrees`, `below` or `above`: inside of the guide's range, or within a factor of 1.5 of its single figure."""
+    if ours is None:
+        return "unknown"
+    low, high = float(guide[0]), float(guide[1])
+    if low == high:
+        low, high = low / POINT_TOLERANCE, high * POINT_TOLERANCE
+    return "below" if ours < low else "above" if ours > high else "agrees"
+
+
+def beside_the_guide(settings: Config, rates: Rates) -> list[dict[str, Any]]:
+    """Every row of the guide's three tables with our own figure, and whether they agree."""
+    facts = tables()
+    guide = facts["guide"]
+    lines = []
+    for task, row in guide["generation"].items():
+        lines.append(_beside("generation", row, synthesis(settings, task, row["rows"], rates)))
+    for tier in TIERS:
+        for method, row in guide["remote"][tier].items():
+            asked = guide["remote_rows"][method]
+            ours = remote_training(settings, tier, method, asked["rows"], asked["epochs"], rates)
+            # The guide's own time is no second opinion on itself.
+            known = ours if "measured" in ours.basis else Figures(**{**asdict(ours), "minutes": None})
+            lines.append(_beside("remote", row, known))
+    for tier in TIERS:
+        row, asked = guide["local"][tier], guide["local_rows"]
+        context = getattr(settings.recipe.training.sft, tier).max_context_length
+        # The guide means a GPU of that size: not the machine that asks.
+        ours = local_training(settings, tier, asked["rows"], asked["epochs"], context, Rates())
+        line = _beside("local", row, ours)
+        fits = ours.memory_gb is not None and ours.memory_gb <= row["memory_gb"]
+        lines.append({**line, "guide_memory_gb": row["memory_gb"], "memory": "agrees" if fits else "above"})
+    return lines
+
+
+def overview(settings: Config, rates: Rates, *, rows: int | None = None) -> list[Figures]:
+    """The recipe's own targets: every generator, and training per tier at the vendor and here.
+
+    `rows` to train on; None = the guide's.
+    """
+    guide = tables()["guide"]
+    recipe = settings.recipe
+    figures = []
+    for task in tables()["tokens_per_sample"]:
+        target = getattr(recipe.generation.tasks, task).target_samples
+        figures.append(synthesis(settings, task, target, rates))
+    for tier in TIERS:
+        for method in ("sft", "dpo"):
+            epochs = getattr(getattr(recipe.training, method), tier).epochs
+            asked = rows or guide["remote_rows"][method]["rows"]
+            figures.append(remote_training(settings, tier, method, asked, epochs, rates))
+    for tier in TIERS:
+        tier_settings = getattr(recipe.training.sft, tier)
+        asked = rows or guide["local_rows"]["rows"]
+        figures.append(
+            local_training(settings, tier, asked, tier_settings.epochs, tier_settings.max_context_length, rates)
+        )
+    return figures
+
+
+def _beside(table: str, row: Mapping[str, Any], ours: Figures) -> dict[str, Any]:
+    line: dict[str, Any] = {"table": table, **asdict(ours), "guide_minutes": row["minutes"]}
+    line["time"] = agreement(row["minutes"], ours.minutes)
+    if "usd" in row:
+        line |= {"guide_usd": row["usd"], "cost": agreement(row["usd"], ours.usd)}
+    return line
+
+
+def _teacher_price(settings: Config, facts: Mapping[str, Any]) -> tuple[str, prices.Price | None, str]:
+    """The model whose price is taken, the price, and its day. A teacher without a price has a stand-by."""
+    file = _price_file(settings)
+    model = settings.recipe.models.generation.model_id
+    price = prices.price_of(model, file)
+    if price is None:
+        model = str(facts["priced_as"])
+        price = prices.price_of(model, file)
+    return model, price, prices.date_of(file)
+
+
+def _tokens_per_row(facts: Mapping[str, Any], method: str, rates: Rates) -> float:
+    rate = rates.training.get(method)
+    return rate.tokens_per_row if rate else float(facts["tokens_per_row"][method])
+
+
+def _scaled_guide_minutes(facts: Mapping[str, Any], tier: str, method: str, rows: float) -> float:
+    asked = facts["guide"]["remote_rows"][method]
+    low, high = facts["guide"]["remote"][tier][method]["minutes"]
+    return float((low + high) / 2 * rows / (asked["rows"] * asked["epochs"]))
+
+
+def _billions(settings: Config, reference: str) -> float | None:
+    """Parameters of the recipe's model in billions, as its tier says («0.135B»), if it is the one that was measured."""
+    for tier in TIERS:
+        model = getattr(settings.recipe.models.fine_tuning, tier)
+        if model.local_model == reference and model.params is not None:
+            text = str(model.params).strip().upper()
+            return float(text.removesuffix("B")) if text.endswith("B") else float(text) / 1e9
+    return None
+
+
+def _price_file(settings: Config) -> Path | None:
+    file = settings.place.api.prices
+    return Path(file) if file else None

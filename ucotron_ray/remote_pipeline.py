@@ -1,0 +1,87 @@
+"""The chain with training at the vendor: rows → upload → SFT job → DPO job → scores of the deployed model.
+
+Every step is an artifact, so the same command goes on wherever it was stopped: a job that was created is found again.
+"""
+
+import logging
+from typing import Any
+
+from ucotron_ray import artifacts, forecast, jsonl, pipeline
+from ucotron_ray.artifacts import Artifact, Request
+from ucotron_ray.pipeline import Options
+from ucotron_ray.run import Run
+from ucotron_ray.stages import datasets, remote, scoring, synthesis, training
+
+log = logging.getLogger(__name__)
+
+DPO_FILE = "train_dpo.jsonl"
+
+
+def execute(run: Run, options: Options, *, skip_dpo: bool = False) -> dict[str, Any]:
+    """Run the chain; return the figures of the last line."""
+    who = remote.check(run)
+    dataset = pipeline.dataset_stage(run, options)
+    data = datasets.held_out(run, run.config.recipe.evaluation.data, dataset)
+    pairs = None if skip_dpo else _pairs(run, options, dataset)
+    expected = forecast.before_remote(run, _count(dataset), _count(pairs) if pairs else 0)
+    trained = remote.sft(run, who, dataset)
+    supervised = trained
+    if pairs is not None:
+        trained = remote.dpo(run, who, pairs, trained)
+    result: dict[str, Any] = {"artifact": str(trained.path), "model": remote.remote_model(trained)}
+    tuned = scoring.scores_of(remote.evaluate(run, who, trained, data))
+    figures: dict[str, Any] = {"base_f1": None, **pipeline.headline(tuned)}
+    if run.config.recipe.evaluation.base:
+        before = scoring.scores_of(remote.evaluate(run, who, None, data))
+        figures["base_f1"] = pipeline.headline(before)["tuned_f1"]
+    jobs = [supervised] if trained is supervised else [supervised, trained]
+    figures["cost_usd"] = sum(job.manifest.metrics.get("cost_usd", 0.0) for job in jobs)
+    figures["estimate"] = forecast.shown(forecast.settle(run, expected))
+    return {**result, **figures, "parity": None, "bundle": None}
+
+
+def plan(run: Run, options: Options) -> list[dict[str, str]]:
+    """What `execute` would do, step by step. Asks the vendor for the base model, makes and pays nothing."""
+    remote.check(run)
+    steps: list[dict[str, str]] = []
+    dataset = pipeline.planned_dataset(run, options, steps)
+    names: tuple[tuple[str, artifacts.Kind, str], ...] = (
+        ("remote-sft", "model", f"{run.name}-remote-sft"),
+        ("remote-dpo", "model", f"{run.name}-remote-dpo"),
+        ("remote-evaluate", "scores", f"{run.name}-remote"),
+    )
+    for stage, kind, name in names:
+        request: Request | None = remote.sft_request(run, dataset) if dataset and stage == "remote-sft" else None
+        action = run.store.plan(request) if request else _guess(run, kind, name)
+        steps.append({"stage": stage, "artifact": f"{kind}/{name}", "action": action})
+    return steps
+
+
+def _count(dataset: Artifact) -> int:
+    return (dataset.path / datasets.TRAIN).read_bytes().count(b"\n")
+
+
+def _guess(run: Run, kind: artifacts.Kind, name: str) -> str:
+    if run.store.find(kind, name) is not None:
+        return "reuse"
+    return "resume" if run.store.partial(kind, name).exists() else "run"
+
+
+def _pairs(run: Run, options: Options, dataset: Artifact) -> Artifact | None:
+    """Preference pairs: a file beside the training rows, a dataset of this name, those of a teacher, or None."""
+    file = options.data_dir / DPO_FILE if options.data_dir else None
+    if file is not None and file.is_file():
+        return training.pairs_of(run, str(file))
+    name = f"{run.name}-preference"
+    if run.store.find("dataset", name) is not None:
+        return training.pairs_of(run, name)
+    count = run.config.recipe.generation.in_pipeline
+    if not count or not _has_relations(dataset):
+        log.info("remote-dpo: skipped: no %s, no dataset '%s', and no teacher's rows in the recipe", DPO_FILE, name)
+        return None
+    return synthesis.synthesize(run, synthesis.wanted(run, "preference", count, dataset.manifest.name, name=name))
+
+
+def _has_relations(dataset: Artifact) -> bool:
+    """Whether the rows can be built on: the user's own chat rows may not be readable as relations."""
+    return set(jsonl.kinds(jsonl.read_rows(dataset.path / datasets.TRAIN))) == {"RawRow"}

@@ -1,0 +1,136 @@
+"""All six generators by their names, one at a time or all of them under one governor, one budget and one resume."""
+
+import logging
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from ucotron_ray.artifacts import Artifact, Request
+from ucotron_ray.errors import ArtifactError, ConfigError
+from ucotron_ray.run import Run
+from ucotron_ray.stages import path_reward, synthesis
+from ucotron_ray.stages.path_reward import WantedPaths
+from ucotron_ray.stages.synthesis import Shared, Teacher, Wanted
+from ucotron_ray.synthesis.job import TASKS
+from ucotron_ray.synthesis.tasks import path_reward as path_task
+
+log = logging.getLogger(__name__)
+
+ALL = "all"
+NAMES = (*TASKS, path_task.NAME)
+"""In the order in which `all` runs them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one generator: its dataset, or why there is none."""
+
+    task: str
+    artifact: Artifact | None
+    problem: str | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the dataset is there and its gate is green."""
+        return self.artifact is not None and self.artifact.manifest.state == "ok"
+
+    def figures(self) -> dict[str, Any]:
+        """For the last line of the verb."""
+        if self.artifact is None:
+            return {"status": "failed", "error": self.problem}
+        manifest = self.artifact.manifest
+        made = {"status": manifest.state, "artifact": str(self.artifact.path), **manifest.counts, **manifest.metrics}
+        return made if self.is_ok else {**made, "failures": manifest.notes}
+
+
+def wanted(run: Run, task: str, count: int | None, reference: str | None, *, name: str | None = None) -> Any:
+    """What is asked for of one generator. Raises ConfigError or InputError for what cannot be used."""
+    if task == path_task.NAME:
+        return path_reward.wanted(run, count, reference, name=name)
+    return synthesis.wanted(run, task, count, reference, name=name)
+
+
+def make(run: Run, want: Wanted | WantedPaths) -> Outcome:
+    """One generator's dataset."""
+    if isinstance(want, WantedPaths):
+        return Outcome(want.task, path_reward.compute(run, want))
+    return Outcome(want.task, synthesis.synthesize(run, want))
+
+
+def estimate(run: Run, want: Wanted | WantedPaths) -> dict[str, Any]:
+    """Rows, requests, tokens and dollars before anything is paid."""
+    return path_reward.estimate(run, want) if isinstance(want, WantedPaths) else synthesis.estimate(run, want)
+
+
+def make_all(run: Run, *, share: float = 1.0, prefix: str | None = None) -> list[Outcome]:
+    """Every generator at its recipe's count (times `share`), one after the other, on one ledger.
+
+    A dataset that the gate rejects does not stop the others, but those that build on it. What is there already is
+    reused. Raises Stopped where the same command goes on: it knows by the store what is done, and by the journals what
+    was answered.
+    """
+    without_input = _all_without_input(run, share, prefix)
+    teacher: Teacher | None = None
+    requests = [synthesis.request(run, want) for want in without_input if isinstance(want, Wanted)]
+    outcomes: list[Outcome] = []
+    for task in NAMES:
+        want = next((entry for entry in without_input if entry.task == task), None) or _on_rows(
+            run, task, share, prefix, outcomes
+        )
+        if isinstance(want, Outcome):
+            outcomes.append(want)
+            continue
+        if isinstance(want, Wanted):
+            asked = synthesis.request(run, want)
+            if teacher is None and synthesis.will_run(run, asked):
+                teacher = synthesis.checked_teacher(run)
+                teacher.shared = _shared(run, [*requests, asked])
+            outcomes.append(Outcome(task, synthesis.synthesize(run, want, teacher)))
+        else:
+            outcomes.append(make(run, want))
+        log.info("synthesize: %s is %s", task, outcomes[-1].figures()["status"])
+    return outcomes
+
+
+def estimate_all(run: Run, *, share: float = 1.0, prefix: str | None = None) -> dict[str, Any]:
+    """The estimates of the generators that need no rows; of the others it is known once the rows are there."""
+    tasks = {want.task: estimate(run, want) for want in _all_without_input(run, share, prefix)}
+    sums = {key: sum(entry[key] or 0 for entry in tasks.values()) for key in ("rows", "requests", "usd_at_most")}
+    return {**sums, "tasks": tasks}
+
+
+def _all_without_input(run: Run, share: float, prefix: str | None) -> list[Wanted | WantedPaths]:
+    return [
+        wanted(run, task, _count(run, task, share), None, name=_name(task, prefix))
+        for task in NAMES
+        if task not in TASKS or not TASKS[task].BUILDS_ON_ROWS
+    ]
+
+
+def _on_rows(run: Run, task: str, share: float, prefix: str | None, outcomes: list[Outcome]) -> Wanted | Outcome:
+    """A generator over the relation rows that were just made; what became of it where they are no input."""
+    rows = next(iter(outcomes))
+    name = rows.artifact.manifest.name if rows.artifact else _name(rows.task, prefix)
+    try:
+        return synthesis.wanted(run, task, _count(run, task, share), name, name=_name(task, prefix))
+    except ArtifactError as error:
+        return Outcome(task, None, f"{rows.task}: {error.problem}")
+
+
+def _count(run: Run, task: str, share: float) -> int:
+    target: int = getattr(run.config.recipe.generation.tasks, task).target_samples
+    return max(1, round(target * share))
+
+
+def _name(task: str, prefix: str | None) -> str:
+    return task if prefix is None else f"{prefix}-{task}"
+
+
+def _shared(run: Run, requests: list[Request]) -> Shared:
+    """One ledger: what all of these have cost so far counts for the budget of each."""
+    if not requests:
+        raise ConfigError("there is nothing to ask a teacher for")
+    spent, perhaps = zip(
+        *(synthesis.spent_on(run, what) for what in {w.recipe: w for w in requests}.values()), strict=True
+    )
+    return Shared(f"all-{requests[0].recipe[:16]}-{uuid.uuid4().hex[:8]}", sum(spent), sum(perhaps))

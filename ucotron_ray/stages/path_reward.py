@@ -1,0 +1,173 @@
+"""Path rewards: rows that are computed from a graph, by the same last step as rows that a teacher wrote."""
+
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray import artifacts, config
+from ucotron_ray.artifacts import Artifact, Build, Request, Result, canonical_hash
+from ucotron_ray.errors import ConfigError, StageFailed
+from ucotron_ray.graph import export as graph_export
+from ucotron_ray.graph import paths
+from ucotron_ray.run import Run
+from ucotron_ray.stages.synthesis import what_is_published
+from ucotron_ray.synthesis import outcomes
+from ucotron_ray.synthesis.rows import RowKind, check_limits
+from ucotron_ray.synthesis.tasks import path_reward
+
+log = logging.getLogger(__name__)
+
+MOST_ROUNDS = 8
+SAMPLES_PER_TASK = 25
+
+
+@dataclass(frozen=True)
+class WantedPaths:
+    """So many rows from this graph: a file, a server, or None for a generated one."""
+
+    name: str
+    count: int
+    source: str | None
+    identity: dict[str, Any]
+
+    @property
+    def task(self) -> str:
+        """The generator's name."""
+        return path_reward.NAME
+
+
+def wanted(run: Run, count: int | None, source: str | None, *, name: str | None = None) -> WantedPaths:
+    """What is asked for. `source` None = `graph.source`, else a generated graph. Reads it, to know it by its content.
+
+    Raises ConfigError or InputError for a graph that cannot be read.
+    """
+    settings = run.config.recipe.generation.tasks.path_reward
+    count = settings.target_samples if count is None else count
+    if count < 1:
+        raise ConfigError("there is nothing to make", where="--count", expected="1 or more", found=str(count))
+    check_limits(run.config.recipe.generation.gate)
+    source = source or run.config.recipe.graph.source
+    if source is None:
+        identity: dict[str, Any] = {"generated": {"nodes": settings.nodes, "edges": settings.edges}}
+    elif graph_export.is_server(source):
+        graph, contents, kinds = _graph(run, source)
+        edges = [graph.neighbors.tolist(), graph.kinds.tolist(), graph.offsets.tolist()]
+        identity = {"content": canonical_hash([graph.ids.tolist(), edges, list(graph.kind_names), contents, kinds])}
+    else:
+        graph_export.read_file(Path(source))
+        identity = {"file": artifacts.file_hash(Path(source))}
+    return WantedPaths(name or run.name, count, source, identity)
+
+
+def request(run: Run, want: WantedPaths) -> Request:
+    """What computing would make."""
+    generation = run.config.recipe.generation
+    settings = generation.tasks.path_reward.model_dump(include={"max_hops", "max_paths"})
+    fields = {
+        "task": want.task,
+        "version": path_reward.VERSION,
+        "count": want.count,
+        "settings": settings,
+        "graph": want.identity,
+        **what_is_published(generation),
+    }
+    return Request("dataset", want.name, fields)
+
+
+def compute(run: Run, want: WantedPaths) -> Artifact:
+    """Graph → `dataset/<name>`. Raises StageFailed where the graph has too few paths."""
+
+    def build(build: Build) -> Result:
+        graph, contents, kinds = _graph(run, want.source)
+        generation = run.config.recipe.generation
+        graph = paths.split(graph, paths.regions(graph, generation.val_ratio, generation.seed))
+        run.connect(workers=False)
+        kind, verdicts = _rounds(run, want, build.path, graph, contents, kinds)
+        from ucotron_ray.synthesis import publish, release
+
+        counts = release.counts(verdicts, len(verdicts))
+        facts = {
+            "name": want.name,
+            "task": want.task,
+            "made by": "ucotron_ray synthesize, computed, no model asked",
+            "graph": f"{len(graph.ids)} nodes, {len(graph.neighbors) // 2} edges within the two sides of the split",
+            "graph's identity": json.dumps(want.identity),
+            "recipe": canonical_hash(build.request.fields)[:16],
+            "seed": generation.seed,
+            **counts,
+        }
+        published = publish.publish(build.path, kind, verdicts, generation, facts)
+        shutil.rmtree(build.path / outcomes.OUTCOMES)
+        counts |= {"train": published.lines.get("train.jsonl", 0), "val": published.lines.get("val.jsonl", 0)}
+        notes = published.failures or [f"from {want.source or 'a generated graph'}"]
+        return Result({"requests": 0.0, "cost_usd": 0.0}, counts, notes, "rejected" if published.failures else "ok")
+
+    return run.make("synthesize", request(run, want), build)
+
+
+def estimate(run: Run, want: WantedPaths) -> dict[str, Any]:
+    """There is nothing to pay."""
+    found = {"task": want.task, "rows": want.count, "requests": 0, "usd": 0.0, "usd_at_most": 0.0}
+    return {**found, "graph": json.dumps(want.identity), "action": run.store.plan(request(run, want))}
+
+
+def _rounds(
+    run: Run, want: WantedPaths, directory: Path, graph: paths.PathGraph, contents: list[str], kinds: list[str]
+) -> tuple[RowKind, list[Any]]:
+    """Draw samples until every hop length has its share; where the graph has none left of a length, of any length."""
+    from ucotron_ray.graph.on_ray import over_graph
+    from ucotron_ray.synthesis import release
+
+    generation = run.config.recipe.generation
+    max_hops = generation.tasks.path_reward.max_hops
+    draw = partial(path_reward.draw, generation.model_dump())
+    drawn: list[dict[str, Any]] = []
+    balanced = path_reward.row_kind(max_hops)
+    planned = want.count
+    for _ in range(MOST_ROUNDS):
+        drawn += over_graph(draw, graph, range(len(drawn), planned), items_per_task=SAMPLES_PER_TASK)
+        _write(directory, path_reward.settled(drawn, want.count, contents, kinds, graph))
+        verdicts = release.judge(directory, balanced, want.count, 1.0)
+        missing = release.missing(verdicts, balanced, want.count)
+        if missing <= 0:
+            return balanced, verdicts
+        planned = len(drawn) + max(want.count, 2 * missing)
+    any_length = path_reward.row_kind()
+    verdicts = release.judge(directory, any_length, want.count, 1.0)
+    missing = release.missing(verdicts, any_length, want.count)
+    if missing > 0:
+        raise StageFailed(
+            "the graph has too few paths",
+            where=want.source or "the generated graph",
+            expected=f"{want.count} pairs of ends, no node in more than {path_reward.LARGEST_SHARE_OF_A_NODE:.0%}",
+            found=f"{want.count - missing} in {len(drawn)} samples",
+            next_step="ask for fewer rows, or take a larger graph",
+        )
+    log.warning("synthesize: the graph has not enough paths of every length; lengths are not balanced")
+    return any_length, verdicts
+
+
+def _write(directory: Path, made: Iterator[dict[str, Any]]) -> None:
+    folder = directory / outcomes.OUTCOMES
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for part in iter(lambda: list(itertools.islice(made, 1000)), []):
+        outcomes.append_outcomes(folder / "drawn.jsonl", part)
+
+
+def _graph(run: Run, source: str | None) -> tuple[paths.PathGraph, list[str], list[str]]:
+    """The graph with the contents and kinds of its nodes."""
+    if source is None:
+        settings, seed = run.config.recipe.generation.tasks.path_reward, run.config.recipe.generation.seed
+        return paths.generated(settings.nodes, settings.edges, seed)
+    if not graph_export.is_server(source):
+        return paths.from_export(graph_export.read_file(Path(source)))
+    namespace = run.config.recipe.graph.namespace or config.variable("UCOTRON_NAMESPACE") or "default"
+    key = config.variable("UCOTRON_API_KEY")
+    return paths.from_export(graph_export.fetch(source, api_key=key, namespace=namespace))

@@ -1,0 +1,159 @@
+"""The vendor's batch lane for a task: which requests are open, the file that asks them, and its results as records.
+
+The same plan and the same journal as online: a request is known by the same id, so what a batch answered is never asked
+online again, and the other way round. A conversation has several steps, so a task is a few waves: each asks what is
+open after the ones before.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray.artifacts import canonical_hash, write_json, write_text
+from ucotron_ray.fireworks.chat import FINAL, Kind, most_prompt_tokens, read_completion
+from ucotron_ray.fireworks.prices import BATCH_SHARE, Price
+from ucotron_ray.synthesis.journal import Reader, Record
+from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Facts, Task, request_body, request_id
+
+MAX_BYTES = 450 * 1024**2
+"""Of one file: the vendor's pages say 500 MB, and 1 GB on newer ones."""
+
+WAVES = "batch"
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """A request that the journal has no answer to."""
+
+    rid: str
+    ask: Ask
+
+    def body(self, model: str, refused: Sequence[str]) -> dict[str, Any]:
+        """The body of a line. The model is the job's, not the line's."""
+        body = request_body(model, self.ask, self.rid)
+        return {key: value for key, value in body.items() if key != "model" and key not in refused}
+
+
+@dataclass(frozen=True)
+class Wave:
+    """What one job asks. Its file and this record are written before the job is created."""
+
+    directory: Path
+    digest: str
+
+    @property
+    def file(self) -> Path:
+        """The requests, one a line."""
+        return self.directory / f"{self.digest}.jsonl"
+
+    @property
+    def record(self) -> Path:
+        """{"steps": {rid: step}, "collected": bool}."""
+        return self.directory / f"{self.digest}.json"
+
+
+def open_requests(task: Task, model: str, numbers: Sequence[int], reader: Reader) -> Iterator[OpenRequest]:
+    """The next request of every sample that has not ended."""
+    for number in numbers:
+        facts = task.sample(number)
+        found = _next(task, model, facts, reader)
+        if found is not None:
+            yield found
+
+
+def write_wave(directory: Path, model: str, requests: Sequence[OpenRequest], refused: Sequence[str]) -> Wave:
+    """The intent on disk: whatever is killed from here on, the same job is found and collected.
+
+    Requests that an earlier wave asked in vain make another wave, with another name.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    asked = [request.rid for request in requests]
+    names = (canonical_hash([asked, attempt])[:20] for attempt in itertools.count())
+    wave = next(wave for wave in (Wave(directory, name) for name in names) if not wave.record.exists())
+    lines = [{"custom_id": request.rid, "body": request.body(model, refused)} for request in requests]
+    write_text(wave.file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_json(wave.record, {"steps": {request.rid: request.ask.step for request in requests}, "collected": False})
+    return wave
+
+
+def waves_to_collect(directory: Path) -> list[Wave]:
+    """Waves of earlier commands whose results are not in the journal yet."""
+    records = sorted(directory.glob("*.json"))
+    return [Wave(directory, path.stem) for path in records if not json.loads(path.read_text("utf-8"))["collected"]]
+
+
+def collected(wave: Wave) -> None:
+    """Note that the journal has all that the wave brought; its requests are not needed any more."""
+    record = json.loads(wave.record.read_text("utf-8"))
+    write_json(wave.record, {**record, "collected": True})
+    wave.file.unlink(missing_ok=True)
+
+
+def records(wave: Wave, results: bytes, run: str, model: str, price: Price | None, reader: Reader) -> Iterator[Record]:
+    """A record for every answer that the journal does not have yet. Order and completeness are not relied upon."""
+    steps = json.loads(wave.record.read_text("utf-8"))["steps"]
+    for line in results.decode("utf-8", "replace").split("\n"):
+        row = _object(line)
+        rid = str(row.get("custom_id"))
+        if rid not in steps or reader.get(rid) is not None:
+            continue
+        response = row.get("response")
+        # Seen both ways: the completion itself, and one inside of {"status_code", "body"}.
+        message = response["body"] if isinstance(response, dict) and "body" in response else response
+        outcome = read_completion(message, {"messages": []})
+        if outcome.kind not in FINAL:
+            continue
+        usage = outcome.usage
+        usd = price.cost(usage.prompt, usage.cached, usage.completion) * BATCH_SHARE if price else 0.0
+        yield Record(
+            rid=rid,
+            kind=str(outcome.kind),
+            text=outcome.text,
+            finish=outcome.finish,
+            run=run,
+            step=steps[rid],
+            model=model,
+            prompt_tokens=usage.prompt,
+            cached_tokens=usage.cached,
+            completion_tokens=usage.completion,
+            estimated=usage.estimated,
+            cost_usd=usd,
+            attempts=1,
+        )
+
+
+def worst_usd(request: OpenRequest, model: str, price: Price | None) -> float:
+    """The most that a request can cost in a batch."""
+    if price is None:
+        return 0.0
+    body = request_body(model, request.ask, request.rid)
+    return price.cost(most_prompt_tokens(body), 0, request.ask.max_tokens) * BATCH_SHARE
+
+
+def _next(task: Task, model: str, facts: Facts, reader: Reader) -> OpenRequest | None:
+    conversation = task.converse(facts)
+    answers: list[Answer] = []
+    try:
+        ask = next(conversation)
+        while True:
+            rid = request_id(task, model, facts, ask, answers)
+            known = reader.get(rid)
+            if known is None:
+                return OpenRequest(rid, ask)
+            answers.append(Answer(Kind(known.kind), known.text))
+            ask = conversation.send(answers[-1])
+    except (StopIteration, Ended):
+        return None
+    finally:
+        conversation.close()
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}

@@ -1,0 +1,74 @@
+"""Every kind of row that a file can hold, and which one an object is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ucotron_ray import jsonl
+from ucotron_ray.graph.dataset import relations_of_chat
+from ucotron_ray.records import ChatRow, RawRow
+from ucotron_ray.synthesis.rows import Fields, RowKind
+from ucotron_ray.synthesis.tasks import (
+    contradiction,
+    entity_resolution,
+    path_reward,
+    preference,
+    projection,
+    relation_extraction,
+)
+
+TRAINS = {"relations": "sft", "chat": "sft", "relation_extraction": "sft", "preference": "dpo"}
+"""Which stage trains on rows of a kind; descriptions are encoded first, and the other kinds are for other programs."""
+
+
+def all_kinds() -> tuple[RowKind, ...]:
+    """The kinds of the six generators, the server's relation rows and chat rows."""
+    own = (relation_extraction, preference, contradiction, entity_resolution, projection, path_reward)
+    return (*(module.row_kind() for module in own), _relations(), _chat())
+
+
+def kind_of(value: Mapping[str, Any], kinds: tuple[RowKind, ...]) -> RowKind | None:
+    """The kind of an object, by the key that tells it; None if it is of none."""
+    model = jsonl.kind_of(value)
+    return next((kind for kind in kinds if kind.model is model), None)
+
+
+def _relations() -> RowKind:
+    return RowKind(
+        name="relations",
+        model=RawRow,
+        identity=lambda row: str(row["text"]),
+        labels=lambda row: [relation["predicate"] for relation in row["expected_relations"]],
+        names=lambda row: [entity["text"] for entity in row["entities"]],
+        defects=_wrong_span,
+    )
+
+
+def _chat() -> RowKind:
+    return RowKind(
+        name="chat",
+        model=ChatRow,
+        identity=lambda row: "\n".join(m["content"] for m in row["messages"] if m["role"] == "user"),
+        labels=_predicates_of_chat,
+        names=lambda row: [entity.text for entity in _raw_of(row).entities],
+        defects=lambda row: [] if row["messages"][-1]["role"] == "assistant" else ["unanswered"],
+    )
+
+
+def _wrong_span(row: Fields) -> list[str]:
+    """Rows may leave spans out; a span that is there must hold."""
+    text = row["text"]
+    spans = [(e["text"], e.get("start", -1), e.get("end", -1)) for e in row["entities"]]
+    known = {name for name, _, _ in spans}
+    ends = {relation[side] for relation in row["expected_relations"] for side in ("subject", "object")}
+    wrong = any(start >= 0 and text[start:end] != name for name, start, end in spans) or not ends <= known
+    return ["wrong_span"] if wrong else []
+
+
+def _raw_of(row: Fields) -> RawRow:
+    """The text, entities and relations of a chat row, as far as they can be read back."""
+    found = relations_of_chat(ChatRow.model_validate(row))
+    return found or RawRow(text="-", entities=[], expected_relations=[])
+
+
+def _predicates_of_chat(row: Fields) -> list[str]:
+    return [relation.predicate for relation in _raw_of(row).expected_relations]
