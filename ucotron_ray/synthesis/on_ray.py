@@ -307,7 +307,12 @@ def _in_background(work: Callable[[], None], governor: Any, job: SynthesisJob) -
     except KeyboardInterrupt:
         log.info("synthesize: stopping; waiting for the answers in flight")
         _ask(governor, "end", job, "stopped by Ctrl-C or SIGTERM")
-        done.wait(DRAIN_SECONDS)
+        # Not until every planned sample has ended as pending: of a large plan that takes longer than the answers.
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while not done.wait(0.2) and time.monotonic() < deadline and _ask(governor, "status", job)["in_flight"]:
+            pass
+        # What the dataset's own threads say about a cluster that is gone helps nobody.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         raise
     if failed:
         raise _cause(failed[0]) from failed[0]
