@@ -1,7 +1,8 @@
-"""`python -m tests.benchmarks.driver_memory MARKS VERB ...`: runs a verb, and notes the memory right after ray.init."""
+"""`python -m tests.benchmarks.driver_memory MARKS VERB ...`: runs a verb, and notes what ray.init took and left."""
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -15,8 +16,10 @@ def main() -> int:
     connect = ray.init
 
     def init(*args: object, **kwargs: object) -> object:
+        began = time.monotonic()
         context = connect(*args, **kwargs)
-        Path(marks).write_text(json.dumps({"rss_after_init": psutil.Process().memory_info().rss}), encoding="utf-8")
+        noted = {"rss_after_init": psutil.Process().memory_info().rss, "seconds_of_init": time.monotonic() - began}
+        Path(marks).write_text(json.dumps(noted), encoding="utf-8")
         return context
 
     ray.init = init

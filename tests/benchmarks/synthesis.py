@@ -1,4 +1,4 @@
-"""Measures the synthesis engine: `python -m tests.benchmarks.synthesis [throughput limits plan targets]`.
+"""Measures the synthesis engine: `python -m tests.benchmarks.synthesis [throughput limits start plan targets]`.
 
 The stand-in runs in a process of its own, and its ledger is what is counted: the client's own figures are no evidence.
 Every arm of one name is measured in one run, one after the other, on the same machine. Writes `results/<name>.json`.
@@ -244,26 +244,44 @@ def allowed(begin: float, until: float) -> float:
 
 
 def plan(directory: Path, count: int = 200_000) -> dict[str, Any]:
-    """200,000 planned rows at 50 ms: the driver's memory above that after ray.init, and the time to the first row."""
+    """200,000 planned rows at 50 ms: the driver's memory above that after ray.init."""
     ledger, store = directory / "plan.jsonl", directory / "store"
     marks = directory / "marks.json"
     with simulator(ledger, "--latency", "0.05", "--garbage", "0") as url:
         command = ours(url, store, "--set", "api.max_rounds=2", count=count)
         command[1:3] = ["-m", "tests.benchmarks.driver_memory", str(marks)]
-        began = time.monotonic()
         watched = Watched(command)
         code, out, err = watched.finish(3600)
-    first = next(entry["at"] for entry in events(ledger) if entry["event"] == "out")
     after_init = json.loads(marks.read_text(encoding="utf-8"))["rss_after_init"]
     return {
         "exit": code,
         "result": json.loads(out.splitlines()[-1]) if out.strip() else err[-500:],
         "driver_mb_after_init": after_init / 2**20,
         "driver_mb_peak_above": (watched.driver_peak - after_init) / 2**20,
-        "seconds_to_first_answer": first - began,
         "requests": sum(entry["event"] == "in" for entry in events(ledger)),
         "rate": steady_rate(events(ledger))[0],
     }
+
+
+def start(directory: Path, count: int = 200_000) -> dict[str, Any]:
+    """The same plan, from the command to the first journaled row, with what ray.init takes of it; then it is stopped."""
+    ledger, store, marks = directory / "start.jsonl", directory / "store", directory / "marks.json"
+    with simulator(ledger, "--latency", "0.05", "--garbage", "0") as url:
+        command = ours(url, store, count=count)
+        command[1:3] = ["-m", "tests.benchmarks.driver_memory", str(marks)]
+        began = time.monotonic()
+        watched = Watched(command)
+        while not any(path.stat().st_size for path in (store / "journal").glob("*/segments/*.log")):
+            assert watched.process.poll() is None
+            time.sleep(0.05)
+        first = time.monotonic() - began
+        watched.process.send_signal(signal.SIGTERM)
+        stopping = time.monotonic()
+        code, _, err = watched.finish(120)
+        stopped = time.monotonic() - stopping
+    assert code == 75, err[-3000:]
+    ray_init = json.loads(marks.read_text(encoding="utf-8"))["seconds_of_init"]
+    return {"seconds_to_first_row": first, "seconds_of_ray_init": ray_init, "seconds_to_stop": stopped}
 
 
 def targets(directory: Path) -> dict[str, Any]:
@@ -283,7 +301,7 @@ def targets(directory: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    arms = {"throughput": throughput, "limits": limits, "plan": plan, "targets": targets}
+    arms = {"throughput": throughput, "limits": limits, "start": start, "plan": plan, "targets": targets}
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=list(arms))
     for name in parser.parse_args().names:
