@@ -123,7 +123,7 @@ class FireworksError(UcotronRayError):
 
 
 class AuthError(FireworksError):
-    """401 or 403: the vendor does not take the key, or not for this account."""
+    """401, 403: the vendor does not take the key, or not for this account. 402, 412: its billing is stopped."""
 
     exit_code = 2
 

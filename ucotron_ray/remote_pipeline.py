@@ -8,6 +8,8 @@ from typing import Any
 
 from ucotron_ray import artifacts, forecast, jsonl, pipeline
 from ucotron_ray.artifacts import Artifact, Request
+from ucotron_ray.errors import AuthError, Stopped
+from ucotron_ray.fireworks.account import Account
 from ucotron_ray.pipeline import Options
 from ucotron_ray.run import Run
 from ucotron_ray.stages import datasets, remote, scoring, synthesis, training
@@ -18,8 +20,23 @@ DPO_FILE = "train_dpo.jsonl"
 
 
 def execute(run: Run, options: Options, *, skip_dpo: bool = False) -> dict[str, Any]:
-    """Run the chain; return the figures of the last line."""
+    """Run the chain; return the figures of the last line.
+
+    Raises AuthError for a key that is refused at the first probe, and Stopped for one that is refused later.
+    """
     who = remote.check(run)
+    try:
+        return _execute(run, options, who, skip_dpo=skip_dpo)
+    except AuthError as error:
+        raise Stopped(
+            f"stopped: {error.problem}",
+            where=error.where,
+            found=error.found,
+            next_step=f"{error.next_step}; then run the same command again: nothing is made twice",
+        ) from error
+
+
+def _execute(run: Run, options: Options, who: Account, *, skip_dpo: bool) -> dict[str, Any]:
     dataset = pipeline.dataset_stage(run, options)
     data = datasets.held_out(run, run.config.recipe.evaluation.data, dataset)
     pairs = None if skip_dpo else _pairs(run, options, dataset)

@@ -12,7 +12,7 @@ from tests.vendor import vending
 from ucotron_ray import cli
 from ucotron_ray.synthesis import journal
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 COUNT = 24
 

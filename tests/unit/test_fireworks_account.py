@@ -57,6 +57,7 @@ def test_retry_after_is_honoured(caller, monkeypatch):
     [
         (400, FireworksError, 1),
         (401, AuthError, 2),
+        (402, AuthError, 2),
         (403, AuthError, 2),
         (404, NotFoundError, 2),
         (413, FireworksError, 1),

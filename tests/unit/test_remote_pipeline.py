@@ -6,6 +6,7 @@ import pytest
 
 from tests.vendor import pairs_file, vending
 from ucotron_ray import cli
+from ucotron_ray.errors import AuthError
 from ucotron_ray.fireworks import account as control
 from ucotron_ray.fireworks import tuning_jobs
 from ucotron_ray.stages import remote
@@ -122,6 +123,20 @@ def test_a_job_that_failed_is_said_and_gone_on_with_after_a_resume(tmp_path, row
         assert cli.main(["fireworks", "resume", job.job_id, *vendor.settings(tmp_path / "store")]) == 0
         capsys.readouterr()
         assert chain(vendor, rows, tmp_path, capsys, "--skip-dpo")[0] == 0
+        assert vendor.created("supervisedFineTuningJobs") == 1
+
+
+def test_billing_that_stops_in_the_middle_can_be_gone_on_with(tmp_path, rows, monkeypatch, capsys):
+    def refused(*args, **keywords):
+        raise AuthError("the account's budget is spent", found="HTTP 402")
+
+    with vending(monkeypatch) as vendor:
+        with monkeypatch.context() as patched:
+            patched.setattr(remote, "dpo", refused)
+            code, result, err = chain(vendor, rows, tmp_path, capsys)
+        assert (code, result["status"]) == (75, "stopped")
+        assert "HTTP 402" in err
+        assert chain(vendor, rows, tmp_path, capsys)[0] == 0
         assert vendor.created("supervisedFineTuningJobs") == 1
 
 

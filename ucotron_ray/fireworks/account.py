@@ -260,6 +260,13 @@ def _refused(status: int, raw: bytes, headers: Any, shown: str, key: str) -> Fir
             found=found,
             next_step=f"check the key ({VENDOR_KEY}), the account ({ACCOUNT_VARIABLE}) and the key's rights",
         )
+    elif status in (402, 412):
+        error = AuthError(
+            "the account's budget is spent or its billing is stopped",
+            where=shown,
+            found=found,
+            next_step="look at the account's billing page",
+        )
     elif status == 404:
         error = NotFoundError("the vendor does not have this", where=shown, found=found, next_step="check the name")
     elif status == 429:

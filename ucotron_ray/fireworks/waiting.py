@@ -124,7 +124,7 @@ def _raise_if_over(job: JobStatus) -> None:
             "the job is paused",
             where=job.name,
             found=job.message or "an account that is suspended, or somebody paused it",
-            next_step=f"ucotron-ray fireworks resume {job.job_id}, then {_go_on(job)}",
+            next_step=f"ucotron-ray fireworks resume {job.job_id}; then {_go_on(job)}",
         )
 
 
@@ -156,7 +156,8 @@ def _raise_if_late(job: JobStatus, patience: Patience, waited: float, in_state: 
 
 
 def _go_on(job: JobStatus) -> str:
-    return f"ucotron-ray fireworks wait {job.job_id}; to end it: ucotron-ray fireworks cancel {job.job_id}"
+    wait = "" if job.kind == "batch" else f", or: ucotron-ray fireworks wait {job.job_id}"
+    return f"run the same command again{wait}; to end the job: ucotron-ray fireworks cancel {job.job_id}"
 
 
 class _Line:
