@@ -63,7 +63,28 @@ def generators_table(directory: Path = RESULTS) -> str:
         result = json.loads(path.read_text(encoding="utf-8"))
         rows = [_minutes(result), *_quality(result["quality"])]
         lines += [f"| {what} | {old} | {new} | {result['commit'][:7]} |" for what, old, new in rows]
+    lines += _more(directory)
     return "\n".join(lines)
+
+
+def _more(directory: Path) -> list[str]:
+    """A run that was killed, and a large graph."""
+    kill, graph = (directory / f"generators_{name}.json" for name in ("kill", "graph"))
+    lines = []
+    if kill.is_file():
+        made = json.loads(kill.read_text(encoding="utf-8"))
+        what = (
+            f"`synthesize all`, {made['requests']:,} requests, killed {len(made['killed_after'])} times and run again"
+        )
+        new = f"{'the same bytes' if made['same_bytes'] else 'other bytes'} in {made['files']} files"
+        lines.append(f"| {what} | begins anew | {new} | {made['commit'][:7]} |")
+    if graph.is_file():
+        made = json.loads(graph.read_text(encoding="utf-8"))
+        what = "path rewards of a graph of 100,000 nodes and 500,000 edges: seconds, arrays that a task copies"
+        lines.append(
+            f"| {what} | at most 500 nodes | {made['seconds']:.0f}, {made['copied_arrays']} | {made['commit'][:7]} |"
+        )
+    return lines
 
 
 def _minutes(result: dict[str, Any]) -> tuple[str, str, str]:
