@@ -112,8 +112,8 @@ def rows_of(store: Path, task: str) -> list[Fields]:
 # ---- defects that the teacher makes ----------------------------------------------------------------------------------
 
 TEACHERS = (
-    ("relation_extraction", "wrong_span", 0.06),
-    ("relation_extraction", "outside_vocabulary", 0.06),
+    ("relation_extraction", "wrong_span", 0.12),
+    ("relation_extraction", "outside_vocabulary", 0.15),
     ("relation_extraction", "leak", 0.8),
     ("relation_extraction", "secret", 0.03),
     ("relation_extraction", "special_token", 0.03),
