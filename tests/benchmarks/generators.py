@@ -112,8 +112,8 @@ def rows_of(store: Path, task: str) -> list[Fields]:
 # ---- defects that the teacher makes ----------------------------------------------------------------------------------
 
 TEACHERS = (
-    ("relation_extraction", "wrong_span", 0.06),
-    ("relation_extraction", "outside_vocabulary", 0.06),
+    ("relation_extraction", "wrong_span", 0.12),
+    ("relation_extraction", "outside_vocabulary", 0.15),
     ("relation_extraction", "leak", 0.8),
     ("relation_extraction", "secret", 0.03),
     ("relation_extraction", "special_token", 0.03),
@@ -320,7 +320,8 @@ def kill(directory: Path, scale: float = 0.02, seed: int = 1) -> dict[str, Any]:
         code, _, err = Watched(command(url, straight, "all", "--scale", str(scale))).finish(900)
         assert code == 0, err[-2000:]
     total = sum(e["event"] == "out" for e in events(directory / "straight.jsonl"))
-    moments = sorted(random.Random(seed).randrange(total // 10, total) for _ in range(2))
+    rng = random.Random(seed)
+    moments = sorted(rng.randrange(total // 10, total) for _ in range(2))
     ledger = directory / "killed.jsonl"
     with simulator(ledger, "--latency", "0.1") as url:
         for moment in moments:
