@@ -21,7 +21,7 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +245,8 @@ def check_shards(directory: Path) -> None:
 
 def encode(record: Record) -> bytes:
     """The line of a record. `kind` comes first, where the reader looks for it."""
-    fields = asdict(record)
+    # Not `asdict`: it copies every value deeply, 0.2 ms a request under a profiler.
+    fields = dict(vars(record))
     rid = fields.pop("rid")
     body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
     return b"%s %08x %s\n" % (rid.encode(), zlib.crc32(rid.encode() + body), body)
