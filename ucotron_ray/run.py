@@ -88,7 +88,7 @@ class Run:
             artifact = work.publish(result)
             spool.metrics({**result.metrics, **{f"count_{key}": float(value) for key, value in result.counts.items()}})
             spool.tags({"ucotron.content": artifact.manifest.content, "ucotron.path": str(artifact.path)})
-            if request.kind in ("adapter", "bundle", "model"):
+            if request.kind in ("adapter", "bundle", "model", "projection"):
                 spool.model(artifact, "output")
             spool.end("FINISHED")
             log.info("%s: done in %.0f s: %s", stage, artifact.manifest.provenance["seconds"], artifact.path)

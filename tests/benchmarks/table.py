@@ -147,6 +147,50 @@ def _arms(path: Path) -> dict[str, Any]:
     return arms
 
 
+def projection_table(directory: Path = RESULTS) -> str:
+    """One line an arm: cosine loss and retrieval on the test pairs."""
+    result = json.loads((directory / "projection.json").read_text(encoding="utf-8"))
+    lines = [
+        "| test pairs | arm | cosine loss | recall@1 | recall@5 | recall@10 | MRR |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for data, label in (("generated", "generated descriptions"), ("real", "real sentences (Text2KGBench)")):
+        arms, rows = result[data]["arms"], result[data]["arms"]["ours"]["rows"]["test"]
+        ours = arms["ours"]["test"]
+        scores = {
+            "this trainer": ours["projection"],
+            "existing settings": arms["existing settings"]["test"]["projection"],
+        }
+        scores |= {"linear map": ours["linear"], "chance": ours["chance"]}
+        lines += [f"| {rows:,} {label} | {arm} | {_scores(values)} |" for arm, values in scores.items()]
+    return "\n".join(lines)
+
+
+def projection_costs(directory: Path = RESULTS) -> str:
+    """One line a figure of the projection's costs."""
+    result = json.loads((directory / "projection.json").read_text(encoding="utf-8"))
+    generated, onnx = result["generated"], result["onnx"]
+    encoding, ours = generated["encoding"], generated["arms"]["ours"]
+    figures = {
+        f"{generated['pairs']:,} pairs of {generated['mean_characters']:.0f} characters encoded, both towers": (
+            f"{encoding['rows_per_second_of_one_encoder']:.0f} pairs a second"
+        ),
+        "largest resident memory of any one process": f"{max(result['peak_mb'].values()):,.0f} MB",
+        f"training, {ours['epochs']:.0f} epochs": f"{ours['seconds']:.0f} s",
+        "ONNX against PyTorch: pinned ONNX Runtime, 1.23.2": f"{onnx['pinned']:.1e}, {onnx['server_1_23_2']:.1e}",
+        "finished shards that were encoded again after kill -9": str(result["shards_encoded_again_after_kill"]),
+    }
+    return "\n".join(
+        ["| what | measured |", "|---|---|", *(f"| {what} | {value} |" for what, value in figures.items())]
+    )
+
+
+def _scores(values: dict[str, float]) -> str:
+    loss = f"{values['cosine_loss']:.3f}" if "cosine_loss" in values else "–"
+    recalls = (f"{values[key]:.3f}" for key in ("recall_at_1", "recall_at_5", "recall_at_10", "mrr"))
+    return f"{loss} | " + " | ".join(recalls)
+
+
 def _throughput(result: dict[str, Any]) -> list[tuple[str, str]]:
     arms = result["arms"]
     ours, bare = arms["ours at 1.0 s"], arms["bare at 1.0 s"]

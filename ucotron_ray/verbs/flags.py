@@ -37,6 +37,15 @@ SHORTHANDS = {
     "max_rounds": "api.max_rounds",
     "generation_seed": "generation.seed",
     "max_rows": "evaluation.max_rows",
+    "projection_epochs": "projection.epochs",
+    "projection_batch_size": "projection.batch_size",
+    "projection_learning_rate": "projection.learning_rate",
+    "projection_dropout": "projection.dropout",
+    "projection_hidden_dim": "projection.hidden_dim",
+    "projection_val_split": "projection.val_split",
+    "projection_patience": "projection.patience",
+    "projection_seed": "projection.seed",
+    "projection_opset": "projection.opset",
 }
 """Flags of the guide that are another way to say --set KEY=VALUE."""
 
