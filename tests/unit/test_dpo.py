@@ -15,7 +15,7 @@ from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.records import PreferenceRow
-from ucotron_ray.training import dpo, loop, pairs
+from ucotron_ray.training import checkpoints, dpo, pairs
 from ucotron_ray.training.data import IGNORED
 from ucotron_ray.training.job import DpoJob, TrainingJob
 
@@ -126,7 +126,7 @@ def test_a_resumed_run_gives_the_straight_runs_bytes(straight, tmp_path, tiny_mo
 
     with pytest.raises(Stop):
         dpo.train(job, stop)
-    newest = loop.newest_checkpoint(Path(job.directory) / loop.CHECKPOINTS)
+    newest = checkpoints.newest_checkpoint(Path(job.directory) / checkpoints.CHECKPOINTS)
     assert newest is not None
     assert newest.name == "checkpoint-3"
     dpo.train(job, lambda metrics: None)

@@ -17,7 +17,7 @@ from ucotron_ray.evaluation.generate import greedy
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
-from ucotron_ray.training import loop, sft
+from ucotron_ray.training import checkpoints, loop, plan, sft
 from ucotron_ray.training.data import IGNORED, example, server_row
 from ucotron_ray.training.job import SftJob
 
@@ -82,7 +82,7 @@ def test_resumed_run_is_bit_equal_to_the_straight_run_and_passes_over_damage(str
         data[-1] ^= 1
         weights.write_bytes(bytes(data))
     else:
-        (newest / loop.CHECKPOINT_RECORD).unlink()
+        (newest / checkpoints.CHECKPOINT_RECORD).unlink()
     steps: list[float] = []
     sft.train(job(directory, tiny_model), lambda values: steps.append(values["step"]) if "loss" in values else None)
     assert steps == [3, 4]
@@ -100,12 +100,14 @@ def test_the_per_device_batch_is_place_and_does_not_change_the_result(straight, 
 
 
 def test_global_batch_that_cannot_be_shared_is_refused():
-    made = SftJob("m", "t", None, "d", SETTINGS.model_dump(), "float32", None, 4096, None)
+    def rows(*, longest: int, world: int) -> int:
+        return plan.per_device_batch(SETTINGS, longest=longest, world=world, wanted=None, tokens_per_step=4096)
+
     with pytest.raises(InputError, match="4 rows, 3 workers"):
-        loop.per_device_batch(made, SETTINGS, longest=100, world=3)
-    assert loop.per_device_batch(made, SETTINGS, longest=1000, world=1) == 4
-    assert loop.per_device_batch(made, SETTINGS, longest=1500, world=1) == 2
-    assert loop.per_device_batch(made, SETTINGS, longest=100, world=4) == 1
+        rows(longest=100, world=3)
+    assert rows(longest=1000, world=1) == 4
+    assert rows(longest=1500, world=1) == 2
+    assert rows(longest=100, world=4) == 1
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])

@@ -2,16 +2,18 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, read_predictions
-from ucotron_ray.jsonl import read_relations
+from ucotron_ray.evaluation.scoring import score_row
+from ucotron_ray.jsonl import read_relations, read_training_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
+from ucotron_ray.records import RawRow
 from ucotron_ray.training.data import prompt_ids, server_row
 
 if TYPE_CHECKING:
@@ -57,6 +59,36 @@ def predict(job: PredictJob) -> dict[str, float]:
             seconds / finished * (len(order) - finished),
         )
     return {"new_tokens": float(new_tokens), "seconds": time.monotonic() - began}
+
+
+def triples_of(
+    val_file: Path, num_rows: int, *, max_new_tokens: int, batch_size: int
+) -> Callable[["PreTrainedModel", "PreTrainedTokenizerBase", int, int], tuple[int, int, int]]:
+    """A scorer for a model in training: (model, tokenizer, worker, workers) → right, predicted, expected triples.
+
+    Of the first relation rows of the file, as many as wanted; each worker answers its share of them.
+    """
+    rows = [row for row in read_training_rows(val_file) if isinstance(row, RawRow)][:num_rows]
+
+    def score(
+        model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rank: int, world: int
+    ) -> tuple[int, int, int]:
+        share = rows[rank::world]
+        right = predicted = expected = 0
+        for start in range(0, len(share), batch_size):
+            batch = share[start : start + batch_size]
+            prompts = [prompt_ids(server_row(row, "chat"), tokenizer) for row in batch]
+            answers = greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+            for row, (answer, _, _) in zip(batch, answers, strict=True):
+                scored = score_row(row, answer)
+                right, predicted, expected = (
+                    right + scored.right,
+                    predicted + scored.predicted,
+                    expected + scored.expected,
+                )
+        return right, predicted, expected
+
+    return score
 
 
 def load_for_inference(

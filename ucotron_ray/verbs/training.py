@@ -16,6 +16,7 @@ def add_sft(verbs: Any) -> None:
     )
     parser.add_argument("--val-data", type=Path, metavar="FILE", help="validation JSONL, with a --train-data file")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the merged model there")
+    _add_dry_run(parser)
     flags.add_training_flags(parser)
 
 
@@ -26,6 +27,22 @@ def add_dpo(verbs: Any) -> None:
     parser.add_argument("--from", required=True, dest="start", metavar="ADAPTER", help="adapter of sft to start from")
     parser.add_argument("--epochs", type=int, dest="dpo_epochs")
     parser.add_argument("--learning-rate", type=float, dest="dpo_learning_rate")
+    _add_dry_run(parser)
+
+
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="rows, steps, memory, hours; nothing is trained")
+
+
+def _planned(run: Any, stage: Any, data: Any, base: Any) -> dict[str, Any]:
+    """The plan, printed, and as the result."""
+    from ucotron_ray.stages import preparation
+    from ucotron_ray.training.plan import lines
+
+    plan = preparation.dry_run(run, stage, data, base)
+    for line in lines(plan) if plan else ["the layers of this model are not known: no plan"]:
+        print(line)
+    return {"status": "planned", "plan": plan.as_dict() if plan else None}
 
 
 def _sft(args: argparse.Namespace) -> dict[str, Any]:
@@ -36,6 +53,8 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
     with flags.run_of(args) as run:
         base = base_models.resolve(run.config.recipe.tier_model.local_model)
         dataset = datasets.training_data(run, args.train_data, args.val_data)
+        if args.dry_run:
+            return _planned(run, "sft", dataset, base)
         adapter = training.sft(run, dataset, base)
         result = {"artifact": str(adapter.path), **adapter.manifest.metrics, "counts": adapter.manifest.counts}
         if args.output_dir:
@@ -46,7 +65,7 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dpo(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import export, models, requirements, training
+    from ucotron_ray.stages import models, requirements, training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args, name=f"{Path(args.start).name}-dpo") as run:
@@ -56,5 +75,7 @@ def _dpo(args: argparse.Namespace) -> dict[str, Any]:
                 "DPO starts from an adapter", where="--from", expected="an adapter of the store", found=args.start
             )
         pairs = training.pairs_of(run, args.data)
-        made = training.dpo(run, pairs, export.merge(run, base, adapter, name=adapter.manifest.name))
+        if args.dry_run:
+            return _planned(run, "dpo", pairs, base)
+        made = training.dpo(run, pairs, base, adapter)
     return {"artifact": str(made.path), **made.manifest.metrics, "counts": made.manifest.counts}
