@@ -167,6 +167,8 @@ class Training(Section):
 
     sft: SftTiers
     dpo: DpoTiers
+    preference_data: str | None
+    dpo_max_f1_loss: Share
 
 
 class Sampling(Section):
@@ -270,6 +272,7 @@ class Generation(Section):
     near_duplicate: Annotated[float, Field(gt=0, le=1)]
     max_answer_tokens: Count
     in_pipeline: NonNegative
+    preferences_in_pipeline: NonNegative
     licence: Text
     gate: Gate
 

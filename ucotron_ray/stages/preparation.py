@@ -82,13 +82,21 @@ def prepare(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel)
     _check_disk(run, settings_of(run, stage), shape_of(base))
     loadable = loadable_base(run, base)
     tokens = _tokenized(run, stage, data, base, loadable)
+    plan = _checked_plan(run, stage, tokens, base)
     run.connect()
+    if _is_remote(run):
+        # Now the cluster can be asked what it has.
+        plan = _checked_plan(run, stage, tokens, base)
+    for line in plans.lines(plan) if plan else []:
+        log.info("%s: %s", stage, line)
+    return Prepared(loadable, tokens, plan)
+
+
+def _checked_plan(run: Run, stage: Stage, tokens: Artifact, base: base_models.BaseModel) -> Plan | None:
     plan = plan_of(run, stage, tokens.path, base, counts=tokens.manifest.counts)
     if plan is not None:
-        for line in plans.lines(plan):
-            log.info("%s: %s", stage, line)
         plans.check_memory(plan, settings_of(run, stage))
-    return Prepared(loadable, tokens, plan)
+    return plan
 
 
 def dry_run(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel) -> Plan | None:
@@ -181,24 +189,32 @@ class _Device:
 
 
 def _device(run: Run) -> _Device:
-    place = run.config.place
-    given = place.workers.memory_gb * 1e9 if place.workers.memory_gb else None
-    gpus = place.workers.gpus_per_worker or 0.0
-    accelerator, memory = None, None
-    if run.connected:
+    """This machine if Ray will start on it, else what the cluster says once the run is connected."""
+    import torch
+
+    workers = run.config.place.workers
+    given = workers.memory_gb * 1e9 if workers.memory_gb else None
+    gpus, accelerator, memory = workers.gpus_per_worker or 0.0, None, None
+    if not _is_remote(run):
+        memory = _free_memory() / workers.num_workers
+        if workers.gpus_per_worker is None:
+            gpus = float(torch.cuda.device_count() >= workers.num_workers)
+        accelerator = torch.cuda.get_device_name() if gpus and torch.cuda.is_available() else None
+    elif run.connected:
         from ucotron_ray import session
 
-        gpus = session.worker_resources(place.workers).gpus
-        accelerator, memory = session.accelerator(), session.worker_memory(place.workers)
-    elif not place.ray.address and not is_set("RAY_ADDRESS"):
-        memory = _free_memory() / place.workers.num_workers
-    dtype = place.workers.dtype
+        gpus = session.worker_resources(workers).gpus
+        accelerator, memory = session.accelerator(), session.worker_memory(workers)
     if gpus:
-        known = gpu(accelerator) if accelerator else None
-        chosen = "bfloat16" if dtype == "auto" else dtype
-        return _Device(chosen, given or (known[1] if known else None), known[0] if known else None, plans.MFU_EXPECTED)
-    chosen = base_models.compute_dtype("auto") if dtype == "auto" else dtype
-    return _Device(chosen, given or memory, processor_flops(chosen), plans.CPU_SHARES)
+        flops, size = (gpu(accelerator) if accelerator else None) or (None, None)
+        dtype = "bfloat16" if workers.dtype == "auto" else workers.dtype
+        return _Device(dtype, given or size, flops, plans.MFU_EXPECTED)
+    dtype = base_models.compute_dtype(workers.dtype)
+    return _Device(dtype, given or memory, processor_flops(dtype), plans.CPU_SHARES)
+
+
+def _is_remote(run: Run) -> bool:
+    return bool(run.config.place.ray.address) or is_set("RAY_ADDRESS")
 
 
 def _free_memory() -> float:

@@ -1,12 +1,11 @@
 """Fine-tuning stages."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray import artifacts, jsonl
+from ucotron_ray import artifacts
 from ucotron_ray.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
@@ -18,9 +17,6 @@ from ucotron_ray.tracking import Spool
 
 if TYPE_CHECKING:
     from ucotron_ray.training.job import TrainingJob
-
-VAL_SHARE = 0.1
-"""Of the prompts of a file of pairs that has no validation file."""
 
 
 def sft_request(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Request:
@@ -90,46 +86,23 @@ def _trained(run: Run, job: "TrainingJob", spool: Spool, build: Build, note: str
     return Result(metrics, record["counts"], [note])
 
 
-def pairs_of(run: Run, reference: str) -> Artifact:
-    """What `--data` names: a dataset of preference pairs in the store, or a JSONL file, imported under its hash."""
-    path = Path(reference)
-    if not path.is_file():
-        data = run.store.get("dataset", path.name, accept_rejected=run.accept_rejected)
-        jsonl.read_preferences(data.path / TRAIN)
-        return data
-    rows = jsonl.read_preferences(path)
-    digest = artifacts.file_hash(path)
-    seed = run.config.recipe.dpo.seed
-
-    def build(build: Build) -> Result:
-        # By the prompt: two pairs of one text stay on one side.
-        is_val = {row.prompt: random.Random(f"{seed}/{row.prompt}").random() < VAL_SHARE for row in rows}
-        train = [row for row in rows if not is_val[row.prompt]] or rows
-        val = [row for row in rows if is_val[row.prompt]] if len(train) < len(rows) else []
-        jsonl.write_rows(build.path / TRAIN, train)
-        jsonl.write_rows(build.path / VAL, val)
-        return Result({}, {"train": len(train), "val": len(val)}, [f"from {path}"])
-
-    return run.make("import-pairs", Request("dataset", f"pairs-{digest[:12]}", {"file": digest, "seed": seed}), build)
-
-
-def dpo_request(run: Run, pairs: Artifact, merged: Artifact) -> Request:
+def dpo_request(run: Run, name: str, pairs: Artifact, merged: Artifact) -> Request:
     """What preference training would make. `merged` is the model that it starts from, and its reference."""
     fields = {"dpo": run.config.recipe.dpo.model_dump(), "prompt": prompt_identity()}
     base = base_models.resolve(str(merged.path))
     fields["base"] = {"reference": base.reference, "identity": base.identity}
-    return Request("adapter", run.name, fields, (pairs.as_input("data"), merged.as_input("base")))
+    return Request("adapter", name, fields, (pairs.as_input("data"), merged.as_input("base")))
 
 
-def dpo(run: Run, pairs: Artifact, base: base_models.BaseModel, adapter: Artifact) -> Artifact:
+def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapter: Artifact) -> Artifact:
     """Preference training of a fresh adapter on an adapter merged into its base → `adapter/<name>`."""
     settings = run.config.recipe.dpo.model_dump()
     prepared: Prepared | None = None
-    there = run.store.find("model", adapter.manifest.name)
-    if there is None or run.store.plan(dpo_request(run, pairs, there)) != "reuse":
+    there = run.store.find("model", f"{adapter.manifest.name}-merged")
+    if there is None or run.store.plan(dpo_request(run, name, pairs, there)) != "reuse":
         # The merged model has the base's tokenizer and shape: mistakes are found before it is made.
         prepared = preparation.prepare(run, "dpo", pairs, base)
-    merged = export.merge(run, base, adapter, name=adapter.manifest.name)
+    merged = export.merge(run, base, adapter, name=f"{adapter.manifest.name}-merged")
 
     def build(build: Build) -> Result:
         assert prepared is not None
@@ -143,7 +116,7 @@ def dpo(run: Run, pairs: Artifact, base: base_models.BaseModel, adapter: Artifac
         job = DpoJob(**fields, settings=settings, reference=str(kept.path))
         return _trained(run, job, spool, build, f"base {merged.manifest.name}, merged", named=None)
 
-    return run.make("dpo", dpo_request(run, pairs, merged), build)
+    return run.make("dpo", dpo_request(run, name, pairs, merged), build)
 
 
 def _reference(run: Run, pairs: Artifact, merged: Artifact, prepared: Prepared) -> Artifact:

@@ -126,6 +126,26 @@ def reference_on_ray(job: TrainingJob, workers: Workers, log_file: str) -> None:
         raise _cause(error) from error
 
 
+def sample_on_ray(job: Mapping[str, Any], workers: Workers, log_file: str) -> dict[str, int]:
+    """Write preference pairs of the model's own answers, in one task with the resources of a worker."""
+    resources = session.worker_resources(workers)
+    task = ray.remote(_sample).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)
+    try:
+        with session.following(log_file):
+            counts: dict[str, int] = ray.get(task.remote(dict(job), log_file))
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+    return counts
+
+
+def _sample(job: dict[str, Any], log_file: str) -> dict[str, int]:
+    from ucotron_ray.evaluation.scoring import f1_of  # noqa: PLC0415 - the rim knows both stages
+    from ucotron_ray.training import on_policy  # noqa: PLC0415 - transformers, in the task only
+
+    session.set_up_worker(log_file)
+    return on_policy.write_pairs(on_policy.SampleJob(**job), f1_of)
+
+
 def _write_reference(job: dict[str, Any], log_file: str) -> None:
     from ucotron_ray.training import dpo  # noqa: PLC0415 - transformers, in the task only
 

@@ -23,7 +23,7 @@ def add_sft(verbs: Any) -> None:
 def add_dpo(verbs: Any) -> None:
     """`dpo`: LoRA on preference pairs."""
     parser = flags.verb(verbs, "dpo", "Teach an adapter's model which of two answers is better.", _dpo)
-    parser.add_argument("--data", required=True, metavar="NAME|FILE", help="preference pairs: a dataset or JSONL")
+    parser.add_argument("--data", required=True, metavar="NAME|FILE", help="preference pairs, or relation rows")
     parser.add_argument("--from", required=True, dest="start", metavar="ADAPTER", help="adapter of sft to start from")
     parser.add_argument("--epochs", type=int, dest="dpo_epochs")
     parser.add_argument("--learning-rate", type=float, dest="dpo_learning_rate")
@@ -43,6 +43,14 @@ def _planned(run: Any, stage: Any, data: Any, base: Any) -> dict[str, Any]:
     for line in lines(plan) if plan else ["the layers of this model are not known: no plan"]:
         print(line)
     return {"status": "planned", "plan": plan.as_dict() if plan else None}
+
+
+def _to_sample(run: Any, data: Any) -> dict[str, Any]:
+    settings = run.config.recipe.dpo.on_policy
+    print(
+        f"{data.manifest.name} holds relation rows: {settings.samples} answers a row are sampled from the model first"
+    )
+    return {"status": "planned", "plan": None}
 
 
 def _sft(args: argparse.Namespace) -> dict[str, Any]:
@@ -65,7 +73,7 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dpo(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import models, requirements, training
+    from ucotron_ray.stages import models, preferences, requirements, training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args, name=f"{Path(args.start).name}-dpo") as run:
@@ -74,8 +82,8 @@ def _dpo(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(
                 "DPO starts from an adapter", where="--from", expected="an adapter of the store", found=args.start
             )
-        pairs = training.pairs_of(run, args.data)
+        data = preferences.data_of(run, args.data)
         if args.dry_run:
-            return _planned(run, "dpo", pairs, base)
-        made = training.dpo(run, pairs, base, adapter)
+            return _planned(run, "dpo", data, base) if preferences.is_pairs(data) else _to_sample(run, data)
+        made = training.dpo(run, run.name, preferences.pairs_of(run, data, base, adapter), base, adapter)
     return {"artifact": str(made.path), **made.manifest.metrics, "counts": made.manifest.counts}
