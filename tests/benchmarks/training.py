@@ -122,8 +122,8 @@ def workers(root: Path, repeats: int) -> Result:
 def reference(root: Path, repeats: int) -> Result:
     """DPO with the reference kept, against one that computes it in every step by switching the adapter off."""
     arms = {
-        "kept": lambda path: arm("dpo", path, rows=2 * 10, batch=2, inline=False),
-        "in the step": lambda path: arm("dpo", path, rows=2 * 10, batch=2, inline=True),
+        "kept": lambda path: arm("dpo", path, rows=2 * 10, batch=2, inline=False, save_steps=5),
+        "in the step": lambda path: arm("dpo", path, rows=2 * 10, batch=2, inline=True, save_steps=5),
     }
     made = turns(repeats, root, arms)
     return {

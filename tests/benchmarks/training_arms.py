@@ -58,7 +58,7 @@ def fields_of(directory: Path, given: dict[str, Any], stage: str) -> dict[str, A
             "max_context_length": 1024,
             "warmup_ratio": 0.0,
             "eval_rows": 0,
-            "save_steps": 10_000,
+            "save_steps": given.get("save_steps", 10_000),
             **({"raw_share": 0.0} if stage == "sft" else {}),
         }
     )
