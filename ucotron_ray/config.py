@@ -418,7 +418,6 @@ class Workers(Section):
     attention: Literal["auto", "sdpa", "flash_attention_2"]
     compile: bool
     liger: bool
-    sharding: Literal["none", "fsdp2"]
     max_failures: NonNegative
 
 

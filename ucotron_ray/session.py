@@ -29,8 +29,6 @@ WORKER_ENVIRONMENT = {
     # The default of 2 s would hold every report back that long.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_V2": "1",
-    # accelerate asks it when sharding is wanted (workers.sharding), and never else.
-    "FSDP_VERSION": "2",
 }
 
 

@@ -44,7 +44,6 @@ def _job_fields(run: Run, base: str, data: Artifact, directory: Path, prepared: 
         "attention": workers.attention,
         "compile": workers.compile,
         "liger": workers.liger,
-        "sharding": workers.sharding,
         "dtype": workers.dtype,
         "per_device_batch": workers.per_device_batch,
         "tokens_per_step": workers.tokens_per_step,

@@ -27,7 +27,6 @@ class TrainingJob:
     attention: str = "auto"
     compile: bool = False
     liger: bool = False
-    sharding: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

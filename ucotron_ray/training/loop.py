@@ -224,6 +224,10 @@ def arguments(
         # Recomputing costs a third of the time: the plan says whether the memory asks for it.
         "gradient_checkpointing": job.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "torch_compile": job.compile,
+        "use_liger_kernel": job.liger,
+        # Not Liger's fused loss: logits are computed where there is a label only, which saves more.
+        "liger_kernel_config": {"cross_entropy": False, "fused_linear_cross_entropy": False} if job.liger else None,
         "bf16": dtype == "bfloat16",
         "use_cpu": not on_gpu,
         "ddp_find_unused_parameters": False,
