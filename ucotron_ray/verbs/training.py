@@ -16,7 +16,7 @@ def add_sft(verbs: Any) -> None:
     )
     parser.add_argument("--val-data", type=Path, metavar="FILE", help="validation JSONL, with a --train-data file")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the merged model there")
-    _add_dry_run(parser)
+    _add_common(parser)
     flags.add_training_flags(parser)
 
 
@@ -27,10 +27,11 @@ def add_dpo(verbs: Any) -> None:
     parser.add_argument("--from", required=True, dest="start", metavar="ADAPTER", help="adapter of sft to start from")
     parser.add_argument("--epochs", type=int, dest="dpo_epochs")
     parser.add_argument("--learning-rate", type=float, dest="dpo_learning_rate")
-    _add_dry_run(parser)
+    _add_common(parser)
 
 
-def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="also upload the adapter to a private repository")
     parser.add_argument("--dry-run", action="store_true", help="rows, steps, memory, hours; nothing is trained")
 
 
@@ -55,7 +56,7 @@ def _to_sample(run: Any, data: Any) -> dict[str, Any]:
 
 def _sft(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.models import base as base_models
-    from ucotron_ray.stages import datasets, export, models, requirements, training
+    from ucotron_ray.stages import datasets, export, hub, models, requirements, training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args) as run:
@@ -63,8 +64,11 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
         dataset = datasets.training_data(run, args.train_data, args.val_data)
         if args.dry_run:
             return _planned(run, "sft", dataset, base)
+        hub.check(run, args.push_to_hub)
         adapter = training.sft(run, dataset, base)
         result = {"artifact": str(adapter.path), **adapter.manifest.metrics, "counts": adapter.manifest.counts}
+        if args.push_to_hub:
+            result["hub"] = hub.push(adapter, args.push_to_hub)
         if args.output_dir:
             merged = export.merge(run, base, adapter)
             models.copy_out(merged, args.output_dir)
@@ -73,7 +77,7 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dpo(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import models, preferences, requirements, training
+    from ucotron_ray.stages import hub, models, preferences, requirements, training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args, name=f"{Path(args.start).name}-dpo") as run:
@@ -85,5 +89,9 @@ def _dpo(args: argparse.Namespace) -> dict[str, Any]:
         data = preferences.data_of(run, args.data)
         if args.dry_run:
             return _planned(run, "dpo", data, base) if preferences.is_pairs(data) else _to_sample(run, data)
+        hub.check(run, args.push_to_hub)
         made = training.dpo(run, run.name, preferences.pairs_of(run, data, base, adapter), base, adapter)
-    return {"artifact": str(made.path), **made.manifest.metrics, "counts": made.manifest.counts}
+        result = {"artifact": str(made.path), **made.manifest.metrics, "counts": made.manifest.counts}
+        if args.push_to_hub:
+            result["hub"] = hub.push(made, args.push_to_hub)
+    return result
