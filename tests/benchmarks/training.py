@@ -71,7 +71,7 @@ def overhead(root: Path, repeats: int) -> Result:
     arms = {name: lambda path, name=name: arm(name, path, **settings) for name in ("plain", "ray")}
     made = turns(repeats, root, arms)
     return {
-        "arms": spread(made, "step_p50", "wall_seconds", "tokens_per_second"),
+        "arms": spread(made, "step_p50", "wall_seconds", "tokens_per_second", "memory_peak_gb"),
         "step_ratio": median(made["ray"], "step_p50") / median(made["plain"], "step_p50"),
         "fixed_seconds": median(made["ray"], "wall_seconds") - median(made["plain"], "wall_seconds"),
         "same_bytes": len({result["adapter"] for every in made.values() for result in every}) == 1,

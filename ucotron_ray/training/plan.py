@@ -22,6 +22,9 @@ MFU_EXPECTED = (0.30, 0.45)
 """Shares of a GPU's peak that a plan counts with: a good result of this stack, and an excellent one."""
 CPU_SHARES = (0.45, 0.75)
 """The same for a processor, of the speed of a product that is timed on it."""
+HEAP = 1.3
+"""What the heap takes for a block's activations, of their size: on a processor freed pieces stay between those that are
+kept (tests/benchmarks, arm `memory`). On a GPU it was not measured."""
 NF4_BYTES = 0.5 + 4 / 64 / 4 + 4 / 64 / 256
 """Of a weight in 4 bits: NF4 with one 8-bit scale for 64 weights, and a second scale for 256 of those."""
 
@@ -141,16 +144,18 @@ def memory_of(
 ) -> dict[str, float]:
     """Bytes of one worker at its peak, by what takes them.
 
-    What a block keeps for the backward pass, in values a token: the residual stream and the normed input, twice
-    (4 h); queries, keys and values repeated to all heads, the attention's output and its copy for the next layer
-    (5 Q); gate, its activation, up, and their product (4 i). Logits stand in float32, twice, with their gradient.
+    What a block keeps for the backward pass, in values a token (counted with torch's saved-tensor hooks): the residual
+    stream twice, in float32 (2 h), and normed (2 h); queries, keys and values repeated to all heads, and the attention's
+    output (4 Q); gate, its activation, up, and their product (4 i); a row of the mask. Logits stand in float32, twice,
+    with their gradient.
     """
     lora = shape.lora(settings.lora_rank, settings.target_modules)
     quantized = settings.quantize == "nf4"
     base = shape.body * NF4_BYTES + (shape.total - shape.body) * 2 if quantized else shape.total * bytes_per_value
     attention = shape.heads * shape.head_dim
-    block = work.step_tokens * (4 * shape.hidden + 5 * attention + 4 * shape.mlp) * bytes_per_value
-    kept = work.step_tokens * shape.hidden * bytes_per_value * shape.layers
+    values = 2 * shape.hidden + 4 * attention + 4 * shape.mlp + work.longest
+    block = work.step_tokens * (values * bytes_per_value + 2 * shape.hidden * 4) * HEAP
+    kept = work.step_tokens * shape.hidden * bytes_per_value * shape.layers * HEAP
     return {
         "base weights": base,
         "adapter, gradients, optimizer": 16.0 * lora,
