@@ -144,10 +144,10 @@ def memory_of(
 ) -> dict[str, float]:
     """Bytes of one worker at its peak, by what takes them.
 
-    What a block keeps for the backward pass, in values a token (counted with torch's saved-tensor hooks): the residual
-    stream twice, in float32 (2 h), and normed (2 h); queries, keys and values repeated to all heads, and the attention's
-    output (4 Q); gate, its activation, up, and their product (4 i); a row of the mask. Logits stand in float32, twice,
-    with their gradient.
+    What a block keeps for the backward pass, in values a token (counted with torch's saved-tensor hooks): the
+    residual stream twice, in float32 (2 h), and normed (2 h); queries, keys and values repeated to all heads, and the
+    output of attention (4 Q); gate, its activation, up, and their product (4 i); a row of the mask. Logits stand in
+    float32, twice, with their gradient.
     """
     lora = shape.lora(settings.lora_rank, settings.target_modules)
     quantized = settings.quantize == "nf4"

@@ -4,9 +4,10 @@
 from the dataset's directory, checkpoints and the adapter are written into the directory that is given.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from ucotron_ray.config import SftSettings
-from ucotron_ray.training import loop, tokens
+from ucotron_ray.training import levers, loop, tokens
 from ucotron_ray.training.checkpoints import Checkpoints
 from ucotron_ray.training.data import IGNORED, Example
 from ucotron_ray.training.hooks import NO_HOOKS, Hooks, Report
@@ -53,7 +54,7 @@ def train(job: SftJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
         train_dataset=_dataset(rows.train),
         eval_dataset=_dataset(rows.val) if rows.val else None,
         processing_class=worker.tokenizer,
-        data_collator=partial(loop.collate, pad=worker.tokenizer.pad_token_id),
+        data_collator=_collator(job, worker),
         callbacks=[checkpoints, progress],
         order_seed=settings.seed,
         global_batch=settings.global_batch,
@@ -99,7 +100,7 @@ class LabelOnlyTrainer(loop.CorrectedTrainer, SFTTrainer):  # type: ignore[misc]
         positions_K = (labels_BT[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(-1)
         outputs = model(
             input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            **{name: inputs[name] for name in ("attention_mask", "position_ids") if name in inputs},
             logits_to_keep=positions_K,
             use_cache=False,
         )
@@ -112,6 +113,12 @@ class LabelOnlyTrainer(loop.CorrectedTrainer, SFTTrainer):  # type: ignore[misc]
         # The count is over all workers, and DDP averages the gradients over them.
         loss: torch.Tensor = total / num_items_in_batch * self.accelerator.num_processes
         return loss
+
+
+def _collator(job: SftJob, worker: loop.Worker) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
+    if job.attention == "flash_attention_2":
+        return levers.collate_flat
+    return partial(loop.collate, pad=cast(int, worker.tokenizer.pad_token_id))
 
 
 def _tokens(job: SftJob, tokenizer: PreTrainedTokenizerBase, settings: SftSettings) -> tokens.Tokens:
