@@ -2,11 +2,12 @@
 
 Writes `results/training_<name>.json` and prints the table for README. Every arm runs in a process of its own, arms take
 turns, figures are medians. `gpu` needs a GPU and is skipped, in words, without one. `preference` is the demo's whole
-chain; it keeps its store (`--store`) and goes on where it was stopped.
+chain. With `--keep DIR` a run that was stopped goes on where it was.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.preference import preference
 from tests.benchmarks.run import REAL, ROOT, processor
 from tests.benchmarks.table import RESULTS, training_table
 from ucotron_ray.artifacts import provenance
@@ -26,13 +28,18 @@ SKIPPED_STEPS = 2
 
 
 def arm(name: str, directory: Path, **settings: Any) -> Result:
-    """One arm in a fresh process; its figures."""
+    """One arm in a fresh process; its figures. Those of an earlier call in the same directory are taken as they are."""
+    figures = directory / "figures.json"
+    if figures.is_file():
+        kept: Result = json.loads(figures.read_text(encoding="utf-8"))
+        return kept
+    shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     file = directory / "arm.json"
     file.write_text(json.dumps(settings), encoding="utf-8")
     command = [sys.executable, "-m", "tests.benchmarks.training_arms", name, str(directory)]
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
-    made: Result = json.loads((directory / "figures.json").read_text(encoding="utf-8"))
+    made: Result = json.loads(figures.read_text(encoding="utf-8"))
     print(f"{directory.name}: {json.dumps({k: v for k, v in made.items() if k != 'steps'})}", file=sys.stderr)
     return made
 
@@ -181,24 +188,21 @@ ARMS: dict[str, Callable[[Path, int], Result | None]] = {
     "reference": reference,
     "memory": memory,
     "gpu": gpu,
+    "preference": lambda root, repeats: preference(root),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", default=[*ARMS, "preference"])
+    parser.add_argument("names", nargs="*", default=list(ARMS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--store", type=Path, help="of `preference`; kept, so that it can go on")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep arms and store there: stopped, it can go on")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     for name in given.names:
         with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as scratch:
-            if name == "preference":
-                from tests.benchmarks.preference import preference
-
-                result: Result | None = preference(given.store or Path(scratch) / "store")
-            else:
-                result = ARMS[name](Path(scratch), given.repeats)
+            root = given.keep / name if given.keep else Path(scratch)
+            result = ARMS[name](root, given.repeats)
         if result is None:
             continue
         made = provenance(seconds=0.0)
