@@ -49,6 +49,7 @@ bench: setup ## Measure what README claims
 	$(BIN)/python -m tests.benchmarks.run
 	$(BIN)/python -m tests.benchmarks.synthesis
 	$(BIN)/python -m tests.benchmarks.generators
+	$(BIN)/python -m tests.benchmarks.training
 
 clean: ## Remove the store, generated data and caches (not .venv)
 	rm -rf store data models .pytest_cache .mypy_cache .ruff_cache
