@@ -243,6 +243,7 @@ def test_the_scorer_counts_triples_and_workers_share_the_rows(tmp_path, tiny_mod
     from tests.unit.test_sft import ROWS
     from ucotron_ray import jsonl, wire
     from ucotron_ray.evaluation import generate
+    from ucotron_ray.records import PreferenceRow
     from ucotron_ray.training.data import prompt_ids, server_row
 
     rows = [row for row in ROWS if row.expected_relations][:5]
@@ -270,6 +271,19 @@ def test_the_scorer_counts_triples_and_workers_share_the_rows(tmp_path, tiny_mod
         == whole[2]
         == sum(len({(r.subject, r.predicate, r.object) for r in row.expected_relations}) for row in rows[:4])
     )
+    pairs = tmp_path / "pairs.jsonl"
+    jsonl.write_rows(
+        pairs,
+        [
+            PreferenceRow(
+                prompt=wire.user_prompt(row.text, row.entities),
+                chosen=wire.format_answer(row.expected_relations),
+                rejected="[]",
+            )
+            for row in rows[:4]
+        ],
+    )
+    assert generate.triples_of(pairs, 9, max_new_tokens=8, batch_size=3)(Words(), tokenizer, 0, 1) == whole
     shares = [score(Words(), tokenizer, rank, 2) for rank in (0, 1)]
     assert tuple(map(sum, zip(*shares, strict=True))) == whole
 

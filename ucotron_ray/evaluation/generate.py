@@ -10,11 +10,12 @@ import torch
 
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, read_predictions
 from ucotron_ray.evaluation.scoring import score_row
-from ucotron_ray.jsonl import read_relations, read_training_rows
+from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
-from ucotron_ray.records import RawRow
+from ucotron_ray.records import PreferenceRow, RawRow, Row
 from ucotron_ray.training.data import prompt_ids, server_row
+from ucotron_ray.wire import parse_answer, parse_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,9 +67,10 @@ def triples_of(
 ) -> Callable[["PreTrainedModel", "PreTrainedTokenizerBase", int, int], tuple[int, int, int]]:
     """A scorer for a model in training: (model, tokenizer, worker, workers) → right, predicted, expected triples.
 
-    Of the first relation rows of the file, as many as wanted; each worker answers its share of them.
+    Of the first rows of the file that say what is right, as many as wanted (a preference pair does by its chosen
+    answer); each worker answers its share of them.
     """
-    rows = [row for row in read_training_rows(val_file) if isinstance(row, RawRow)][:num_rows]
+    rows = [row for row in map(_relation_row, read_rows(val_file)) if row is not None][:num_rows]
 
     def score(
         model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rank: int, world: int
@@ -89,6 +91,16 @@ def triples_of(
         return right, predicted, expected
 
     return score
+
+
+def _relation_row(row: Row) -> RawRow | None:
+    if isinstance(row, RawRow):
+        return row
+    asked = parse_prompt(row.prompt) if isinstance(row, PreferenceRow) else None
+    right = parse_answer(row.chosen) if isinstance(row, PreferenceRow) else None
+    if asked is None or right is None:
+        return None
+    return RawRow(text=asked[0], entities=asked[1], expected_relations=right)
 
 
 def load_for_inference(
