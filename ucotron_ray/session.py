@@ -26,8 +26,8 @@ WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
-    # The default of 2 s would hold every report back that long.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # The default of 2 s would hold every report back that long; each poll takes time from the workers.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
     "RAY_TRAIN_ENABLE_V2": "1",
 }
 
@@ -63,6 +63,8 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Two processes of Ray's own would otherwise set up metrics exporters on every interface.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    # Ray gives its workers a niceness of 15: beside anything else on this machine they would get a thirtieth of it.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray's own lines would bury ours; they stay in Ray's log directory.
     common = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": environment}}
     if address:
