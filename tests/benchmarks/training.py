@@ -23,9 +23,6 @@ from ucotron_ray.artifacts import provenance
 
 Result = dict[str, Any]
 
-SKIPPED_STEPS = 2
-"""Of each arm: the first steps set libraries up."""
-
 
 def arm(name: str, directory: Path, **settings: Any) -> Result:
     """One arm in a fresh process; its figures. Those of an earlier call in the same directory are taken as they are."""
@@ -89,7 +86,7 @@ def overhead(root: Path, repeats: int) -> Result:
 
 def stock(root: Path, repeats: int) -> Result:
     """Against TRL with its own defaults on the same rows, model and adapter; also without checkpointing there."""
-    settings = {"rows": 40, "batch": 8, "learning_rate": 2e-5, "real": REAL.is_dir(), "dtype": "auto"}
+    settings = {"rows": 24, "batch": 8, "learning_rate": 2e-5, "real": REAL.is_dir(), "dtype": "auto"}
     arms = {
         "ours": lambda path: arm("plain", path, **settings),
         "trl": lambda path: arm("trl", path, **settings, checkpointing=True),
@@ -106,15 +103,15 @@ def stock(root: Path, repeats: int) -> Result:
         "rows": "real" if settings["real"] else "demo",
         "dtype": made["ours"][0]["dtype"],
         "repeats": repeats,
-        "steps": 5,
+        "steps": 3,
     }
 
 
 def workers(root: Path, repeats: int) -> Result:
     """Two workers of one thread against one: twice the rows in the same time would be 1."""
     arms = {
-        "1 worker": lambda path: arm("ray", path, rows=2 * 12, batch=2, threads=1, workers=1),
-        "2 workers": lambda path: arm("ray", path, rows=4 * 12, batch=4, threads=1, workers=2),
+        "1 worker": lambda path: arm("ray", path, rows=2 * 8, batch=2, threads=1, workers=1),
+        "2 workers": lambda path: arm("ray", path, rows=4 * 8, batch=4, threads=1, workers=2),
     }
     made = turns(repeats, root, arms)
     speed = {name: median(every, "tokens_per_second") for name, every in made.items()}
@@ -122,15 +119,15 @@ def workers(root: Path, repeats: int) -> Result:
         "arms": spread(made, "tokens_per_second", "step_p50"),
         "efficiency": speed["2 workers"] / (2 * speed["1 worker"]),
         "repeats": repeats,
-        "steps": 12,
+        "steps": 8,
     }
 
 
 def reference(root: Path, repeats: int) -> Result:
     """DPO with the reference kept, against one that computes it in every step by switching the adapter off."""
     arms = {
-        "kept": lambda path: arm("dpo", path, rows=2 * 10, batch=2, inline=False, save_steps=5),
-        "in the step": lambda path: arm("dpo", path, rows=2 * 10, batch=2, inline=True, save_steps=5),
+        "kept": lambda path: arm("dpo", path, rows=2 * 6, batch=2, inline=False, save_steps=5),
+        "in the step": lambda path: arm("dpo", path, rows=2 * 6, batch=2, inline=True, save_steps=5),
     }
     made = turns(repeats, root, arms)
     return {
@@ -140,7 +137,7 @@ def reference(root: Path, repeats: int) -> Result:
             median(made["kept"], "train_loss_last") - median(made["in the step"], "train_loss_last")
         ),
         "repeats": repeats,
-        "steps": 10,
+        "steps": 6,
     }
 
 

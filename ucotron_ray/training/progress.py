@@ -47,9 +47,9 @@ class StepClock:
     def figures(self) -> dict[str, float]:
         """Seconds a step (median, 95th percentile) and the share of the time that was spent waiting for rows.
 
-        From the third step on: the first ones also set the libraries up.
+        Without the first two steps if there are enough others: they also set the libraries up.
         """
-        skipped = min(2, len(self.steps) - 1)
+        skipped = min(2, len(self.steps) // 4)
         steps, waits = np.array(self.steps[skipped:]), np.array(self.waits[skipped : len(self.steps)])
         every = float(steps.sum() + waits.sum())
         return {
