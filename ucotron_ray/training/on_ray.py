@@ -107,8 +107,12 @@ def _loop(config: dict[str, Any]) -> dict[str, Any]:
 
     try:
         metrics = _train(config["stage"], config["job"], config["score"], report)
-    except (UserError, Stopped, LossNotFinite) as error:
-        # All workers meet these at the same step. Raised, they would count as a failure, and Ray would start again.
+    except UcotronRayError as error:
+        # What we say ourselves is no failure of a worker: raised, Ray would start the same again. But returning is right
+        # only where all workers return, and of a full disk (StageFailed) one alone may know.
+        together = isinstance(error, (UserError, Stopped, LossNotFinite))
+        if not together and context.get_world_size() > 1:
+            raise
         return {"error": error}
     # One report at the end: Ray counts a run without any as unfinished in its dashboard.
     ray.train.report({**metrics, "pid": os.getpid()})
