@@ -166,6 +166,17 @@ def test_a_dry_run_prints_the_plan_and_makes_neither_adapter_nor_cache(tmp_path,
     assert not (tmp_path / "store" / "cache").exists()
 
 
+def test_a_hub_model_that_is_not_here_is_planned_by_characters_and_trained_never(tmp_path, capsys, caplog, rows_file):
+    common = ["sft", "--train-data", str(rows_file), "--tier", "small", "--model-name", "Qwen/Qwen2.5-1.5B-Instruct"]
+    code, result, _ = call(tmp_path, capsys, *common, "--dry-run", "--set", "workers.memory_gb=80")
+    assert (code, "guessed" in caplog.text) == (0, True)
+    assert result["plan"]["memory"]["base weights"] in (2 * 1543656960, 4 * 1543656960)
+    assert result["plan"]["work"]["rows"] == 24
+    code, _, err = call(tmp_path, capsys, *common)
+    assert code == 2
+    assert "the hub does not give it" in err
+
+
 def test_too_little_memory_and_uneven_batches_end_before_ray_starts(tmp_path, capsys, rows_file, tiny_model):
     common = ["sft", "--train-data", str(rows_file), "--model-name", str(tiny_model)]
     code, _, err = call(tmp_path, capsys, *common, "--set", "workers.memory_gb=0.0001")

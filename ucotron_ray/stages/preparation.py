@@ -103,7 +103,15 @@ def dry_run(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel)
     """The plan alone: nothing is written, nothing is started."""
     check(run, stage, base)
     refuse_overlap(data)
-    made = _made(run, stage, data, base_models.load_tokenizer(base))
+    try:
+        made = _made(run, stage, data, _tokenizer(base))
+    except InputError:
+        if base.kind != "hub" or stage != "sft":
+            raise
+        from ucotron_ray.training import tokens
+
+        log.warning("%s: the model is not on this machine: tokens are guessed from the rows' characters", stage)
+        made = tokens.guessed(data.path / TRAIN, run.config.recipe.sft)
     plan = plan_of(run, stage, made, base, counts=made.counts)
     if plan is not None:
         plans.check_memory(plan, settings_of(run, stage))
@@ -251,12 +259,26 @@ def _tokenized(run: Run, stage: Stage, data: Artifact, base: base_models.BaseMod
     def build(build: Build) -> Result:
         from ucotron_ray.training import tokens
 
-        tokenizer = base_models.load_tokenizer(base_models.resolve(loadable))
+        tokenizer = _tokenizer(base_models.resolve(loadable))
         made = _made(run, stage, data, tokenizer)
         tokens.write(build.path, made)
         return Result({}, made.counts, [f"{data.manifest.name} for {base.reference}"])
 
     return run.make("tokenize", Request("cache", name, fields, inputs), build)
+
+
+def _tokenizer(base: base_models.BaseModel) -> "PreTrainedTokenizerBase":
+    """The base's tokenizer. Raises InputError if the hub does not give it."""
+    try:
+        return base_models.load_tokenizer(base)
+    except OSError as error:
+        raise InputError(
+            "the model is not on this machine, and the hub does not give it",
+            where=base.reference,
+            expected="a model of the hub that may be fetched, or a directory, a .gguf file, package://NAME/FILE.gguf",
+            found=str(error).splitlines()[0],
+            next_step="check the name and the network, or fetch the model first and pass its directory as --model-name",
+        ) from error
 
 
 def _made(run: Run, stage: Stage, data: Artifact, tokenizer: "PreTrainedTokenizerBase") -> "Tokens":

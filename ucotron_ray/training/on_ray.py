@@ -108,8 +108,8 @@ def _loop(config: dict[str, Any]) -> dict[str, Any]:
     try:
         metrics = _train(config["stage"], config["job"], config["score"], report)
     except UcotronRayError as error:
-        # What we say ourselves is no failure of a worker: raised, Ray would start the same again. But returning is right
-        # only where all workers return, and of a full disk (StageFailed) one alone may know.
+        # What we say ourselves is no failure of a worker: raised, Ray would start the same again. But returning is
+        # right only where all workers return, and of a full disk (StageFailed) one alone may know.
         together = isinstance(error, (UserError, Stopped, LossNotFinite))
         if not together and context.get_world_size() > 1:
             raise
