@@ -85,4 +85,4 @@ def test_f1_is_measured_while_it_trains(place, ray_head):
     adapter = Store(place["store"]).get("adapter", "scored")
     history = json.loads((adapter.path / "training.json").read_text(encoding="utf-8"))["history"]
     assert [entry["step"] for entry in history if "eval_f1" in entry] == [8, 16]
-    assert {"report.html", "training.json"} <= {entry.path for entry in adapter.manifest.files}
+    assert {"report.html", "training.json", "plan.json"} <= {entry.path for entry in adapter.manifest.files}

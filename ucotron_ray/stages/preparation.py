@@ -204,7 +204,7 @@ def _device(run: Run) -> _Device:
     given = workers.memory_gb * 1e9 if workers.memory_gb else None
     gpus, accelerator, memory = workers.gpus_per_worker or 0.0, None, None
     if not _is_remote(run):
-        memory = _free_memory() / workers.num_workers
+        memory = _free_memory(workers.num_workers)
         if workers.gpus_per_worker is None:
             gpus = float(torch.cuda.device_count() >= workers.num_workers)
         accelerator = torch.cuda.get_device_name() if gpus and torch.cuda.is_available() else None
@@ -225,12 +225,13 @@ def _is_remote(run: Run) -> bool:
     return bool(run.config.place.ray.address) or is_set("RAY_ADDRESS")
 
 
-def _free_memory() -> float:
-    """Bytes that this machine can still give."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+def _free_memory(num_workers: int) -> float | None:
+    """Bytes that this machine can still give to each of so many workers; None where its kernel does not say."""
+    path = Path("/proc/meminfo")
+    for line in path.read_text(encoding="ascii").splitlines() if path.is_file() else []:
         if line.startswith("MemAvailable:"):
-            return float(line.split()[1]) * 1024
-    return float("inf")
+            return float(line.split()[1]) * 1024 / num_workers
+    return None
 
 
 def _check_disk(run: Run, settings: LoraSettings, shape: Shape | None) -> None:

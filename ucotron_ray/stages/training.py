@@ -65,15 +65,19 @@ def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
         spool = run.spool.child("sft")
         spool.dataset(dataset, "training")
         job = SftJob(**fields, settings=run.config.recipe.sft.model_dump())
-        return _trained(run, job, spool, build, f"base {base.reference}", named=base.reference)
+        return _trained(run, job, prepared, spool, build, f"base {base.reference}", named=base.reference)
 
     return run.make("sft", request, build)
 
 
-def _trained(run: Run, job: "TrainingJob", spool: Spool, build: Build, note: str, *, named: str | None) -> Result:
-    """Train on Ray; keep the adapter, the record and the report. `named` is how the adapter calls its base."""
+def _trained(
+    run: Run, job: "TrainingJob", prepared: Prepared, spool: Spool, build: Build, note: str, *, named: str | None
+) -> Result:
+    """Train on Ray; keep adapter, record, report and plan. `named` is how the adapter calls its base."""
     from ucotron_ray.training.on_ray import train_on_ray
 
+    if prepared.plan is not None:
+        artifacts.write_json(build.path / "plan.json", prepared.plan.as_dict())
     tokens = run.config.recipe.evaluation.max_new_tokens
     metrics = train_on_ray(job, run.config.place.workers, spool, build, run.log_file, answer_tokens=tokens)
     record = json.loads((build.path / "training.json").read_text(encoding="utf-8"))
@@ -113,7 +117,7 @@ def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapt
         spool.dataset(pairs, "training")
         spool.model(merged, "input")
         job = DpoJob(**fields, settings=settings, reference=str(kept.path))
-        return _trained(run, job, spool, build, f"base {merged.manifest.name}, merged", named=None)
+        return _trained(run, job, prepared, spool, build, f"base {merged.manifest.name}, merged", named=None)
 
     return run.make("dpo", dpo_request(run, name, pairs, merged), build)
 
