@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
 
 from ucotron_ray import session
 from ucotron_ray.artifacts import Build
@@ -32,6 +31,8 @@ def train_on_ray(
     Ray keeps no checkpoints of its own here: the training function resumes from those in the artifact's directory,
     whether the worker, the driver or the whole cluster was lost. `answer_tokens` bounds an answer that is scored.
     """
+    from ray.train.torch import TorchTrainer  # noqa: PLC0415 - torch, which not every actor that imports us needs
+
     resources = session.worker_resources(workers)
     # Ray's own bookkeeping of this attempt. Ray resumes from what it finds there: nothing of another may be left.
     scratch = build.path / "ray"
