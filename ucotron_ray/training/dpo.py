@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 TRAIN_REFERENCE, VAL_REFERENCE = "train.jsonl", "val.jsonl"
 
+TELLING_SHARE = 0.6
+"""Of pairs whose chosen answer is the longer one (or the shorter one), from which on lengths tell too much."""
+
 
 def train(job: DpoJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, float]:
     """Train from the newest good checkpoint in the directory, or from the start; leave `adapter/` and `training.json`.
@@ -67,6 +70,7 @@ def train(job: DpoJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
     metrics = loop.final_metrics(trainer, made.counts, progress) | last_preferences(trainer.state.log_history)
     metrics |= longer_shares(made.counts)
     if worker.rank == 0:
+        _say(metrics)
         loop.save_adapter(trainer, worker.tokenizer, directory, job, made.counts, metrics, batch.work)
     return metrics
 
@@ -77,6 +81,25 @@ def longer_shares(counts: Mapping[str, int]) -> dict[str, float]:
     if counts.get("val_rows"):
         shares["eval_longer_wins"] = counts["val_chosen_longer"] / counts["val_rows"]
     return shares
+
+
+def _say(metrics: Mapping[str, float]) -> None:
+    """The accuracy, and beside it what lengths alone would reach."""
+    for prefix, what in (("", "training"), ("eval_", "held-out")):
+        accuracy, longer = metrics.get(f"{prefix}accuracy"), metrics.get(f"{prefix}longer_wins")
+        if accuracy is not None and longer is not None:
+            log.info(
+                "dpo: %s pairs: %.0f %% preferred rightly; the longer answer is the chosen one in %.0f %%",
+                what,
+                100 * accuracy,
+                100 * longer,
+            )
+    if max(metrics["longer_wins"], 1 - metrics["longer_wins"]) > TELLING_SHARE:
+        log.warning(
+            "dpo: the length alone tells most chosen answers from rejected ones, and the model may have learned that: "
+            "set training.dpo.<tier>.max_longer_share=%.1f, or give relation rows as --data",
+            TELLING_SHARE,
+        )
 
 
 def read_tokens(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, settings: DpoSettings) -> tokens.Tokens:
