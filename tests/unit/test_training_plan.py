@@ -232,4 +232,4 @@ def test_a_dataset_whose_validation_rows_are_training_rows_is_refused(tmp_path):
         jsonl.write_rows(build.path / "val.jsonl", ROWS[3:6])
         artifact = build.publish(Result({}, {}, []))
     with pytest.raises(InputError, match="1 validation row"):
-        refuse_overlap(artifact)
+        refuse_overlap(artifact, "sft")

@@ -13,7 +13,7 @@ from ucotron_ray.evaluation.scoring import score_row
 from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
-from ucotron_ray.records import PreferenceRow, RawRow, Row
+from ucotron_ray.records import GeneratedRow, PreferenceRow, RawRow, Row
 from ucotron_ray.training.data import prompt_ids, server_row
 from ucotron_ray.wire import parse_answer, parse_prompt
 
@@ -94,6 +94,8 @@ def triples_of(
 
 
 def _relation_row(row: Row) -> RawRow | None:
+    if isinstance(row, GeneratedRow):
+        return row.raw()
     if isinstance(row, RawRow):
         return row
     asked = parse_prompt(row.prompt) if isinstance(row, PreferenceRow) else None

@@ -78,7 +78,7 @@ def prepare(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel)
     Raises UserError of some kind before a worker is started.
     """
     check(run, stage, base)
-    refuse_overlap(data)
+    refuse_overlap(data, stage)
     _check_disk(run, settings_of(run, stage), shape_of(base))
     loadable = loadable_base(run, base)
     tokens = _tokenized(run, stage, data, base, loadable)
@@ -102,7 +102,7 @@ def _checked_plan(run: Run, stage: Stage, tokens: Artifact, base: base_models.Ba
 def dry_run(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel) -> Plan | None:
     """The plan alone: nothing is written, nothing is started."""
     check(run, stage, base)
-    refuse_overlap(data)
+    refuse_overlap(data, stage)
     try:
         made = _made(run, stage, data, _tokenizer(base))
     except InputError:
@@ -118,14 +118,13 @@ def dry_run(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel)
     return plan
 
 
-def refuse_overlap(data: Artifact) -> None:
+def refuse_overlap(data: Artifact, stage: Stage) -> None:
     """Raise InputError if a validation row is a training row too."""
     val = data.path / VAL
     if not val.is_file() or not val.stat().st_size:
         return
-    common = {row_key(row) for row in jsonl.read_rows(data.path / TRAIN)} & {
-        row_key(row) for row in jsonl.read_rows(val)
-    }
+    read = jsonl.read_training_rows if stage == "sft" else jsonl.read_preferences
+    common = {row_key(row) for row in read(data.path / TRAIN)} & {row_key(row) for row in read(val)}
     if common:
         raise InputError(
             f"{len(common)} validation row(s) are training rows too",
