@@ -49,6 +49,7 @@ bench: setup ## Measure what README claims
 	$(BIN)/python -m tests.benchmarks.run
 	$(BIN)/python -m tests.benchmarks.synthesis
 	$(BIN)/python -m tests.benchmarks.generators
+	$(BIN)/python -m tests.benchmarks.training
 	store=$$(mktemp -d) && $(BIN)/python -m tests.benchmarks.projection $$store --minutes 60; rm -rf $$store
 
 clean: ## Remove the store, generated data and caches (not .venv)

@@ -21,6 +21,8 @@ umask 077
 
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0
+# Ray gives its workers a niceness of 15: beside anything else on this machine they would get a thirtieth of it.
+export RAY_worker_niceness="${RAY_worker_niceness:-0}"
 # `ray job stop` gives a driver 3 s by default, too little to write a checkpoint's record.
 export RAY_JOB_STOP_WAIT_TIME_S="${RAY_JOB_STOP_WAIT_TIME_S:-30}"
 

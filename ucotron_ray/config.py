@@ -107,7 +107,10 @@ class LoraSettings(Section):
     max_grad_norm: Positive
     max_rows: Count | None
     eval_rows: NonNegative
+    eval_f1_rows: NonNegative
+    eval_steps: Count | None
     save_steps: Count
+    quantize: Literal["none", "nf4"]
     seed: NonNegative
 
     @property
@@ -127,10 +130,20 @@ class SftSettings(LoraSettings):
     raw_share: Share
 
 
+class OnPolicy(Section):
+    """Rejected answers that the model itself gives. `max_tokens` of one answer."""
+
+    samples: Count
+    temperature: Annotated[float, Field(gt=0, le=2)]
+    max_tokens: Count
+
+
 class DpoSettings(LoraSettings):
     """Hyperparameters of preference training."""
 
     beta: Positive
+    max_longer_share: Annotated[float, Field(ge=0.5, le=1)] | None
+    on_policy: OnPolicy
 
 
 class SftTiers(Section):
@@ -154,6 +167,8 @@ class Training(Section):
 
     sft: SftTiers
     dpo: DpoTiers
+    preference_data: str | None
+    dpo_max_f1_loss: Share
 
 
 class Sampling(Section):
@@ -257,6 +272,7 @@ class Generation(Section):
     near_duplicate: Annotated[float, Field(gt=0, le=1)]
     max_answer_tokens: Count
     in_pipeline: NonNegative
+    preferences_in_pipeline: NonNegative
     licence: Text
     gate: Gate
 
@@ -422,6 +438,11 @@ class Workers(Section):
     tokens_per_step: Count
     eval_batch: Count
     dtype: Literal["auto", "bfloat16", "float32"]
+    memory_gb: Positive | None
+    gradient_checkpointing: bool | None
+    attention: Literal["auto", "sdpa", "flash_attention_2"]
+    compile: bool
+    liger: bool
     max_failures: NonNegative
 
 

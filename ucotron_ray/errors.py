@@ -17,6 +17,7 @@
     │   └── RateLimitError                75   it said «too many» until we gave up
     ├── RemoteJobFailed                   1    a job that ended as failed, cancelled, expired or stopped early
     ├── StageFailed                       1    a stage ended without its artifact
+    │   └── LossNotFinite                      a training that has left the numbers
     ├── GateFailed                        1    a measured value misses its threshold
     └── Stopped                           75   stopped before the end; the same command goes on
 
@@ -146,6 +147,10 @@ class RemoteJobFailed(UcotronRayError):
 
 class StageFailed(UcotronRayError):
     """A stage ended without its artifact."""
+
+
+class LossNotFinite(StageFailed):
+    """A loss or a weight is NaN or infinite. All workers of a training see it at the same step."""
 
 
 class GateFailed(UcotronRayError):

@@ -13,11 +13,11 @@ from ucotron_ray.errors import InputError, MissingArtifact
 from ucotron_ray.graph.export import is_server, read_file
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
-from ucotron_ray.stages import datasets, export, models, requirements, scoring, synthesis, training
+from ucotron_ray.stages import datasets, export, models, preferences, requirements, scoring, synthesis, training
 
 log = logging.getLogger(__name__)
 
-TRAIN_FILE, VAL_FILE = "train_sft.jsonl", "val_sft.jsonl"
+TRAIN_FILE, VAL_FILE, PREFERENCE_FILE = "train_sft.jsonl", "val_sft.jsonl", "train_dpo.jsonl"
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Options:
 
     skip_generate: bool = False
     skip_train: bool = False
+    skip_dpo: bool = False
     skip_export: bool = False
     data_dir: Path | None = None
     output_dir: Path | None = None
@@ -42,6 +43,9 @@ def check(run: Run, options: Options) -> base_models.BaseModel:
     reference = run.config.recipe.evaluation.data
     if reference is not None and Path(reference).is_file():
         jsonl.read_relations(Path(reference))
+    preferred = _preference_reference(run, options)
+    if preferred is not None and Path(preferred).is_file():
+        jsonl.read_rows(Path(preferred))
     return base_models.resolve(run.config.recipe.tier_model.local_model)
 
 
@@ -53,10 +57,20 @@ def execute(run: Run, options: Options) -> dict[str, Any]:
     data = datasets.held_out(run, run.config.recipe.evaluation.data, dataset)
     adapter = adapter_stage(run, options, dataset, base)
     tuned = scoring.scores_of(scoring.evaluate(run, run.name, base, adapter, data))
+    original, before_dpo = base, tuned
+    aligned = dpo_stage(run, options, base, adapter, dataset)
+    if aligned is not None:
+        aligned_base = models.base_of(aligned)
+        after = scoring.scores_of(scoring.evaluate(run, aligned.manifest.name, aligned_base, aligned, data))
+        if keeps_dpo(run, before_dpo, after):
+            base, adapter, tuned = aligned_base, aligned, after
     result: dict[str, Any] = {"adapter": str(adapter.path)}
+    if aligned is not None:
+        f1 = {"sft_f1": before_dpo["overall"]["f1"], "f1": after["overall"]["f1"]}
+        result["dpo"] = {**f1, "kept": adapter is aligned, **aligned.manifest.metrics}
     figures = {"base_f1": None, **headline(tuned)}
     if run.config.recipe.evaluation.base:
-        before = scoring.scores_of(scoring.evaluate(run, f"{run.name}-base", base, None, data))
+        before = scoring.scores_of(scoring.evaluate(run, f"{run.name}-base", original, None, data))
         figures["base_f1"] = headline(before)["tuned_f1"]
         result["base"] = {key: before["overall"][key] for key in ("f1", "f1_low", "f1_high", "valid_answers")}
     result |= figures
@@ -102,6 +116,40 @@ def adapter_stage(run: Run, options: Options, dataset: Artifact, base: base_mode
     return training.sft(run, dataset, base)
 
 
+def dpo_stage(
+    run: Run, options: Options, base: base_models.BaseModel, adapter: Artifact, dataset: Artifact
+) -> Artifact | None:
+    """The adapter aligned with preferences; None where none are at hand and no teacher is asked for any."""
+    if options.skip_dpo or options.skip_train:
+        return None
+    reference = _preference_reference(run, options)
+    count = run.config.recipe.generation.preferences_in_pipeline
+    if reference is not None:
+        data = preferences.data_of(run, reference)
+    elif count:
+        want = synthesis.wanted(run, "preference", count, dataset.manifest.name, name=f"{run.name}-preference")
+        data = synthesis.synthesize(run, want)
+    else:
+        return None
+    return training.dpo(run, f"{run.name}-dpo", preferences.pairs_of(run, data, base, adapter), base, adapter)
+
+
+def keeps_dpo(run: Run, before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether DPO lost no more F1 than the recipe allows; else the chain goes on with the SFT adapter, and says so."""
+    lost = before["overall"]["f1"] - after["overall"]["f1"]
+    kept = lost <= run.config.recipe.training.dpo_max_f1_loss
+    if not kept:
+        log.warning("dpo: F1 fell by %.3f: the chain goes on with the adapter before it", lost)
+    return bool(kept)
+
+
+def _preference_reference(run: Run, options: Options) -> str | None:
+    """The pairs that are at hand: `train_dpo.jsonl` of the data directory, else what the recipe names."""
+    if options.data_dir is not None and (options.data_dir / PREFERENCE_FILE).is_file():
+        return str(options.data_dir / PREFERENCE_FILE)
+    return run.config.recipe.training.preference_data
+
+
 def headline(scores: dict[str, Any]) -> dict[str, float | None]:
     """F1 on the rows marked `seen` (on all where none is), on those marked `unseen`, and valid answers."""
     groups, overall = scores["groups"], scores["overall"]
@@ -131,6 +179,14 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
         adapter = _step(run, steps, "sft", training.sft_request(run, dataset, base))
     else:
         _unknown(run, steps, "sft", "adapter", run.name)
+    if not (options.skip_dpo or options.skip_train) and (
+        _preference_reference(run, options) or run.config.recipe.generation.preferences_in_pipeline
+    ):
+        _unknown(run, steps, "dpo", "adapter", f"{run.name}-dpo")
+        # Which adapter is exported is known once both are scored.
+        exported: Artifact | None = None
+    else:
+        exported = adapter
     data = _planned_data(run, dataset)
     for stage, name, scored in _scorings(run, adapter):
         if data is None or (stage == "evaluate" and adapter is None):
@@ -139,8 +195,8 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
             _step(run, steps, stage, scoring.evaluate_request(run, name, base, scored, data))
     if options.skip_export:
         steps.append({"stage": "export", "artifact": f"bundle/{run.name}", "action": "skip"})
-    elif adapter is not None:
-        _step(run, steps, "export", export.export_requests(run, base, adapter)[1])
+    elif exported is not None:
+        _step(run, steps, "export", export.export_requests(run, base, exported)[1])
     else:
         _unknown(run, steps, "export", "bundle", run.name)
     return steps

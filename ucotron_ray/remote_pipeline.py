@@ -12,7 +12,7 @@ from ucotron_ray.errors import AuthError, Stopped
 from ucotron_ray.fireworks.account import Account
 from ucotron_ray.pipeline import Options
 from ucotron_ray.run import Run
-from ucotron_ray.stages import datasets, remote, scoring, synthesis, training
+from ucotron_ray.stages import datasets, preferences, remote, scoring, synthesis
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +88,10 @@ def _pairs(run: Run, options: Options, dataset: Artifact) -> Artifact | None:
     """Preference pairs: a file beside the training rows, a dataset of this name, those of a teacher, or None."""
     file = options.data_dir / DPO_FILE if options.data_dir else None
     if file is not None and file.is_file():
-        return training.pairs_of(run, str(file))
+        return preferences.pairs_only(run, str(file))
     name = f"{run.name}-preference"
     if run.store.find("dataset", name) is not None:
-        return training.pairs_of(run, name)
+        return preferences.pairs_only(run, name)
     count = run.config.recipe.generation.in_pipeline
     if not count or not _has_relations(dataset):
         log.info("remote-dpo: skipped: no %s, no dataset '%s', and no teacher's rows in the recipe", DPO_FILE, name)

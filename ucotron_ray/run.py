@@ -38,7 +38,7 @@ class Run:
         self._stack = ExitStack()
         self._began = False
         self._sending = False
-        self._connected = False
+        self.connected = False
 
     def __enter__(self) -> "Run":
         self._stack.__enter__()
@@ -59,9 +59,9 @@ class Run:
         """Connect to Ray unless this run already did; with `workers`, check that the cluster can hold them."""
         from ucotron_ray import session  # noqa: PLC0415 - 1.5 s; a run that reuses everything needs no Ray
 
-        if not self._connected:
+        if not self.connected:
             self._stack.enter_context(session.connected(self.config.place, hub=self.hub_needed))
-            self._connected = True
+            self.connected = True
         if workers:
             session.check_resources(self.config.place.workers)
 

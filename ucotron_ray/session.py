@@ -26,8 +26,8 @@ WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
-    # The default of 2 s would hold every report back that long.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # The default of 2 s would hold every report back that long; each poll takes time from the workers.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
     "RAY_TRAIN_ENABLE_V2": "1",
 }
 
@@ -63,6 +63,8 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Two processes of Ray's own would otherwise set up metrics exporters on every interface.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    # Ray gives its workers a niceness of 15: beside anything else on this machine they would get a thirtieth of it.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray's own lines would bury ours; they stay in Ray's log directory.
     common = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": environment}}
     if address:
@@ -99,9 +101,48 @@ def worker_resources(workers: Workers) -> WorkerResources:
 
 
 def check_resources(workers: Workers) -> None:
-    """Refuse what could only wait for ever: Ray retries an unplaceable worker group without end."""
+    """Refuse what could only wait for ever: Ray retries an unplaceable worker group without end.
+
+    Raises ResourceError if the cluster has too little in all, or no way to spread its nodes' share over the workers.
+    """
     total = ray.cluster_resources()
     one = worker_resources(workers)
+    _check_totals(workers, one, total)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = sum(_fitting(one.as_ray(), node) for node in nodes)
+    if places < workers.num_workers:
+        raise ResourceError(
+            "no placement of the workers on the cluster's nodes exists: a worker cannot be split over nodes",
+            where="workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker",
+            expected=f"{workers.num_workers} x {one.as_ray()}",
+            found=f"room for {places} on nodes with {[_shown(node) for node in nodes]}",
+            next_step="lower the workers in the place file, or join larger nodes",
+        )
+
+
+def accelerator() -> str | None:
+    """The type of the cluster's GPUs as Ray names it (`H100`); None if there is none, or more than one type."""
+    prefix = "accelerator_type:"
+    types = [name.removeprefix(prefix) for name in ray.cluster_resources() if name.startswith(prefix)]
+    return types[0] if len(types) == 1 and ray.cluster_resources().get("GPU", 0) else None
+
+
+def worker_memory(workers: Workers) -> float | None:
+    """Bytes of a node that one worker can have, on the smallest node; None where Ray does not know."""
+    nodes = [node["Resources"].get("memory") for node in ray.nodes() if node["Alive"]]
+    known = [float(memory) for memory in nodes if memory]
+    return min(known) / math.ceil(workers.num_workers / len(known)) if known else None
+
+
+def _fitting(one: dict[str, float], node: dict[str, float]) -> int:
+    return min(math.floor(node.get(name, 0.0) / amount) for name, amount in one.items() if amount)
+
+
+def _shown(node: dict[str, float]) -> str:
+    return ", ".join(f"{node.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
+
+
+def _check_totals(workers: Workers, one: WorkerResources, total: dict[str, float]) -> None:
     for name, asked in (("CPU", one.cpus * workers.num_workers), ("GPU", one.gpus * workers.num_workers)):
         have = total.get(name, 0.0)
         if asked > have:
@@ -112,6 +153,27 @@ def check_resources(workers: Workers) -> None:
                 found=f"{have:g} {name}s",
                 next_step="lower the workers in the place file, or join a larger cluster",
             )
+
+
+@contextmanager
+def stopping(request: Path) -> Iterator[None]:
+    """In the block SIGTERM and Ctrl-C make the file that asks the workers to stop; a second one ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        if request.exists():
+            raise KeyboardInterrupt
+        request.touch()
+        log.warning("stopping after this step, with a checkpoint; once more to stop at once")
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def set_up_worker(log_file: str) -> None:

@@ -191,6 +191,94 @@ def _scores(values: dict[str, float]) -> str:
     return f"{loss} | " + " | ".join(recalls)
 
 
+def training_table(directory: Path = RESULTS) -> str:
+    """One line a figure of training, for the results that are there."""
+    lines = ["| what | measured | commit |", "|---|---|---|"]
+    parts = (
+        ("ray", _ray),
+        ("trl", _trl),
+        ("workers", _workers),
+        ("reference", _reference),
+        ("preference", _preference),
+        ("memory", _memory),
+        ("gpu", _gpu),
+    )
+    for name, describe in parts:
+        path = directory / f"training_{name}.json"
+        if path.is_file():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            lines += [f"| {what} | {figure} | {result['commit'][:7]} |" for what, figure in describe(result)]
+    return "\n".join(lines)
+
+
+def _ray(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            "one Ray worker against the same function in a plain process: step p50, fixed cost",
+            f"{result['step_ratio']:.3f} times, {result['fixed_seconds']:.1f} s; "
+            + ("the same bytes" if result["same_bytes"] else "other bytes"),
+        )
+    ]
+
+
+def _trl(result: dict[str, Any]) -> list[tuple[str, str]]:
+    arms = result["arms"]
+    ours, trl = arms["ours"]["tokens_per_second"]["median"], arms["trl"]["tokens_per_second"]["median"]
+    return [
+        (
+            f"against TRL's defaults, {result['rows']} rows, ours in {result['dtype']}: tokens a second without padding",
+            f"{ours:.0f} against {trl:.0f} ({result['times_trl']:.2f} times; "
+            f"{result['times_trl_checkpointing_off']:.2f} with checkpointing off on both sides)",
+        ),
+        (
+            "the same: loss on held-out rows after the same rows",
+            f"{arms['ours']['held_out_loss']['median']:.3f} against {arms['trl']['held_out_loss']['median']:.3f} "
+            f"({result['loss_difference']:.1%} apart)",
+        ),
+    ]
+
+
+def _workers(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [("two workers of one thread against one, twice the rows: efficiency", f"{result['efficiency']:.2f}")]
+
+
+def _reference(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            "DPO with the reference kept, against computing it in every step: step time saved",
+            f"{result['step_saved']:.0%}; losses {result['loss_difference']:.4f} apart",
+        )
+    ]
+
+
+def _preference(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"DPO after SFT on the demo graph, {result['pairs']} pairs of the model's own wrong answers: F1 before, after",
+            f"{result['f1_before']:.3f}, {result['f1_after']:.3f} (difference {result['difference']:+.3f}, "
+            f"95 % {result['difference_low']:+.3f} to {result['difference_high']:+.3f})",
+        ),
+        (
+            "the same: held-out pairs whose chosen answer is preferred, and those where the longer answer is the chosen one",
+            f"{result['accuracy']:.0%}, {result['longer_wins']:.0%} of {result['held_out_pairs']}",
+        ),
+    ]
+
+
+def _memory(result: dict[str, Any]) -> list[tuple[str, str]]:
+    shown = ", ".join(
+        f"{arm['memory_predicted_gb']:.1f} for {arm['memory_peak_gb']:.1f}" for arm in result["arms"].values()
+    )
+    return [("memory predicted for memory used, GB, three batch sizes", f"{shown} ({result['largest_error']:+.0%})")]
+
+
+def _gpu(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (f"MFU (4N), {name} tokens, random weights, {result['device']}", f"{arm['mfu_4n']['median']:.2f}")
+        for name, arm in result["arms"].items()
+    ]
+
+
 def _throughput(result: dict[str, Any]) -> list[tuple[str, str]]:
     arms = result["arms"]
     ours, bare = arms["ours at 1.0 s"], arms["bare at 1.0 s"]

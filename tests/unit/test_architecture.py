@@ -20,6 +20,10 @@ ALLOWED_BETWEEN_STAGES = {
     ("fireworks", "evaluation.endpoint"),
     ("fireworks", "evaluation.guide_prompts"),
 }
+ALLOWED_AT_THE_RIM = {
+    # Training is given its scorer as a callable: the rim knows both.
+    ("ucotron_ray.training.on_ray", "evaluation"),
+}
 LIBRARIES = ("graph", "models", "fireworks")
 TOP = (
     "cli",
@@ -91,7 +95,7 @@ def test_stages_do_not_import_each_other_and_libraries_import_no_stage():
             if parts[1] in STAGES:
                 pair = (owner, parts[1])
                 exact = (owner, ".".join(parts[1:3]))
-                allowed = pair in ALLOWED_BETWEEN_STAGES or exact in ALLOWED_BETWEEN_STAGES
+                allowed = {pair, exact} & ALLOWED_BETWEEN_STAGES or (module(path), parts[1]) in ALLOWED_AT_THE_RIM
                 assert allowed, f"{module(path)} imports {name}"
 
 
@@ -138,6 +142,8 @@ def test_nothing_happens_at_import():
         "tuple",
         "split",
         "Predicate",
+        "Shape",  # frozen dataclasses: constants
+        "Hooks",
         "Template",
         "lru_cache",
         "join",

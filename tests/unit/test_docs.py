@@ -97,9 +97,11 @@ def test_versions_are_pinned_exactly_and_cover_what_is_installed():
 
 
 def test_readmes_figures_are_those_of_the_result_files():
-    from tests.benchmarks.table import gate_table, generators_table, synthesis_table, table
+    from tests.benchmarks.table import RESULTS, gate_table, generators_table, synthesis_table, table, training_table
 
     assert generators_table() in README
     assert gate_table() in README
     assert table() in README
     assert synthesis_table() in README
+    if list(RESULTS.glob("training_*.json")):
+        assert training_table() in README

@@ -15,7 +15,7 @@ from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.records import PreferenceRow
-from ucotron_ray.training import dpo, loop, pairs
+from ucotron_ray.training import checkpoints, dpo, pairs
 from ucotron_ray.training.data import IGNORED
 from ucotron_ray.training.job import DpoJob, TrainingJob
 
@@ -72,6 +72,16 @@ def test_at_the_first_step_the_policy_is_the_reference_and_the_loss_ln_2(straigh
     assert first["margin"] == pytest.approx(0.0, abs=1e-3)
 
 
+def test_what_lengths_alone_would_reach_is_said_beside_the_accuracy(tmp_path, tiny_model, caplog):
+    reference, job = jobs(tmp_path, tiny_model)
+    dpo.write_reference(reference)
+    with caplog.at_level("INFO"):
+        metrics = dpo.train(job, lambda metrics: None)
+    assert metrics["longer_wins"] == metrics["eval_longer_wins"] == 1.0
+    assert "held-out pairs: 100 % preferred rightly; the longer answer is the chosen one in 100 %" in caplog.text
+    assert "the length alone tells" in caplog.text
+
+
 def test_training_prefers_what_was_chosen(straight):
     record = json.loads((straight[0] / "run" / "training.json").read_text())
     assert record["metrics"]["train_loss_last"] < math.log(2) - 0.05
@@ -126,7 +136,7 @@ def test_a_resumed_run_gives_the_straight_runs_bytes(straight, tmp_path, tiny_mo
 
     with pytest.raises(Stop):
         dpo.train(job, stop)
-    newest = loop.newest_checkpoint(Path(job.directory) / loop.CHECKPOINTS)
+    newest = checkpoints.newest_checkpoint(Path(job.directory) / checkpoints.CHECKPOINTS)
     assert newest is not None
     assert newest.name == "checkpoint-3"
     dpo.train(job, lambda metrics: None)

@@ -17,8 +17,8 @@ from ucotron_ray.evaluation.generate import greedy
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
-from ucotron_ray.training import loop, sft
-from ucotron_ray.training.data import IGNORED, example, server_row
+from ucotron_ray.training import checkpoints, levers, loop, plan, sft
+from ucotron_ray.training.data import IGNORED, Example, example, server_row
 from ucotron_ray.training.job import SftJob
 
 ROWS = list(demo_world.rows(demo_world.graph_world(1), 16, seed=1))
@@ -82,7 +82,7 @@ def test_resumed_run_is_bit_equal_to_the_straight_run_and_passes_over_damage(str
         data[-1] ^= 1
         weights.write_bytes(bytes(data))
     else:
-        (newest / loop.CHECKPOINT_RECORD).unlink()
+        (newest / checkpoints.CHECKPOINT_RECORD).unlink()
     steps: list[float] = []
     sft.train(job(directory, tiny_model), lambda values: steps.append(values["step"]) if "loss" in values else None)
     assert steps == [3, 4]
@@ -100,12 +100,14 @@ def test_the_per_device_batch_is_place_and_does_not_change_the_result(straight, 
 
 
 def test_global_batch_that_cannot_be_shared_is_refused():
-    made = SftJob("m", "t", None, "d", SETTINGS.model_dump(), "float32", None, 4096, None)
+    def rows(*, longest: int, world: int) -> int:
+        return plan.per_device_batch(SETTINGS, longest=longest, world=world, wanted=None, tokens_per_step=4096)
+
     with pytest.raises(InputError, match="4 rows, 3 workers"):
-        loop.per_device_batch(made, SETTINGS, longest=100, world=3)
-    assert loop.per_device_batch(made, SETTINGS, longest=1000, world=1) == 4
-    assert loop.per_device_batch(made, SETTINGS, longest=1500, world=1) == 2
-    assert loop.per_device_batch(made, SETTINGS, longest=100, world=4) == 1
+        rows(longest=100, world=3)
+    assert rows(longest=1000, world=1) == 4
+    assert rows(longest=1500, world=1) == 2
+    assert rows(longest=100, world=4) == 1
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
@@ -150,6 +152,23 @@ def test_padding_in_front_does_not_change_the_loss(tiny_model):
     assert float(model(**batch).loss) == pytest.approx(sums / count, abs=1e-5)
 
 
+def trainer_of(directory: Path, model: Path, rows: list[Example]) -> sft.LabelOnlyTrainer:
+    base = base_models.resolve(str(model))
+    return sft.LabelOnlyTrainer(
+        model=lora.attach(base_models.load_model(base, "float32"), SETTINGS),
+        args=SFTConfig(
+            **loop.arguments(job(directory / "x", model), SETTINGS, dtype="float32", per_device=2, world=1),
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=sft._dataset(rows),
+        eval_dataset=sft._dataset(rows),
+        processing_class=base_models.load_tokenizer(base),
+        order_seed=1,
+        global_batch=4,
+    )
+
+
 def test_loss_is_the_models_own_loss_on_the_labels(tmp_path, tiny_model):
     """Logits at label positions only give the loss that the whole forward pass of transformers gives."""
     base = base_models.resolve(str(tiny_model))
@@ -164,22 +183,22 @@ def test_loss_is_the_models_own_loss_on_the_labels(tmp_path, tiny_model):
         "labels": pad([row.labels for row in rows], IGNORED),
         "attention_mask": pad([[1] * len(row.input_ids) for row in rows], 0),
     }
-    model = base_models.load_model(base, "float32")
-    expected = model(**inputs).loss
-    trainer = sft.LabelOnlyTrainer(
-        model=lora.attach(model, SETTINGS),
-        args=SFTConfig(
-            **loop.arguments(job(tmp_path / "x", tiny_model), SETTINGS, dtype="float32", per_device=2, world=1),
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},
-        ),
-        train_dataset=sft._dataset(rows),
-        eval_dataset=sft._dataset(rows),
-        processing_class=tokenizer,
-        order_seed=1,
-        global_batch=4,
-    )
+    expected = base_models.load_model(base, "float32")(**inputs).loss
+    trainer = trainer_of(tmp_path, tiny_model, rows)
     assert torch.allclose(trainer.compute_loss(trainer.model, dict(inputs)), expected, atol=1e-6)
+
+
+def test_rows_behind_one_another_without_padding_give_the_loss_of_the_padded_batch(tmp_path, tiny_model):
+    base = base_models.resolve(str(tiny_model))
+    tokenizer = base_models.load_tokenizer(base)
+    rows = [example(server_row(row, "chat"), tokenizer) for row in ROWS[:4]]
+    trainer = trainer_of(tmp_path, tiny_model, rows)
+    columns = [vars(row) for row in rows]
+    padded = loop.collate(columns, pad=tokenizer.pad_token_id)
+    flat = levers.collate_flat(columns)
+    assert flat["input_ids"].shape == (1, sum(len(row.input_ids) for row in rows))
+    losses = [trainer.compute_loss(trainer.model, batch) for batch in (padded, flat)]
+    assert torch.allclose(losses[0], losses[1], atol=1e-5)
 
 
 def test_batched_answers_are_the_answers_one_by_one(tiny_model):

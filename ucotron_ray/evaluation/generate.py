@@ -2,17 +2,20 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, read_predictions
-from ucotron_ray.jsonl import read_relations
+from ucotron_ray.evaluation.scoring import score_row
+from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
+from ucotron_ray.records import GeneratedRow, PreferenceRow, RawRow, Row
 from ucotron_ray.training.data import prompt_ids, server_row
+from ucotron_ray.wire import parse_answer, parse_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,6 +60,49 @@ def predict(job: PredictJob) -> dict[str, float]:
             seconds / finished * (len(order) - finished),
         )
     return {"new_tokens": float(new_tokens), "seconds": time.monotonic() - began}
+
+
+def triples_of(
+    val_file: Path, num_rows: int, *, max_new_tokens: int, batch_size: int
+) -> Callable[["PreTrainedModel", "PreTrainedTokenizerBase", int, int], tuple[int, int, int]]:
+    """A scorer for a model in training: (model, tokenizer, worker, workers) → right, predicted, expected triples.
+
+    Of the first rows of the file that say what is right, as many as wanted (a preference pair does by its chosen
+    answer); each worker answers its share of them.
+    """
+    rows = [row for row in map(_relation_row, read_rows(val_file)) if row is not None][:num_rows]
+
+    def score(
+        model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rank: int, world: int
+    ) -> tuple[int, int, int]:
+        share = rows[rank::world]
+        right = predicted = expected = 0
+        for start in range(0, len(share), batch_size):
+            batch = share[start : start + batch_size]
+            prompts = [prompt_ids(server_row(row, "chat"), tokenizer) for row in batch]
+            answers = greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+            for row, (answer, _, _) in zip(batch, answers, strict=True):
+                scored = score_row(row, answer)
+                right, predicted, expected = (
+                    right + scored.right,
+                    predicted + scored.predicted,
+                    expected + scored.expected,
+                )
+        return right, predicted, expected
+
+    return score
+
+
+def _relation_row(row: Row) -> RawRow | None:
+    if isinstance(row, GeneratedRow):
+        return row.raw()
+    if isinstance(row, RawRow):
+        return row
+    asked = parse_prompt(row.prompt) if isinstance(row, PreferenceRow) else None
+    right = parse_answer(row.chosen) if isinstance(row, PreferenceRow) else None
+    if asked is None or right is None:
+        return None
+    return RawRow(text=asked[0], entities=asked[1], expected_relations=right)
 
 
 def load_for_inference(

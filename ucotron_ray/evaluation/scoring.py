@@ -68,6 +68,12 @@ def score_row(row: RawRow, answer: str) -> RowScore:
     )
 
 
+def f1_of(row: RawRow, answer: str) -> float:
+    """Triple F1 of one answer, read by the server's parser; 0 for one that cannot be read."""
+    score = score_row(row, answer)
+    return _prf(score.right, score.predicted, score.expected)[2] if score.valid else 0.0
+
+
 def summary(scores: Sequence[RowScore], *, resamples: int, seed: int) -> dict[str, float]:
     """The metrics of a set of rows; `f1_low` and `f1_high` bound 95 % of the bootstrap resamples by row."""
     counts_N3 = np.array([(score.right, score.predicted, score.expected) for score in scores], dtype=np.float64)

@@ -58,7 +58,7 @@ def import_rows(run: Run, train: Path, val: Path | None) -> Artifact:
     val_rows = _readable_rows(jsonl.read_training_rows(val))[0] if val else []
     if splits and any(entry.split == "val" for entry in readers.entries(train)):
         val_rows = _readable_rows(jsonl.read_training_rows(train, "val"))[0]
-    common = {_row_key(row) for row in train_rows} & {_row_key(row) for row in val_rows}
+    common = {row_key(row) for row in train_rows} & {row_key(row) for row in val_rows}
     if common:
         raise InputError(
             f"{len(common)} validation row(s) are training rows too",
@@ -235,7 +235,8 @@ def _readable_rows(rows: Sequence[jsonl.TrainingRow]) -> tuple[list[Row], int, i
     return made, num_chat, num_as_is
 
 
-def _row_key(row: Row) -> str:
+def row_key(row: Row) -> str:
+    """What makes two rows the same question."""
     if isinstance(row, RawRow):
         return row.text
     if isinstance(row, ChatRow):

@@ -20,6 +20,10 @@ PACKAGES = {
     "gguf": "gguf",
     "datasketch": "datasketch",
     "json_repair": "json-repair",
+    # Only where a place or a recipe asks for them, on a GPU: not pinned.
+    "bitsandbytes": "bitsandbytes",
+    "liger_kernel": "liger-kernel",
+    "flash_attn": "flash-attn",
 }
 """Module → what to install for it."""
 

@@ -1,20 +1,22 @@
 """Fine-tuning stages."""
 
 import json
-import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ucotron_ray import artifacts, jsonl
+from ucotron_ray import artifacts
 from ucotron_ray.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
+from ucotron_ray.stages import export, preparation
 from ucotron_ray.stages.datasets import TRAIN, VAL
-from ucotron_ray.stages.models import loadable_base, prompt_identity
+from ucotron_ray.stages.models import prompt_identity
+from ucotron_ray.stages.preparation import Prepared
+from ucotron_ray.tracking import Spool
 
-VAL_SHARE = 0.1
-"""Of the prompts of a file of pairs that has no validation file."""
+if TYPE_CHECKING:
+    from ucotron_ray.training.job import TrainingJob
 
 
 def sft_request(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Request:
@@ -27,16 +29,21 @@ def sft_request(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Req
     return Request("adapter", run.name, fields, (dataset.as_input("data"),))
 
 
-def _job_fields(run: Run, base: str, train: Path, val: Path, directory: Path) -> dict[str, Any]:
+def _job_fields(run: Run, base: str, data: Artifact, directory: Path, prepared: Prepared) -> dict[str, Any]:
     """What every training job is told."""
     from ucotron_ray import session
 
-    workers = run.config.place.workers
+    workers, val = run.config.place.workers, data.path / VAL
     return {
         "base": base,
-        "train_file": str(train),
+        "train_file": str(data.path / TRAIN),
         "val_file": str(val) if val.is_file() and val.stat().st_size else None,
         "directory": str(directory),
+        "tokens": str(prepared.tokens.path),
+        "gradient_checkpointing": bool(prepared.plan and prepared.plan.gradient_checkpointing),
+        "attention": workers.attention,
+        "compile": workers.compile,
+        "liger": workers.liger,
         "dtype": workers.dtype,
         "per_device_batch": workers.per_device_batch,
         "tokens_per_step": workers.tokens_per_step,
@@ -46,87 +53,80 @@ def _job_fields(run: Run, base: str, train: Path, val: Path, directory: Path) ->
 
 def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
     """Supervised fine-tuning → `adapter/<name>`."""
-    workers = run.config.place.workers
+    request = sft_request(run, dataset, base)
+    # A run that reuses what is there prepares nothing; a mistake is found before the artifact is begun.
+    prepared = None if run.store.plan(request) == "reuse" else preparation.prepare(run, "sft", dataset, base)
 
     def build(build: Build) -> Result:
-        loadable = loadable_base(run, base)
-        run.connect()
+        assert prepared is not None
         from ucotron_ray.training.job import SftJob
-        from ucotron_ray.training.on_ray import train_on_ray
 
-        fields = _job_fields(run, loadable, dataset.path / TRAIN, dataset.path / VAL, build.path)
-        job = SftJob(**fields, settings=run.config.recipe.sft.model_dump())
+        fields = _job_fields(run, prepared.loadable, dataset, build.path, prepared)
         spool = run.spool.child("sft")
         spool.dataset(dataset, "training")
-        metrics = train_on_ray(job, workers, spool, build, run.log_file)
-        record = json.loads((build.path / "training.json").read_text(encoding="utf-8"))
-        shutil.rmtree(build.path / "checkpoints", ignore_errors=True)
-        _name_base(build.path / "adapter" / "adapter_config.json", base.reference)
-        spool.file(build.path / "training.json")
-        return Result(metrics, record["counts"], [f"base {base.reference}"])
+        job = SftJob(**fields, settings=run.config.recipe.sft.model_dump())
+        return _trained(run, job, prepared, spool, build, f"base {base.reference}", named=base.reference)
 
-    return run.make("sft", sft_request(run, dataset, base), build)
+    return run.make("sft", request, build)
 
 
-def pairs_of(run: Run, reference: str) -> Artifact:
-    """What `--data` names: a dataset of preference pairs in the store, or a JSONL file, imported under its hash."""
-    path = Path(reference)
-    if not path.is_file():
-        data = run.store.get("dataset", path.name, accept_rejected=run.accept_rejected)
-        jsonl.read_preferences(data.path / TRAIN)
-        return data
-    rows = jsonl.read_preferences(path)
-    digest = artifacts.file_hash(path)
-    seed = run.config.recipe.dpo.seed
+def _trained(
+    run: Run, job: "TrainingJob", prepared: Prepared, spool: Spool, build: Build, note: str, *, named: str | None
+) -> Result:
+    """Train on Ray; keep adapter, record, report and plan. `named` is how the adapter calls its base."""
+    from ucotron_ray.training.on_ray import train_on_ray
 
-    def build(build: Build) -> Result:
-        # By the prompt: two pairs of one text stay on one side.
-        is_val = {row.prompt: random.Random(f"{seed}/{row.prompt}").random() < VAL_SHARE for row in rows}
-        train = [row for row in rows if not is_val[row.prompt]] or rows
-        val = [row for row in rows if is_val[row.prompt]] if len(train) < len(rows) else []
-        jsonl.write_rows(build.path / TRAIN, train)
-        jsonl.write_rows(build.path / VAL, val)
-        return Result({}, {"train": len(train), "val": len(val)}, [f"from {path}"])
-
-    return run.make("import-pairs", Request("dataset", f"pairs-{digest[:12]}", {"file": digest, "seed": seed}), build)
+    if prepared.plan is not None:
+        artifacts.write_json(build.path / "plan.json", prepared.plan.as_dict())
+    tokens = run.config.recipe.evaluation.max_new_tokens
+    metrics = train_on_ray(job, run.config.place.workers, spool, build, run.log_file, answer_tokens=tokens)
+    record = json.loads((build.path / "training.json").read_text(encoding="utf-8"))
+    shutil.rmtree(build.path / "checkpoints", ignore_errors=True)
+    if named is not None:
+        _name_base(build.path / "adapter" / "adapter_config.json", named)
+    for file in ("training.json", "report.html"):
+        spool.file(build.path / file)
+    return Result(metrics, record["counts"], [note])
 
 
-def dpo_request(run: Run, pairs: Artifact, merged: Artifact) -> Request:
+def dpo_request(run: Run, name: str, pairs: Artifact, merged: Artifact) -> Request:
     """What preference training would make. `merged` is the model that it starts from, and its reference."""
     fields = {"dpo": run.config.recipe.dpo.model_dump(), "prompt": prompt_identity()}
     base = base_models.resolve(str(merged.path))
     fields["base"] = {"reference": base.reference, "identity": base.identity}
-    return Request("adapter", run.name, fields, (pairs.as_input("data"), merged.as_input("base")))
+    return Request("adapter", name, fields, (pairs.as_input("data"), merged.as_input("base")))
 
 
-def dpo(run: Run, pairs: Artifact, merged: Artifact) -> Artifact:
-    """Preference training of a fresh adapter on a merged model → `adapter/<name>`."""
+def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapter: Artifact) -> Artifact:
+    """Preference training of a fresh adapter on an adapter merged into its base → `adapter/<name>`."""
     settings = run.config.recipe.dpo.model_dump()
+    prepared: Prepared | None = None
+    there = run.store.find("model", f"{adapter.manifest.name}-merged")
+    if there is None or run.store.plan(dpo_request(run, name, pairs, there)) != "reuse":
+        # The merged model has the base's tokenizer and shape: mistakes are found before it is made.
+        prepared = preparation.prepare(run, "dpo", pairs, base)
+    merged = export.merge(run, base, adapter, name=f"{adapter.manifest.name}-merged")
 
     def build(build: Build) -> Result:
-        run.connect()
+        assert prepared is not None
         from ucotron_ray.training.job import DpoJob
-        from ucotron_ray.training.on_ray import train_on_ray
 
-        kept = _reference(run, pairs, merged)
-        fields = _job_fields(run, str(merged.path), pairs.path / TRAIN, pairs.path / VAL, build.path)
+        kept = _reference(run, pairs, merged, prepared)
+        fields = _job_fields(run, str(merged.path), pairs, build.path, prepared)
         spool = run.spool.child("dpo")
         spool.dataset(pairs, "training")
         spool.model(merged, "input")
         job = DpoJob(**fields, settings=settings, reference=str(kept.path))
-        metrics = train_on_ray(job, run.config.place.workers, spool, build, run.log_file)
-        record = json.loads((build.path / "training.json").read_text(encoding="utf-8"))
-        shutil.rmtree(build.path / "checkpoints", ignore_errors=True)
-        spool.file(build.path / "training.json")
-        return Result(metrics, record["counts"], [f"base {merged.manifest.name}, merged"])
+        return _trained(run, job, prepared, spool, build, f"base {merged.manifest.name}, merged", named=None)
 
-    return run.make("dpo", dpo_request(run, pairs, merged), build)
+    return run.make("dpo", dpo_request(run, name, pairs, merged), build)
 
 
-def _reference(run: Run, pairs: Artifact, merged: Artifact) -> Artifact:
+def _reference(run: Run, pairs: Artifact, merged: Artifact, prepared: Prepared) -> Artifact:
     """The base's log-probabilities of the pairs, made once for every run on the same model, pairs and context."""
     settings = run.config.recipe.dpo
-    fields = settings.model_dump(include={"max_context_length", "max_rows", "eval_rows"})
+    names = {"max_context_length", "max_rows", "eval_rows", "max_longer_share", "seed"}
+    fields = settings.model_dump(include=names)
     fields |= {"reference": "answer log-probabilities", "prompt": prompt_identity()}
     inputs = (pairs.as_input("data"), merged.as_input("base"))
     name = f"reference-{Request('cache', 'reference', fields, inputs).recipe[:12]}"
@@ -135,7 +135,7 @@ def _reference(run: Run, pairs: Artifact, merged: Artifact) -> Artifact:
         from ucotron_ray.training.job import TrainingJob
         from ucotron_ray.training.on_ray import reference_on_ray
 
-        job_fields = _job_fields(run, str(merged.path), pairs.path / TRAIN, pairs.path / VAL, build.path)
+        job_fields = _job_fields(run, str(merged.path), pairs, build.path, prepared)
         job = TrainingJob(**job_fields, settings=settings.model_dump())
         reference_on_ray(job, run.config.place.workers, run.log_file)
         return Result({}, {}, [f"{merged.manifest.name} on {pairs.manifest.name}"])

@@ -6,7 +6,6 @@ computed once for all runs on the same model and pairs (`write_reference`), so t
 
 import json
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,61 +16,97 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 
 from ucotron_ray.config import DpoSettings
 from ucotron_ray.errors import InputError
-from ucotron_ray.jsonl import read_preferences
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import lora
-from ucotron_ray.training import loop
+from ucotron_ray.training import loop, tokens
+from ucotron_ray.training.checkpoints import Checkpoints
 from ucotron_ray.training.data import IGNORED
+from ucotron_ray.training.hooks import NO_HOOKS, Hooks, Report
 from ucotron_ray.training.job import DpoJob, TrainingJob
-from ucotron_ray.training.pairs import Pair, pairs
+from ucotron_ray.training.pairs import Pair
+from ucotron_ray.training.progress import Progress
 
 log = logging.getLogger(__name__)
 
 TRAIN_REFERENCE, VAL_REFERENCE = "train.jsonl", "val.jsonl"
 
+TELLING_SHARE = 0.6
+"""Of pairs whose chosen answer is the longer one (or the shorter one), from which on lengths tell too much."""
 
-def train(job: DpoJob, report: loop.Report) -> dict[str, float]:
+
+def train(job: DpoJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, float]:
     """Train from the newest good checkpoint in the directory, or from the start; leave `adapter/` and `training.json`.
 
     At the first step the policy is the reference, and the loss ln 2.
     """
     settings = DpoSettings.model_validate(job.settings)
     directory = Path(job.directory)
-    rank, world = loop.rank_and_world()
-    log.info("dpo: worker %d of %d, pid %d", rank, world, os.getpid())
-    if job.num_threads:
-        torch.set_num_threads(job.num_threads)
-    base = base_models.resolve(job.base)
-    tokenizer = base_models.load_tokenizer(base)
-    train_pairs, counts = _pairs(job.train_file, tokenizer, settings, settings.max_rows)
-    val_pairs = _pairs(job.val_file, tokenizer, settings, settings.eval_rows)[0] if job.val_file else []
-    # A pair is two sequences of one forward pass.
-    per_device = loop.per_device_batch(job, settings, longest=2 * counts["longest"], world=world)
-    dtype = loop.agreed_dtype(job, directory / loop.CHECKPOINTS, rank, world)
-    model = base_models.load_model(base, dtype)
-    torch.manual_seed(settings.seed)
+    worker = loop.begin("dpo", job, settings)
+    made = read_tokens(job, worker.tokenizer, settings)
+    train_pairs, val_pairs = tokens.as_pairs(made.train), tokens.as_pairs(made.val)
+    batch = loop.batches(job, settings, *tokens.pair_lengths(made.train), worker, sequences=2)
+    progress = Progress("dpo", directory, batch.work, report, worker.rank, worker.world)
+    checkpoints = Checkpoints("dpo", directory, worker.rank, worker.world, hooks.preempted)
+    pad = cast(int, worker.tokenizer.pad_token_id)
+    arguments = loop.arguments(job, settings, dtype=worker.dtype, per_device=batch.per_device, world=worker.world)
     trainer = PairTrainer(
-        model=lora.attach(model, settings),
-        args=TrainingArguments(**loop.arguments(job, settings, dtype=dtype, per_device=per_device, world=world)),
+        model=loop.adapted(worker, job, settings),
+        args=TrainingArguments(**arguments),
         train_dataset=_dataset(train_pairs, Path(job.reference) / TRAIN_REFERENCE),
         eval_dataset=_dataset(val_pairs, Path(job.reference) / VAL_REFERENCE) if val_pairs else None,
-        processing_class=tokenizer,
-        data_collator=partial(collate, pad=cast(int, tokenizer.pad_token_id)),
-        callbacks=[loop.Records("dpo", directory, counts, report, rank, world)],
+        processing_class=worker.tokenizer,
+        data_collator=partial(collate, pad=pad),
+        callbacks=[checkpoints, progress],
         order_seed=settings.seed,
         global_batch=settings.global_batch,
         beta=settings.beta,
     )
+    trainer.hooks = hooks
     trainer.remove_callback(PrinterCallback)
-    loop.run(trainer, "dpo", directory, rank)
-    metrics = loop.final_metrics(trainer, counts) | last_preferences(trainer.state.log_history)
-    if rank == 0:
-        loop.save_adapter(trainer, tokenizer, directory, job, counts, metrics)
+    loop.run(trainer, "dpo", directory, worker.rank, checkpoints)
+    metrics = loop.final_metrics(trainer, made.counts, progress) | last_preferences(trainer.state.log_history)
+    metrics |= longer_shares(made.counts)
+    if worker.rank == 0:
+        _say(metrics)
+        loop.save_adapter(trainer, worker.tokenizer, directory, job, made.counts, metrics, batch.work)
     return metrics
+
+
+def longer_shares(counts: Mapping[str, int]) -> dict[str, float]:
+    """How often «the longer answer is the better one» would be right: what an accuracy has to be compared with."""
+    shares = {"longer_wins": counts.get("chosen_longer", 0) / counts["rows"]}
+    if counts.get("val_rows"):
+        shares["eval_longer_wins"] = counts["val_chosen_longer"] / counts["val_rows"]
+    return shares
+
+
+def _say(metrics: Mapping[str, float]) -> None:
+    """The accuracy, and beside it what lengths alone would reach."""
+    for prefix, what in (("", "training"), ("eval_", "held-out")):
+        accuracy, longer = metrics.get(f"{prefix}accuracy"), metrics.get(f"{prefix}longer_wins")
+        if accuracy is not None and longer is not None:
+            log.info(
+                "dpo: %s pairs: %.0f %% preferred rightly; the longer answer is the chosen one in %.0f %%",
+                what,
+                100 * accuracy,
+                100 * longer,
+            )
+    if max(metrics["longer_wins"], 1 - metrics["longer_wins"]) > TELLING_SHARE:
+        log.warning(
+            "dpo: the length alone tells most chosen answers from rejected ones, and the model may have learned that: "
+            "set training.dpo.<tier>.max_longer_share=%.1f, or give relation rows as --data",
+            TELLING_SHARE,
+        )
+
+
+def read_tokens(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, settings: DpoSettings) -> tokens.Tokens:
+    """The pairs of a job: from its cache, or tokenized here."""
+    if job.tokens is not None:
+        return tokens.read(Path(job.tokens))
+    return tokens.of_pairs(Path(job.train_file), Path(job.val_file) if job.val_file else None, tokenizer, settings)
 
 
 def write_reference(job: TrainingJob) -> None:
@@ -82,12 +117,12 @@ def write_reference(job: TrainingJob) -> None:
     base = base_models.resolve(job.base)
     tokenizer = base_models.load_tokenizer(base)
     model = base_models.load_model(base, base_models.compute_dtype(job.dtype)).eval()
-    files = ((job.train_file, TRAIN_REFERENCE, settings.max_rows), (job.val_file, VAL_REFERENCE, settings.eval_rows))
-    for source, target, max_rows in files:
-        if source is None:
-            continue
-        made, counts = _pairs(source, tokenizer, settings, max_rows)
-        size = max(1, job.tokens_per_step // (2 * counts["longest"]))
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    pairs = read_tokens(job, tokenizer, settings)
+    for rows, target in ((pairs.train, TRAIN_REFERENCE), (pairs.val, VAL_REFERENCE)):
+        made = tokens.as_pairs(rows)
+        size = max(1, job.tokens_per_step // max(tokens.pair_lengths(rows)[0], default=1))
         values = reference_log_probs(model, made, size=size, pad=cast(int, tokenizer.pad_token_id))
         lines = [json.dumps(value) + "\n" for value in values]
         (Path(job.directory) / target).write_text("".join(lines), encoding="utf-8")
@@ -152,7 +187,7 @@ def last_preferences(history: Sequence[Mapping[str, float]]) -> dict[str, float]
     return found
 
 
-class PairTrainer(Trainer):  # type: ignore[misc]  # transformers is not followed
+class PairTrainer(loop.CorrectedTrainer):
     """transformers' trainer with the DPO loss, an order of pairs of our own, and margins in its log."""
 
     def __init__(self, *args: Any, order_seed: int, global_batch: int, beta: float, **kwargs: Any) -> None:
@@ -195,12 +230,6 @@ class PairTrainer(Trainer):  # type: ignore[misc]  # transformers is not followe
             values = self._seen.pop(name)
             logs[name] = sum(values) / len(values)
         super().log(logs, *args, **kwargs)
-
-
-def _pairs(
-    file: str, tokenizer: PreTrainedTokenizerBase, settings: DpoSettings, max_rows: int | None
-) -> tuple[list[Pair], dict[str, int]]:
-    return pairs(read_preferences(Path(file))[:max_rows], tokenizer, settings)
 
 
 def _dataset(made: Sequence[Pair], reference: Path) -> Dataset:

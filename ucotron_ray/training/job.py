@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+STOP = "stop"
+"""The file in a job's directory that asks its workers to stop after their step, with a checkpoint."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingJob:
     """All that a worker needs to know. Plain data, so that it can travel to another machine."""
 
@@ -18,14 +21,20 @@ class TrainingJob:
     per_device_batch: int | None
     tokens_per_step: int
     num_threads: int | None
+    tokens: str | None = None
+    """Directory of the tokenized rows (`tokens.py`); None = the worker tokenizes the files itself."""
+    gradient_checkpointing: bool = False
+    attention: str = "auto"
+    compile: bool = False
+    liger: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SftJob(TrainingJob):
     """Supervised fine-tuning on relation and chat rows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DpoJob(TrainingJob):
     """Preference training. `reference` is the directory that `dpo.write_reference` left, for the same files."""
 

@@ -1,39 +1,104 @@
-"""What the training functions share: order of rows, checkpoints with a record of their bytes, progress, arguments."""
+"""What the training functions share: order of rows, the trainer's own habits corrected, arguments, what is left."""
 
 import json
 import logging
 import math
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Sampler
-from transformers import (
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, Trainer
 
-from ucotron_ray.artifacts import file_hash, list_files, write_json
+from ucotron_ray.artifacts import write_json, write_text
 from ucotron_ray.config import LoraSettings
-from ucotron_ray.errors import InputError, StageFailed
+from ucotron_ray.errors import StageFailed, Stopped
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import lora
+from ucotron_ray.models.shape import shape_of
+from ucotron_ray.training import levers, plan, report
+from ucotron_ray.training.checkpoints import CHECKPOINTS, KEPT_CHECKPOINTS, Checkpoints, newest_checkpoint, not_finite
 from ucotron_ray.training.data import IGNORED, epoch_order
+from ucotron_ray.training.hooks import NO_HOOKS, Hooks
 from ucotron_ray.training.job import TrainingJob
+from ucotron_ray.training.peak import peak_flops
+from ucotron_ray.training.progress import Progress, Work
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[Mapping[str, float]], None]
 
-CHECKPOINTS = "checkpoints"
-CHECKPOINT_RECORD = "checkpoint.json"
-KEPT_CHECKPOINTS = 2
+@dataclass(frozen=True)
+class Worker:
+    """What a worker is and has: its number, how many there are, the base and what it computes in."""
+
+    rank: int
+    world: int
+    base: base_models.BaseModel
+    tokenizer: PreTrainedTokenizerBase
+    dtype: base_models.Dtype
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How rows go through the model: so many a forward pass, and what a step of all workers computes."""
+
+    per_device: int
+    work: Work
+
+
+def begin(stage: str, job: TrainingJob, settings: LoraSettings) -> Worker:
+    """Set this process up for a job."""
+    rank, world = rank_and_world()
+    log.info("%s: worker %d of %d, pid %d", stage, rank, world, os.getpid())
+    if job.num_threads:
+        torch.set_num_threads(job.num_threads)
+    torch.manual_seed(settings.seed)
+    base = base_models.resolve(job.base)
+    dtype = agreed_dtype(job, Path(job.directory) / CHECKPOINTS, rank, world)
+    return Worker(rank, world, base, base_models.load_tokenizer(base), dtype)
+
+
+def batches(
+    job: TrainingJob,
+    settings: LoraSettings,
+    lengths: Sequence[int],
+    label_lengths: Sequence[int],
+    worker: Worker,
+    *,
+    sequences: int = 1,
+) -> Batches:
+    """Rows of a forward pass, and the work of a step. A row of DPO is two `sequences`; its lengths are their sums."""
+    per_device = plan.per_device_batch(
+        settings,
+        longest=max(lengths),
+        world=worker.world,
+        wanted=job.per_device_batch,
+        tokens_per_step=job.tokens_per_step,
+    )
+    epoch = plan.work_of(
+        lengths, label_lengths, global_batch=settings.global_batch, per_device=per_device, seed=settings.seed
+    )
+    shape = shape_of(worker.base)
+    flops = plan.flops_4n(shape, settings, epoch, padded=False, sequences=sequences) / epoch.steps if shape else None
+    work = Work(
+        tokens=epoch.tokens / epoch.steps,
+        padded=epoch.padded_tokens / epoch.steps,
+        labels=epoch.label_tokens / epoch.steps,
+        flops=flops,
+        peak=peak_flops(worker.dtype) if worker.rank == 0 else None,
+    )
+    return Batches(per_device, work)
+
+
+def adapted(worker: Worker, job: TrainingJob, settings: LoraSettings) -> Any:
+    """The base with a fresh adapter, which is the same on every worker and in every run."""
+    model = levers.load(worker.base, worker.dtype, job, settings)
+    torch.manual_seed(settings.seed)
+    return lora.attach(model, settings)
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -43,18 +108,51 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def run(trainer: Trainer, stage: str, directory: Path, rank: int) -> None:
-    """Train from the newest good checkpoint, or from the start. Raises StageFailed if the loss is not finite."""
+class CorrectedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
+    """transformers' trainer, with the batches of this run and with F1 at each evaluation. A mix-in."""
+
+    hooks = NO_HOOKS
+
+    def _inner_training_loop(self, batch_size: int | None = None, **kwargs: Any) -> Any:
+        # transformers 4.57.6 takes the batch size of a checkpoint over that of the run (`Trainer.train`): on another
+        # number of workers the global batch would be another one.
+        return super()._inner_training_loop(batch_size=self.args.train_batch_size, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The validation loss and, if there is a scorer, F1 of the triples that the model answers."""
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if self.hooks.score is not None:
+            with self.compute_loss_context_manager():
+                scored = _f1(self.hooks, self.accelerator.unwrap_model(self.model), self.processing_class)
+            self.log(dict(scored))
+            metrics |= scored
+        self.hooks.evaluated({**_numbers(metrics), "step": float(self.state.global_step)})
+        return metrics
+
+
+def run(trainer: Trainer, stage: str, directory: Path, rank: int, checkpoints: Checkpoints) -> None:
+    """Train from the newest good checkpoint, or from the start.
+
+    Raises StageFailed if the loss is not finite or the disk is full, and Stopped if the run was asked to stop.
+    """
     checkpoint = newest_checkpoint(directory / CHECKPOINTS, remove_bad=rank == 0)
     if checkpoint is not None:
         log.info("%s: going on from %s", stage, checkpoint.name)
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if not math.isfinite(outcome.training_loss):
-        raise StageFailed(
-            "the training loss is not finite",
-            found=str(outcome.training_loss),
-            next_step=f"halve training.{stage}.<tier>.learning_rate and start again with --replace",
+    try:
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = _disk_full(error, directory)
+        if full is not None:
+            raise full from error
+        raise
+    if checkpoints.stopped:
+        raise Stopped(
+            f"{stage} was asked to stop and did, after step {trainer.state.global_step} of {trainer.state.max_steps}",
+            where=str(directory / CHECKPOINTS / f"checkpoint-{trainer.state.global_step}"),
+            next_step="run the same command again: it goes on from this checkpoint",
         )
+    if not math.isfinite(outcome.training_loss):
+        raise not_finite(stage, trainer.state.global_step, directory, f"a mean loss of {outcome.training_loss}")
 
 
 def agreed_dtype(job: TrainingJob, directory: Path, rank: int, world: int) -> base_models.Dtype:
@@ -70,45 +168,6 @@ def agreed_dtype(job: TrainingJob, directory: Path, rank: int, world: int) -> ba
         torch.distributed.broadcast_object_list(agreed, src=0)
     dtype: base_models.Dtype = agreed[0]
     return dtype
-
-
-def per_device_batch(job: TrainingJob, settings: LoraSettings, *, longest: int, world: int) -> int:
-    """Rows of one forward pass of one worker: the largest divisor of its share that fits `tokens_per_step`.
-
-    Raises InputError if the global batch cannot be shared evenly, since the place must not change the result.
-    """
-    share, rest = divmod(settings.global_batch, world)
-    if rest or (job.per_device_batch and share % job.per_device_batch):
-        raise InputError(
-            "the global batch cannot be shared evenly",
-            where="training.<stage>.<tier>.batch_size, workers.num_workers, workers.per_device_batch",
-            expected="batch_size = num_workers x per_device_batch x a whole number",
-            found=f"{settings.global_batch} rows, {world} workers, {job.per_device_batch or 'any'} rows a device",
-        )
-    if job.per_device_batch:
-        return job.per_device_batch
-    fitting = [size for size in range(1, share + 1) if share % size == 0 and size * longest <= job.tokens_per_step]
-    return max(fitting, default=1)
-
-
-def newest_checkpoint(directory: Path, *, remove_bad: bool = False) -> Path | None:
-    """The newest checkpoint whose bytes are those of its record. Half-written and damaged ones are passed over."""
-    found = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in found:
-        if _is_whole(path):
-            return path
-        log.warning("training: %s is not whole and is passed over", path)
-        if remove_bad:
-            shutil.rmtree(path, ignore_errors=True)
-    return None
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        record = json.loads((path / CHECKPOINT_RECORD).read_text(encoding="utf-8"))
-        return all(file_hash(path / name) == digest for name, digest in record["files"].items())
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def collate(rows: Sequence[Mapping[str, list[int]]], *, pad: int) -> dict[str, torch.Tensor]:
@@ -145,75 +204,6 @@ class EpochOrder(Sampler[int]):
         return math.ceil(len(self._lengths) / self._global_batch) * self._global_batch
 
 
-class Records(TrainerCallback):  # type: ignore[misc]  # transformers has no types
-    """Reports metrics, says a line of progress, and completes every checkpoint with a record of its bytes."""
-
-    def __init__(
-        self, stage: str, directory: Path, counts: dict[str, int], report: Report, rank: int, world: int
-    ) -> None:
-        self._stage, self._directory, self._counts, self._report = stage, directory, counts, report
-        self._rank, self._world = rank, world
-        self._began: tuple[float, int] | None = None
-        self._losses: list[float] = []
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._began is None:
-            self._began = (time.monotonic(), state.global_step)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        metrics = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, (int, float))}
-        metrics.pop("epoch", None)
-        if "loss" in metrics and self._began is not None:
-            seconds, steps = time.monotonic() - self._began[0], state.global_step - self._began[1]
-            tokens = self._counts["tokens"] / max(1, state.max_steps / args.num_train_epochs)
-            metrics["tokens_per_second"] = tokens * steps / max(seconds, 1e-9)
-            left = (state.max_steps - state.global_step) * seconds / max(1, steps)
-            if self._rank == 0:
-                log.info(
-                    "%s: step %d/%d  loss %.3f  %.0f tokens/s  %.0f s left",
-                    self._stage,
-                    state.global_step,
-                    state.max_steps,
-                    metrics["loss"],
-                    metrics["tokens_per_second"],
-                    left,
-                )
-            self._warn_if_flat(metrics["loss"])
-        self._report({**metrics, "step": float(state.global_step)})
-
-    def _warn_if_flat(self, loss: float) -> None:
-        self._losses.append(loss)
-        window = 5
-        if len(self._losses) == 4 * window and self._rank == 0:
-            first, last = sum(self._losses[:window]) / window, sum(self._losses[-window:]) / window
-            if last > 0.98 * first:
-                log.warning(
-                    "%s: the training loss does not fall (%.3f, then %.3f): halve the learning rate, raise the LoRA "
-                    "rank, or check that the rows state what their answers say",
-                    self._stage,
-                    first,
-                    last,
-                )
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # Every rank has written its random state; only then is the checkpoint whole.
-        if self._world > 1:
-            torch.distributed.barrier()
-        path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self._rank == 0:
-            files = {entry.path: entry.sha256 for entry in list_files(path) if entry.path != CHECKPOINT_RECORD}
-            write_json(path / CHECKPOINT_RECORD, {"step": state.global_step, "files": files})
-
-
 def arguments(
     job: TrainingJob, settings: LoraSettings, *, dtype: base_models.Dtype, per_device: int, world: int
 ) -> dict[str, Any]:
@@ -231,8 +221,13 @@ def arguments(
         "per_device_eval_batch_size": per_device,
         "gradient_accumulation_steps": settings.global_batch // (per_device * world),
         "remove_unused_columns": False,
-        # The memory for activations is bounded by tokens_per_step instead; recomputing costs a third of the time.
-        "gradient_checkpointing": False,
+        # Recomputing costs a third of the time: the plan says whether the memory asks for it.
+        "gradient_checkpointing": job.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "torch_compile": job.compile,
+        "use_liger_kernel": job.liger,
+        # Not Liger's fused loss: logits are computed where there is a label only, which saves more.
+        "liger_kernel_config": {"cross_entropy": False, "fused_linear_cross_entropy": False} if job.liger else None,
         "bf16": dtype == "bfloat16",
         "use_cpu": not on_gpu,
         "ddp_find_unused_parameters": False,
@@ -242,7 +237,9 @@ def arguments(
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
         "save_total_limit": KEPT_CHECKPOINTS,
-        "eval_strategy": "epoch" if job.val_file and settings.eval_rows else "no",
+        **_evaluation(job, settings),
+        # The filter would hide a loss that is no number, and it makes the GPU wait at every step.
+        "logging_nan_inf_filter": False,
         "report_to": "none",
         "disable_tqdm": True,
         "seed": settings.seed,
@@ -250,20 +247,28 @@ def arguments(
     }
 
 
-def final_metrics(trainer: Trainer, counts: dict[str, int]) -> dict[str, float]:
-    """Steps, first and last loss, tokens, and the last validation loss."""
+def _evaluation(job: TrainingJob, settings: LoraSettings) -> dict[str, Any]:
+    if not (job.val_file and settings.eval_rows):
+        return {"eval_strategy": "no"}
+    if settings.eval_steps:
+        return {"eval_strategy": "steps", "eval_steps": settings.eval_steps}
+    return {"eval_strategy": "epoch"}
+
+
+def final_metrics(trainer: Trainer, counts: dict[str, int], progress: Progress) -> dict[str, float]:
+    """Steps, first and last loss, tokens, rates and memory, and the last validation loss and F1."""
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    evaluated = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     metrics = {
         "steps": float(trainer.state.global_step),
         "train_loss_first": float(losses[0]),
         "train_loss_last": float(losses[-1]),
         "train_tokens": float(counts["tokens"] * trainer.args.num_train_epochs),
     }
-    if evaluated:
-        metrics["eval_loss"] = float(evaluated[-1])
-    return metrics
+    for name in ("eval_loss", "eval_f1"):
+        values = [entry[name] for entry in history if name in entry]
+        metrics |= {name: float(values[-1])} if values else {}
+    return metrics | progress.figures()
 
 
 def save_adapter(
@@ -273,8 +278,9 @@ def save_adapter(
     job: TrainingJob,
     counts: dict[str, int],
     metrics: dict[str, float],
+    work: Work,
 ) -> None:
-    """Leave `adapter/` and `training.json`."""
+    """Leave `adapter/`, `training.json` and `report.html`."""
     adapter = directory / "adapter"
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.save_pretrained(str(adapter), safe_serialization=True)
@@ -285,6 +291,40 @@ def save_adapter(
         "settings": job.settings,
         "counts": counts,
         "metrics": metrics,
+        "peak": f"{work.peak[0] / 1e12:.2f} TFLOP/s a worker ({work.peak[1]})" if work.peak else None,
         "history": trainer.state.log_history,
     }
     write_json(directory / "training.json", record)
+    write_text(directory / "report.html", report.page(record))
+
+
+def _f1(hooks: Hooks, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """Micro F1 over all workers' shares."""
+    assert hooks.score is not None
+    rank, world = rank_and_world()
+    model.eval()
+    with torch.no_grad():
+        counts = torch.tensor(hooks.score(model, tokenizer, rank, world), dtype=torch.float64)
+    if world > 1:
+        counts = counts.to(model.device)
+        torch.distributed.all_reduce(counts)
+    right, predicted, expected = counts.tolist()
+    return {"eval_f1": 2 * right / (predicted + expected) if predicted + expected else 1.0}
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
+
+
+def _disk_full(error: Exception, directory: Path) -> StageFailed | None:
+    """Our own words for a write that found no space; None for any other error."""
+    if "No space left" not in str(error) and "Disk quota exceeded" not in str(error):
+        return None
+    kept = newest_checkpoint(directory / CHECKPOINTS)
+    return StageFailed(
+        "the disk is full: a checkpoint could not be written",
+        where=str(directory),
+        found=str(error).splitlines()[0],
+        next_step="free some space and run the same command again; it goes on from "
+        + (kept.name if kept else "the start"),
+    )

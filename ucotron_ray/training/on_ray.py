@@ -6,33 +6,39 @@ Every actor of Ray Train imports this file, six of them for one worker: it must 
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
 
 from ucotron_ray import session
 from ucotron_ray.artifacts import Build
 from ucotron_ray.config import Workers
-from ucotron_ray.errors import StageFailed, UcotronRayError
+from ucotron_ray.errors import LossNotFinite, StageFailed, Stopped, UcotronRayError, UserError
 from ucotron_ray.tracking import Spool
-from ucotron_ray.training.job import DpoJob, SftJob, TrainingJob
+from ucotron_ray.training.job import STOP, DpoJob, SftJob, TrainingJob
 
 
-def train_on_ray(job: TrainingJob, workers: Workers, spool: Spool, build: Build, log_file: str) -> dict[str, float]:
+def train_on_ray(
+    job: TrainingJob, workers: Workers, spool: Spool, build: Build, log_file: str, *, answer_tokens: int
+) -> dict[str, float]:
     """Train on the place's workers, restarting them after failures; return the final metrics.
 
     Ray keeps no checkpoints of its own here: the training function resumes from those in the artifact's directory,
-    whether the worker, the driver or the whole cluster was lost.
+    whether the worker, the driver or the whole cluster was lost. `answer_tokens` bounds an answer that is scored.
     """
+    from ray.train.torch import TorchTrainer  # noqa: PLC0415 - torch, which not every actor that imports us needs
+
     resources = session.worker_resources(workers)
     # Ray's own bookkeeping of this attempt. Ray resumes from what it finds there: nothing of another may be left.
     scratch = build.path / "ray"
     shutil.rmtree(scratch, ignore_errors=True)
+    stop = Path(job.directory) / STOP
+    stop.unlink(missing_ok=True)
     trainer = TorchTrainer(
         _loop,
         train_loop_config={
@@ -41,6 +47,7 @@ def train_on_ray(job: TrainingJob, workers: Workers, spool: Spool, build: Build,
             "spool": str(spool.directory),
             "run": spool.run,
             "log_file": log_file,
+            "score": {"max_new_tokens": answer_tokens, "batch_size": workers.eval_batch},
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers,
@@ -54,19 +61,41 @@ def train_on_ray(job: TrainingJob, workers: Workers, spool: Spool, build: Build,
         ),
     )
     try:
-        with session.following(log_file):
-            result = trainer.fit()
+        with session.following(log_file), session.stopping(stop):
+            result = _aside(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        stop.unlink(missing_ok=True)
     metrics = result.return_value
     if not isinstance(metrics, dict):
         raise StageFailed("the workers ended without a result", where=str(build.path))
+    if "error" in metrics:
+        raise metrics["error"]
     return {str(key): float(value) for key, value in metrics.items()}
 
 
-def _loop(config: dict[str, Any]) -> dict[str, float]:
+def _aside(work: Callable[[], Any]) -> Any:
+    """Do the work in a thread: in the main thread Ray has a handler of its own for Ctrl-C, which ends with exit 0."""
+    done: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            done["result"] = work()
+        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread, whatever it is
+            done["error"] = error
+
+    thread = threading.Thread(target=run, name="train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(1.0)
+    if "error" in done:
+        raise done["error"]
+    return done["result"]
+
+
+def _loop(config: dict[str, Any]) -> dict[str, Any]:
     """What every worker runs. Heavy imports happen here, in the worker."""
     session.set_up_worker(config["log_file"])
     context = ray.train.get_context()
@@ -77,7 +106,15 @@ def _loop(config: dict[str, Any]) -> dict[str, float]:
             step = int(metrics["step"])
             spool.metrics({key: value for key, value in metrics.items() if key != "step"}, step=step)
 
-    metrics = _train(config["stage"], config["job"], report)
+    try:
+        metrics = _train(config["stage"], config["job"], config["score"], report)
+    except UcotronRayError as error:
+        # What we say ourselves is no failure of a worker: raised, Ray would start the same again. But returning is
+        # right only where all workers return, and of a full disk (StageFailed) one alone may know.
+        together = isinstance(error, (UserError, Stopped, LossNotFinite))
+        if not together and context.get_world_size() > 1:
+            raise
+        return {"error": error}
     # One report at the end: Ray counts a run without any as unfinished in its dashboard.
     ray.train.report({**metrics, "pid": os.getpid()})
     return metrics
@@ -94,6 +131,26 @@ def reference_on_ray(job: TrainingJob, workers: Workers, log_file: str) -> None:
         raise _cause(error) from error
 
 
+def sample_on_ray(job: Mapping[str, Any], workers: Workers, log_file: str) -> dict[str, int]:
+    """Write preference pairs of the model's own answers, in one task with the resources of a worker."""
+    resources = session.worker_resources(workers)
+    task = ray.remote(_sample).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)
+    try:
+        with session.following(log_file):
+            counts: dict[str, int] = ray.get(task.remote(dict(job), log_file))
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+    return counts
+
+
+def _sample(job: dict[str, Any], log_file: str) -> dict[str, int]:
+    from ucotron_ray.evaluation.scoring import f1_of  # noqa: PLC0415 - the rim knows both stages
+    from ucotron_ray.training import on_policy  # noqa: PLC0415 - transformers, in the task only
+
+    session.set_up_worker(log_file)
+    return on_policy.write_pairs(on_policy.SampleJob(**job), f1_of)
+
+
 def _write_reference(job: dict[str, Any], log_file: str) -> None:
     from ucotron_ray.training import dpo  # noqa: PLC0415 - transformers, in the task only
 
@@ -101,15 +158,33 @@ def _write_reference(job: dict[str, Any], log_file: str) -> None:
     dpo.write_reference(TrainingJob(**job))
 
 
-def _train(stage: str, job: dict[str, Any], report: Any) -> dict[str, float]:
+def _train(stage: str, job: dict[str, Any], score: dict[str, int], report: Any) -> dict[str, float]:
     # 8 s of imports that the driver does not pay for.
+    from ucotron_ray.training.hooks import Hooks  # noqa: PLC0415
+
+    hooks = Hooks(
+        # A barrier that is answered once a poll (0.5 s): at evaluations only, never at a log.
+        evaluated=lambda metrics: ray.train.report(dict(metrics)),
+        score=_scorer(job, **score),
+        preempted=lambda: ray.train.get_preemption_info() is not None,
+    )
     if stage == "dpo":
         from ucotron_ray.training import dpo  # noqa: PLC0415
 
-        return dpo.train(DpoJob(**job), report)
+        return dpo.train(DpoJob(**job), report, hooks)
     from ucotron_ray.training import sft  # noqa: PLC0415
 
-    return sft.train(SftJob(**job), report)
+    return sft.train(SftJob(**job), report, hooks)
+
+
+def _scorer(job: dict[str, Any], *, max_new_tokens: int, batch_size: int) -> Any:
+    """Counts of the triples that a model answers on the first validation rows; None if none are wanted."""
+    wanted = job["settings"]["eval_f1_rows"]
+    if not wanted or not job["val_file"]:
+        return None
+    from ucotron_ray.evaluation.generate import triples_of  # noqa: PLC0415 - the rim knows both stages
+
+    return triples_of(Path(job["val_file"]), wanted, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
 
 def _cause(error: Exception) -> UcotronRayError:

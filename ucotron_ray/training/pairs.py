@@ -1,6 +1,8 @@
 """Preference rows → token ids of two answers to one prompt. The prompt is the server's wherever the row allows it."""
 
 import json
+import math
+import random
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -49,7 +51,8 @@ def pairs(
 ) -> tuple[list[Pair], dict[str, int]]:
     """All pairs tokenized, and counts. A pair with an answer beyond the context, or with two equal answers, is dropped.
 
-    Raises InputError if none is left.
+    With `max_longer_share` so many of the pairs whose chosen answer is the longer one are dropped too that «the longer
+    one is better» is right no more often than that: else a model can learn lengths. Raises InputError if none is left.
     """
     counts: Counter[str] = Counter()
     kept = []
@@ -63,10 +66,8 @@ def pairs(
             counts["too_long"] += 1
         else:
             counts[how] += 1
-            counts["longest"] = max(counts["longest"], longest)
-            counts["tokens"] += len(pair.chosen.input_ids) + len(pair.rejected.input_ids)
-            counts["chosen_longer"] += len(pair.chosen.input_ids) > len(pair.rejected.input_ids)
             kept.append(pair)
+    kept, counts["for_balance"] = _balanced(kept, settings)
     if not kept:
         raise InputError(
             "no preference pair can be trained on",
@@ -75,7 +76,25 @@ def pairs(
             found=", ".join(f"{number} {name}" for name, number in counts.items()) or "no rows",
         )
     counts["rows"] = len(kept)
+    counts["longest"] = max(max(len(pair.chosen.input_ids), len(pair.rejected.input_ids)) for pair in kept)
+    counts["tokens"] = sum(len(pair.chosen.input_ids) + len(pair.rejected.input_ids) for pair in kept)
+    counts["chosen_longer"] = sum(map(_chosen_longer, kept))
     return kept, dict(counts)
+
+
+def _chosen_longer(pair: Pair) -> bool:
+    return len(pair.chosen.input_ids) > len(pair.rejected.input_ids)
+
+
+def _balanced(kept: list[Pair], settings: DpoSettings) -> tuple[list[Pair], int]:
+    """The pairs without the surplus of longer chosen answers, in their order, and how many were dropped."""
+    share = settings.max_longer_share
+    longer = [index for index, pair in enumerate(kept) if _chosen_longer(pair)]
+    if share is None or share == 1:
+        return kept, 0
+    allowed = math.floor(share / (1 - share) * (len(kept) - len(longer)) + 1e-9)
+    surplus = set(random.Random(settings.seed).sample(longer, max(0, len(longer) - allowed)))
+    return [pair for index, pair in enumerate(kept) if index not in surplus], len(surplus)
 
 
 def _messages(text: str, entities: Sequence[Entity]) -> list[Message]:

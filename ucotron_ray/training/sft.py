@@ -4,84 +4,71 @@
 from the dataset's directory, checkpoints and the adapter are written into the directory that is given.
 """
 
-import logging
-import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import (
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-)
+from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from ucotron_ray.config import SftSettings
-from ucotron_ray.jsonl import read_training_rows
-from ucotron_ray.models import base as base_models
-from ucotron_ray.models import lora
-from ucotron_ray.training import loop
-from ucotron_ray.training.data import IGNORED, Example, examples
+from ucotron_ray.training import levers, loop, tokens
+from ucotron_ray.training.checkpoints import Checkpoints
+from ucotron_ray.training.data import IGNORED, Example
+from ucotron_ray.training.hooks import NO_HOOKS, Hooks, Report
 from ucotron_ray.training.job import SftJob
+from ucotron_ray.training.progress import Progress
 
-log = logging.getLogger(__name__)
 
-
-def train(job: SftJob, report: loop.Report) -> dict[str, float]:
+def train(job: SftJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, float]:
     """Train from the newest good checkpoint in the directory, or from the start; leave `adapter/` and `training.json`.
 
     Args:
         job: what to train and where.
         report: called on every worker with the metrics of each logged step and of each evaluation.
+        hooks: what Ray Train and Ray Tune add.
 
     Returns:
         The final metrics (rank 0's).
     """
     settings = SftSettings.model_validate(job.settings)
     directory = Path(job.directory)
-    rank, world = loop.rank_and_world()
-    log.info("sft: worker %d of %d, pid %d", rank, world, os.getpid())
-    if job.num_threads:
-        torch.set_num_threads(job.num_threads)
-    torch.manual_seed(settings.seed)
-    base = base_models.resolve(job.base)
-    tokenizer = base_models.load_tokenizer(base)
-    rows = read_training_rows(Path(job.train_file))[: settings.max_rows]
-    train_rows, counts = examples(rows, tokenizer, settings)
-    val_rows = _validation(job, tokenizer, settings)
-    per_device = loop.per_device_batch(job, settings, longest=counts["longest"], world=world)
-    dtype = loop.agreed_dtype(job, directory / loop.CHECKPOINTS, rank, world)
-    model = base_models.load_model(base, dtype)
-    # The step-0 adapter must be the same on every worker and in every run.
-    torch.manual_seed(settings.seed)
+    worker = loop.begin("sft", job, settings)
+    rows = _tokens(job, worker.tokenizer, settings)
+    lengths, labels = tokens.lengths(rows.train)
+    batch = loop.batches(job, settings, lengths, labels, worker)
+    progress = Progress("sft", directory, batch.work, report, worker.rank, worker.world)
+    checkpoints = Checkpoints("sft", directory, worker.rank, worker.world, hooks.preempted)
     trainer = LabelOnlyTrainer(
-        model=lora.attach(model, settings),
+        model=loop.adapted(worker, job, settings),
         args=SFTConfig(
-            **loop.arguments(job, settings, dtype=dtype, per_device=per_device, world=world),
+            **loop.arguments(job, settings, dtype=worker.dtype, per_device=batch.per_device, world=worker.world),
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
-        train_dataset=_dataset(train_rows),
-        eval_dataset=_dataset(val_rows) if val_rows else None,
-        processing_class=tokenizer,
-        data_collator=partial(loop.collate, pad=tokenizer.pad_token_id),
-        callbacks=[loop.Records("sft", directory, counts, report, rank, world)],
+        train_dataset=_dataset(rows.train),
+        eval_dataset=_dataset(rows.val) if rows.val else None,
+        processing_class=worker.tokenizer,
+        data_collator=_collator(job, worker),
+        callbacks=[checkpoints, progress],
         order_seed=settings.seed,
         global_batch=settings.global_batch,
     )
+    trainer.hooks = hooks
     trainer.remove_callback(PrinterCallback)
-    loop.run(trainer, "sft", directory, rank)
-    metrics = loop.final_metrics(trainer, counts)
-    if rank == 0:
-        loop.save_adapter(trainer, tokenizer, directory, job, counts, metrics)
+    loop.run(trainer, "sft", directory, worker.rank, checkpoints)
+    metrics = loop.final_metrics(trainer, rows.counts, progress)
+    if worker.rank == 0:
+        loop.save_adapter(trainer, worker.tokenizer, directory, job, rows.counts, metrics, batch.work)
     return metrics
 
 
-class LabelOnlyTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
+class LabelOnlyTrainer(loop.CorrectedTrainer, SFTTrainer):  # type: ignore[misc]  # TRL has no types
     """TRL's trainer with an order of rows of our own, and with logits at the positions that have a label only.
 
     On a CPU TRL's fused head scores every position; here a sixth of them has a label, and the vocabulary is the most
@@ -113,7 +100,7 @@ class LabelOnlyTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         positions_K = (labels_BT[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(-1)
         outputs = model(
             input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            **{name: inputs[name] for name in ("attention_mask", "position_ids") if name in inputs},
             logits_to_keep=positions_K,
             use_cache=False,
         )
@@ -128,11 +115,16 @@ class LabelOnlyTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         return loss
 
 
-def _validation(job: SftJob, tokenizer: PreTrainedTokenizerBase, settings: SftSettings) -> list[Example]:
-    if job.val_file is None or settings.eval_rows == 0:
-        return []
-    rows = read_training_rows(Path(job.val_file))[: settings.eval_rows]
-    return examples(rows, tokenizer, settings)[0]
+def _collator(job: SftJob, worker: loop.Worker) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
+    if job.attention == "flash_attention_2":
+        return levers.collate_flat
+    return partial(loop.collate, pad=cast(int, worker.tokenizer.pad_token_id))
+
+
+def _tokens(job: SftJob, tokenizer: PreTrainedTokenizerBase, settings: SftSettings) -> tokens.Tokens:
+    if job.tokens is not None:
+        return tokens.read(Path(job.tokens))
+    return tokens.of_rows(Path(job.train_file), Path(job.val_file) if job.val_file else None, tokenizer, settings)
 
 
 def _dataset(rows: list[Example]) -> Dataset:

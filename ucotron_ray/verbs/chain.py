@@ -20,12 +20,17 @@ def add_pipeline(verbs: Any) -> None:
     )
     parser.add_argument("--skip-generate", action="store_true", help="take the rows that are there")
     parser.add_argument("--skip-train", action="store_true", help="take the adapter that is there")
+    parser.add_argument("--skip-dpo", action="store_true", help="do not align with preferences, whatever is at hand")
     parser.add_argument("--skip-export", action="store_true", help="end after the scores")
     parser.add_argument(
         "--remote", action="store_true", help="train at Fireworks.ai instead of here (FIREWORKS_ACCOUNT_ID)"
     )
-    parser.add_argument("--skip-dpo", action="store_true", help="no preference training (with --remote)")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="directory with train_sft.jsonl and val_sft.jsonl")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="directory with train_sft.jsonl and val_sft.jsonl, and train_dpo.jsonl if there is one",
+    )
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="also write the merged model to DIR and the bundle to DIR-onnx"
     )
@@ -36,7 +41,9 @@ def add_pipeline(verbs: Any) -> None:
 def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray import forecast, pipeline, remote_pipeline
 
-    options = pipeline.Options(args.skip_generate, args.skip_train, args.skip_export, args.data_dir, args.output_dir)
+    options = pipeline.Options(
+        args.skip_generate, args.skip_train, args.skip_dpo, args.skip_export, args.data_dir, args.output_dir
+    )
     with flags.run_of(args) as run:
         if args.dry_run:
             chain = remote_pipeline if args.remote else pipeline

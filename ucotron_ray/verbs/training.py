@@ -16,28 +16,59 @@ def add_sft(verbs: Any) -> None:
     )
     parser.add_argument("--val-data", type=Path, metavar="FILE", help="validation JSONL, with a --train-data file")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the merged model there")
+    _add_common(parser)
     flags.add_training_flags(parser)
 
 
 def add_dpo(verbs: Any) -> None:
     """`dpo`: LoRA on preference pairs."""
     parser = flags.verb(verbs, "dpo", "Teach an adapter's model which of two answers is better.", _dpo)
-    parser.add_argument("--data", required=True, metavar="NAME|FILE", help="preference pairs: a dataset or JSONL")
+    parser.add_argument("--data", required=True, metavar="NAME|FILE", help="preference pairs, or relation rows")
     parser.add_argument("--from", required=True, dest="start", metavar="ADAPTER", help="adapter of sft to start from")
     parser.add_argument("--epochs", type=int, dest="dpo_epochs")
     parser.add_argument("--learning-rate", type=float, dest="dpo_learning_rate")
+    _add_common(parser)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="also upload the adapter to a private repository")
+    parser.add_argument("--dry-run", action="store_true", help="rows, steps, memory, hours; nothing is trained")
+
+
+def _planned(run: Any, stage: Any, data: Any, base: Any) -> dict[str, Any]:
+    """The plan, printed, and as the result."""
+    from ucotron_ray.stages import preparation
+    from ucotron_ray.training.plan import lines
+
+    plan = preparation.dry_run(run, stage, data, base)
+    for line in lines(plan) if plan else ["the layers of this model are not known: no plan"]:
+        print(line)
+    return {"status": "planned", "plan": plan.as_dict() if plan else None}
+
+
+def _to_sample(run: Any, data: Any) -> dict[str, Any]:
+    settings = run.config.recipe.dpo.on_policy
+    print(
+        f"{data.manifest.name} holds relation rows: {settings.samples} answers a row are sampled from the model first"
+    )
+    return {"status": "planned", "plan": None}
 
 
 def _sft(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.models import base as base_models
-    from ucotron_ray.stages import datasets, export, models, requirements, training
+    from ucotron_ray.stages import datasets, export, hub, models, requirements, training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args) as run:
         base = base_models.resolve(run.config.recipe.tier_model.local_model)
         dataset = datasets.training_data(run, args.train_data, args.val_data)
+        if args.dry_run:
+            return _planned(run, "sft", dataset, base)
+        hub.check(run, args.push_to_hub)
         adapter = training.sft(run, dataset, base)
         result = {"artifact": str(adapter.path), **adapter.manifest.metrics, "counts": adapter.manifest.counts}
+        if args.push_to_hub:
+            result["hub"] = hub.push(adapter, args.push_to_hub)
         if args.output_dir:
             merged = export.merge(run, base, adapter)
             models.copy_out(merged, args.output_dir)
@@ -46,7 +77,7 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dpo(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import export, models, requirements, training
+    from ucotron_ray.stages import hub, models, preferences, requirements, training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args, name=f"{Path(args.start).name}-dpo") as run:
@@ -55,6 +86,12 @@ def _dpo(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(
                 "DPO starts from an adapter", where="--from", expected="an adapter of the store", found=args.start
             )
-        pairs = training.pairs_of(run, args.data)
-        made = training.dpo(run, pairs, export.merge(run, base, adapter, name=adapter.manifest.name))
-    return {"artifact": str(made.path), **made.manifest.metrics, "counts": made.manifest.counts}
+        data = preferences.data_of(run, args.data)
+        if args.dry_run:
+            return _planned(run, "dpo", data, base) if preferences.is_pairs(data) else _to_sample(run, data)
+        hub.check(run, args.push_to_hub)
+        made = training.dpo(run, run.name, preferences.pairs_of(run, data, base, adapter), base, adapter)
+        result = {"artifact": str(made.path), **made.manifest.metrics, "counts": made.manifest.counts}
+        if args.push_to_hub:
+            result["hub"] = hub.push(made, args.push_to_hub)
+    return result

@@ -1,0 +1,88 @@
+"""A training on a real Ray head: stopped, gone on with other workers, ended by a loss that is no number, scored."""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.ray.test_chain import RECIPE, WEIGHTS, finished, start, wait_for
+from ucotron_ray.artifacts import Store, file_hash
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_model, demo_files, ray_head) -> dict[str, Path]:
+    """A recipe, and a store with a dataset and an adapter that was trained without a break."""
+    directory = tmp_path_factory.mktemp("faults")
+    recipe, store = directory / "faults.yaml", directory / "store"
+    text = RECIPE.replace("MODEL", str(tiny_model)).replace("GRAPH", str(demo_files[0]))
+    recipe.write_text(text.replace("HELDOUT", str(demo_files[1])), encoding="utf-8")
+    common = ["--recipe", str(recipe), "--set", f"store={store}", "--set", "tracking.mlflow_uri=none"]
+    finished(start(ray_head, "import-graph", *common, "--name", "rows"))
+    finished(start(ray_head, "sft", *common, "--train-data", "rows", "--name", "straight"))
+    return {"recipe": recipe, "store": store}
+
+
+def sft(place: dict[str, Path], name: str, *settings: str) -> list[str]:
+    every = (f"store={place['store']}", "tracking.mlflow_uri=none", *settings)
+    overrides = [part for text in every for part in ("--set", text)]
+    return ["sft", "--recipe", str(place["recipe"]), "--train-data", "rows", "--name", name, *overrides]
+
+
+def steps_of(partial: Path) -> list[int]:
+    """Steps of the checkpoints that are whole."""
+    return sorted(int(path.parent.name.rpartition("-")[2]) for path in partial.glob("checkpoints/*/checkpoint.json"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_of_the_step_and_exit_75(place, ray_head, number):
+    store, name = Store(place["store"]), f"stopped-{number.name}"
+    process = start(ray_head, *sft(place, name))
+    partial = store.partial("adapter", name)
+    wait_for(lambda: bool(steps_of(partial)), process)
+    process.send_signal(number)
+    result = finished(process, code=75)
+    assert result["status"] == "stopped"
+    step = int(re.findall(r"after step (\d+) of 80", result["stderr"])[0])
+    assert steps_of(partial)[-1] == step
+    again = finished(start(ray_head, *sft(place, name)))
+    assert f"going on from checkpoint-{step}" in again["stderr"]
+    straight = store.get("adapter", "straight").path / WEIGHTS
+    assert file_hash(store.get("adapter", name).path / WEIGHTS) == file_hash(straight)
+
+
+@pytest.mark.slow
+def test_what_two_workers_began_one_ends_with_the_same_steps(place, ray_head):
+    store, name = Store(place["store"]), "fewer"
+    process = start(ray_head, *sft(place, name, "workers.num_workers=2", "workers.cpus_per_worker=1"))
+    wait_for(lambda: bool(steps_of(store.partial("adapter", name))), process)
+    process.send_signal(signal.SIGTERM)
+    finished(process, code=75)
+    again = finished(start(ray_head, *sft(place, name, "workers.num_workers=1", "workers.cpus_per_worker=1")))
+    assert "going on from checkpoint-" in again["stderr"]
+    assert "worker 0 of 1" in again["stderr"]
+    one, both = store.get("adapter", "straight").manifest, store.get("adapter", name).manifest
+    assert one.metrics["steps"] == both.metrics["steps"] == 80
+    assert abs(one.metrics["train_loss_last"] - both.metrics["train_loss_last"]) < 0.05
+    assert one.recipe == both.recipe
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_once_with_exit_1(place, ray_head):
+    settings = ["training.sft.slm.learning_rate=1.0e+30", "training.sft.slm.max_grad_norm=1.0e+30"]
+    result = finished(start(ray_head, *sft(place, "nan", *settings)), code=1)
+    assert "the training loss is not finite" in result["stderr"]
+    # Not a failure of a worker: nothing is started again.
+    assert len(re.findall(r"worker 0 of 1, pid", result["stderr"])) == 1
+
+
+def test_f1_is_measured_while_it_trains(place, ray_head):
+    settings = ["training.sft.slm.eval_f1_rows=3", "training.sft.slm.epochs=2", "evaluation.max_new_tokens=8"]
+    result = finished(start(ray_head, *sft(place, "scored", *settings)))
+    assert 0.0 <= result["eval_f1"] <= 1.0
+    adapter = Store(place["store"]).get("adapter", "scored")
+    history = json.loads((adapter.path / "training.json").read_text(encoding="utf-8"))["history"]
+    assert [entry["step"] for entry in history if "eval_f1" in entry] == [8, 16]
+    assert {"report.html", "training.json", "plan.json"} <= {entry.path for entry in adapter.manifest.files}

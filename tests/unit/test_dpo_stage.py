@@ -1,0 +1,90 @@
+"""The verbs `sft` and `dpo` from rows to adapters with the rim's calls made in this process: what connects the parts."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from tests.unit import test_cli
+from ucotron_ray import jsonl, run, session
+from ucotron_ray.artifacts import Store
+from ucotron_ray.evaluation.scoring import f1_of
+from ucotron_ray.export import on_ray as export_rim
+from ucotron_ray.graph import demo_world
+from ucotron_ray.training import dpo, on_policy, sft
+from ucotron_ray.training import on_ray as rim
+from ucotron_ray.training.job import DpoJob, SftJob, TrainingJob
+
+ROWS = [row for row in demo_world.rows(demo_world.graph_world(2), 80, seed=2) if row.expected_relations]
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Everything that would run in a Ray worker runs here."""
+
+    def train(job, workers, spool, build, log_file, *, answer_tokens):
+        stage = dpo if isinstance(job, DpoJob) else sft
+        kind = DpoJob if isinstance(job, DpoJob) else SftJob
+        return stage.train(kind(**vars(job)), lambda metrics: None)
+
+    def export(job, workers):
+        from pathlib import Path
+
+        from ucotron_ray.export import onnx
+        from ucotron_ray.models import base as base_models
+
+        onnx.merge(base_models.resolve(job.base), Path(job.adapter), Path(job.model_directory))
+        return {}
+
+    monkeypatch.setattr(run.Run, "connect", lambda self, *, workers=True: None)
+    monkeypatch.setattr(session, "worker_resources", lambda workers: SimpleNamespace(threads=1))
+    monkeypatch.setattr(rim, "train_on_ray", train)
+    monkeypatch.setattr(
+        rim, "reference_on_ray", lambda job, workers, log: dpo.write_reference(TrainingJob(**vars(job)))
+    )
+    monkeypatch.setattr(
+        rim, "sample_on_ray", lambda job, workers, log: on_policy.write_pairs(on_policy.SampleJob(**job), f1_of)
+    )
+    monkeypatch.setattr(export_rim, "export_on_ray", export)
+
+
+def test_from_rows_to_an_adapter_that_prefers_right_answers(tmp_path, capsys, tiny_model, in_process):
+    rows = tmp_path / "rows.jsonl"
+    val = tmp_path / "val.jsonl"
+    jsonl.write_rows(rows, ROWS[:12])
+    jsonl.write_rows(val, ROWS[12:16])
+    common = ["--model-name", str(tiny_model), "--epochs", "1", "--batch-size", "4"]
+    quiet = ["--set", "tracking.mlflow_uri=none"]
+    code, trained, err = test_cli.call(
+        tmp_path, capsys, "sft", "--train-data", str(rows), "--val-data", str(val), "--name", "a", *common, *quiet
+    )
+    assert code == 0, err
+    store = Store(tmp_path / "store")
+    (tokens,) = [name for name in store.names("cache") if name.startswith("tokens-")]
+    assert store.get("cache", tokens).manifest.counts["rows"] == trained["counts"]["rows"] == 12
+    adapter = store.get("adapter", "a")
+    assert {"plan.json", "report.html", "training.json"} <= {entry.path for entry in adapter.manifest.files}
+    plan = json.loads((adapter.path / "plan.json").read_text(encoding="utf-8"))
+    assert plan["work"]["steps"] * plan["epochs"] == trained["steps"] == 3
+    dataset = adapter.manifest.inputs[0].name
+    settings = {"batch_size": 4, "epochs": 1, "eval_rows": 4, "on_policy.samples": 2, "on_policy.max_tokens": 6}
+    own = [part for key, value in settings.items() for part in ("--set", f"training.dpo.slm.{key}={value}")]
+    dry, planned, _ = test_cli.call(
+        tmp_path, capsys, "dpo", "--data", dataset, "--from", "a", "--dry-run", *own, *quiet
+    )
+    assert (dry, planned["status"]) == (0, "planned")
+    assert store.names("model") == []
+    code, aligned, err = test_cli.call(tmp_path, capsys, "dpo", "--data", dataset, "--from", "a", *own, *quiet)
+    assert code == 0, err
+    assert abs(aligned["train_loss_first"] - 0.6931) < 1e-3
+    assert 0 <= aligned["longer_wins"] <= 1
+    assert store.names("model") == ["a-merged"]
+    assert set(store.names("adapter")) == {"a", "a-dpo"}
+    pairs = next(name for name in store.names("dataset") if name.startswith("on-policy-"))
+    code, planned, _ = test_cli.call(tmp_path, capsys, "dpo", "--data", pairs, "--from", "a", "--dry-run", *own, *quiet)
+    assert (code, planned["plan"]["stage"], planned["plan"]["work"]["rows"]) == (0, "dpo", aligned["counts"]["rows"])
+    # Once more: everything is there, nothing is prepared.
+    before = len(store.names("cache"))
+    again = test_cli.call(tmp_path, capsys, "dpo", "--data", dataset, "--from", "a", *own, *quiet)[1]
+    assert again["artifact"] == aligned["artifact"]
+    assert len(store.names("cache")) == before

@@ -1,0 +1,56 @@
+"""What the cluster can never hold is refused in words, before anything waits for it."""
+
+import pytest
+import ray
+
+from ucotron_ray import config, session
+from ucotron_ray.errors import ResourceError
+
+
+def cluster(monkeypatch, *nodes: dict[str, float]) -> None:
+    """A cluster of these nodes, without one."""
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": dict(node)} for node in nodes])
+    names = {name for node in nodes for name in node}
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in names}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+
+
+def workers(**values: object) -> config.Workers:
+    return config.load().place.workers.model_copy(update=values)
+
+
+def test_workers_that_fit_in_sum_but_on_no_node_are_refused(monkeypatch):
+    cluster(monkeypatch, {"CPU": 4.0}, {"CPU": 4.0})
+    session.check_resources(workers(num_workers=2, cpus_per_worker=4.0))
+    with pytest.raises(ResourceError, match="no placement") as caught:
+        session.check_resources(workers(num_workers=1, cpus_per_worker=6.0))
+    assert caught.value.exit_code == 2
+    assert "room for 0" in str(caught.value)
+    with pytest.raises(ResourceError, match="no placement"):
+        session.check_resources(workers(num_workers=3, cpus_per_worker=2.5))
+    with pytest.raises(ResourceError, match="too few CPUs"):
+        session.check_resources(workers(num_workers=3, cpus_per_worker=4.0))
+
+
+def test_gpus_on_a_node_without_enough_processors_do_not_count(monkeypatch):
+    cluster(monkeypatch, {"CPU": 2.0, "GPU": 8.0}, {"CPU": 16.0})
+    session.check_resources(workers(num_workers=2, cpus_per_worker=1.0, gpus_per_worker=1.0))
+    with pytest.raises(ResourceError, match="room for 2"):
+        session.check_resources(workers(num_workers=8, cpus_per_worker=1.0, gpus_per_worker=1.0))
+
+
+def test_a_workers_memory_is_that_of_the_smallest_node_shared(monkeypatch):
+    cluster(monkeypatch, {"CPU": 4.0, "memory": 32e9}, {"CPU": 4.0, "memory": 16e9})
+    assert session.worker_memory(workers(num_workers=2)) == 16e9
+    assert session.worker_memory(workers(num_workers=4)) == 8e9
+    cluster(monkeypatch, {"CPU": 4.0})
+    assert session.worker_memory(workers(num_workers=1)) is None
+
+
+def test_gpus_are_known_by_type_only_where_all_are_of_one(monkeypatch):
+    cluster(monkeypatch, {"CPU": 4.0, "GPU": 1.0, "accelerator_type:H100": 1.0})
+    assert session.accelerator() == "H100"
+    cluster(monkeypatch, {"GPU": 1.0, "accelerator_type:H100": 1.0}, {"GPU": 1.0, "accelerator_type:L4": 1.0})
+    assert session.accelerator() is None
+    cluster(monkeypatch, {"CPU": 4.0})
+    assert session.accelerator() is None

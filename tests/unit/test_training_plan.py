@@ -1,0 +1,235 @@
+"""What a plan says is what training then does: parameters, batches, arithmetic; and what does not fit is refused."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.tiny_models import save_tiny
+from tests.unit import test_cli
+from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by being there
+from ucotron_ray import config, jsonl
+from ucotron_ray.errors import InputError, ResourceError
+from ucotron_ray.graph import demo_world
+from ucotron_ray.models import base as base_models
+from ucotron_ray.models import lora
+from ucotron_ray.models.shape import KNOWN, shape_of
+from ucotron_ray.training import loop, peak, plan, tokens
+from ucotron_ray.training.data import IGNORED, epoch_order
+
+ROWS = list(demo_world.rows(demo_world.graph_world(1), 24, seed=1))
+SETTINGS = config.load().recipe.sft.model_copy(update={"batch_size": 8, "lora_rank": 4})
+
+
+def call(tmp_path, capsys, *arguments: str) -> tuple[int, dict, str]:
+    """Without MLflow: making its database takes ten seconds."""
+    return test_cli.call(tmp_path, capsys, *arguments, "--set", "tracking.mlflow_uri=none")
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    jsonl.write_rows(path, ROWS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(rows_file, tiny_model) -> tokens.Tokens:
+    tokenizer = base_models.load_tokenizer(base_models.resolve(str(tiny_model)))
+    return tokens.of_rows(rows_file, rows_file, tokenizer, SETTINGS)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_shape_read_from_the_configuration_has_the_models_parameters(tmp_path, family):
+    base = base_models.resolve(str(save_tiny(tmp_path / family, family)))
+    shape, model = shape_of(base), base_models.load_model(base, "float32")
+    assert shape is not None
+    # Qwen3 norms queries and keys; those few weights are in no layer that a plan is about.
+    own = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if "q_norm" not in name and "k_norm" not in name
+    )
+    assert shape.total == own
+    adapted = lora.attach(model, SETTINGS)
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert shape.lora(SETTINGS.lora_rank, "all-linear") == trained
+
+
+def test_the_guides_tiers_are_known_without_a_hub():
+    sizes = {name: round(shape.total / 1e9, 2) for name, shape in KNOWN.items()}
+    assert list(sizes.values()) == [0.49, 1.54, 7.62]
+    shape = shape_of(base_models.resolve("Qwen/Qwen2.5-7B-Instruct"))
+    assert shape is not None
+    assert shape.targets(["q_proj", "down_proj"]) == ["self_attn.q_proj", "mlp.down_proj"]
+    assert shape.targets(r".*\.(q|v)_proj") == ["self_attn.q_proj", "self_attn.v_proj"]
+    assert shape.targets(["query"]) == []
+
+
+def test_the_work_of_an_epoch_is_that_of_the_batches_that_training_sees(made):
+    lengths, labels = tokens.lengths(made.train)
+    work = plan.work_of(lengths, labels, global_batch=8, per_device=4, seed=7)
+    order = epoch_order(lengths, global_batch=8, seed=7, epoch=0)
+    batches = [
+        loop.collate([vars(made.train[index]) for index in order[start : start + 4]], pad=0)
+        for start in range(0, len(order), 4)
+    ]
+    assert work.padded_tokens == sum(batch["input_ids"].numel() for batch in batches)
+    assert work.tokens == sum(int(batch["attention_mask"].sum()) for batch in batches)
+    columns = [int((batch["labels"][:, 1:] != IGNORED).any(dim=0).sum()) for batch in batches]
+    assert work.label_slots == sum(4 * count for count in columns)
+    assert work.step_tokens == max(batch["input_ids"].numel() for batch in batches)
+    assert (work.steps, work.rows) == (3, 24)
+
+
+def test_flops_are_those_that_torch_counts_in_a_step(made, tiny_model):
+    base = base_models.resolve(str(tiny_model))
+    shape = shape_of(base)
+    model = lora.attach(base_models.load_model(base, "float32"), SETTINGS)
+    row = made.train[0]
+    batch = loop.collate([vars(row)], pad=0)
+    positions = (batch["labels"][0, 1:] != IGNORED).nonzero().squeeze(-1)
+    with FlopCounterMode(display=False) as counter:
+        logits = model(input_ids=batch["input_ids"], logits_to_keep=positions, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits[0], batch["labels"][0, 1:][positions]).backward()
+    lengths, labels = tokens.lengths([row])
+    work = plan.work_of(lengths, labels, global_batch=1, per_device=1, seed=1)
+    # The first layer's input needs no gradient, and torch does not count attention on a processor: a few per cent of a
+    # model of two layers, next to nothing of a real one.
+    predicted = plan.flops_4n(shape, SETTINGS, work, padded=True)
+    attention = 3.5 * 2 * lengths[0] ** 2 * shape.heads * shape.head_dim * shape.layers
+    assert predicted - attention == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+def test_tokens_are_read_back_as_they_were_written(made, tmp_path):
+    tokens.write(tmp_path, made)
+    assert tokens.read(tmp_path) == made
+    empty = tokens.Tokens(made.train, [], made.counts)
+    tokens.write(tmp_path, empty)
+    assert tokens.read(tmp_path).val == []
+
+
+def test_a_training_that_does_not_fit_is_refused_with_what_would_help(made):
+    shape = KNOWN["Qwen/Qwen2.5-7B-Instruct"]
+    lengths, labels = tokens.lengths(made.train)
+    work = plan.work_of(lengths, labels, global_batch=8, per_device=8, seed=1)
+
+    def planned(*, available: float | None, checkpointing: bool, quantize: str = "none") -> plan.Plan:
+        settings = SETTINGS.model_copy(update={"quantize": quantize})
+        memory = plan.memory_of(shape, settings, work, bytes_per_value=2, gradient_checkpointing=checkpointing)
+        return plan.Plan(
+            "sft", work, {}, 1, 1, 8, 1, "bfloat16", checkpointing, memory, available, 1.0, None, (24, (1, 2))
+        )
+
+    with pytest.raises(ResourceError, match="too little memory") as caught:
+        plan.check_memory(planned(available=12e9, checkpointing=False), SETTINGS)
+    assert caught.value.exit_code == 2
+    assert "QLoRA" in str(caught.value)
+    assert "gradient_checkpointing" in str(caught.value)
+    plan.check_memory(planned(available=80e9, checkpointing=False), SETTINGS)
+    plan.check_memory(planned(available=None, checkpointing=False), SETTINGS)
+    full, recomputed = (planned(available=None, checkpointing=flag).memory_total for flag in (False, True))
+    quantized = planned(available=None, checkpointing=True, quantize="nf4").memory_total
+    assert full > recomputed > quantized
+    # Of the 7.6e9 weights only the blocks' are in 4 bits.
+    assert 5e9 < planned(available=None, checkpointing=True, quantize="nf4").memory["base weights"] < 6e9
+
+
+def test_gpus_are_known_by_cudas_name_and_by_rays():
+    assert peak.gpu("NVIDIA H100 80GB HBM3") == (989e12, 80e9)
+    assert peak.gpu("H100") == (989e12, 80e9)
+    assert peak.gpu("NVIDIA A100-SXM4-40GB")[1] == 40e9
+    assert peak.gpu("L4")[1] == 24e9
+    assert peak.gpu("L40S")[1] == 48e9
+    assert peak.gpu("Some other card") is None
+
+
+def test_a_dry_run_prints_the_plan_and_makes_neither_adapter_nor_cache(tmp_path, capsys, rows_file, tiny_model):
+    arguments = [
+        "sft",
+        "--dry-run",
+        "--train-data",
+        str(rows_file),
+        "--model-name",
+        str(tiny_model),
+        "--batch-size",
+        "8",
+    ]
+    code, result, _ = call(tmp_path, capsys, *arguments)
+    assert code == 0
+    assert result["status"] == "planned"
+    assert (result["plan"]["work"]["rows"], result["plan"]["work"]["steps"], result["plan"]["epochs"]) == (24, 3, 3)
+    assert result["plan"]["guide"][0] == 8
+    assert result["plan"]["memory_total"] == pytest.approx(sum(result["plan"]["memory"].values()))
+    assert not (tmp_path / "store" / "adapter").exists()
+    assert not (tmp_path / "store" / "cache").exists()
+
+
+def test_a_hub_model_that_is_not_here_is_planned_by_characters_and_trained_never(tmp_path, capsys, caplog, rows_file):
+    common = ["sft", "--train-data", str(rows_file), "--tier", "small", "--model-name", "Qwen/Qwen2.5-1.5B-Instruct"]
+    code, result, _ = call(tmp_path, capsys, *common, "--dry-run", "--set", "workers.memory_gb=80")
+    assert (code, "guessed" in caplog.text) == (0, True)
+    assert result["plan"]["memory"]["base weights"] in (2 * 1543656960, 4 * 1543656960)
+    assert result["plan"]["work"]["rows"] == 24
+    code, _, err = call(tmp_path, capsys, *common)
+    assert code == 2
+    assert "the hub does not give it" in err
+
+
+def test_too_little_memory_and_uneven_batches_end_before_ray_starts(tmp_path, capsys, rows_file, tiny_model):
+    common = ["sft", "--train-data", str(rows_file), "--model-name", str(tiny_model)]
+    code, _, err = call(tmp_path, capsys, *common, "--set", "workers.memory_gb=0.0001")
+    assert (code, "QLoRA" in err) == (2, True)
+    code, _, err = call(tmp_path, capsys, *common, "--batch-size", "8", "--set", "workers.num_workers=3")
+    assert (code, "8 rows, 3 workers" in err) == (2, True)
+    assert not (tmp_path / "store" / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["training.sft.slm.lora_rank=0"], "training.sft.slm.lora_rank"),
+        (["training.sft.slm.learning_rate=0"], "training.sft.slm.learning_rate"),
+        (["training.sft.slm.learning_rate=-1e-4"], "training.sft.slm.learning_rate"),
+        (["training.sft.slm.target_modules=[q_proj, query]"], "query"),
+        (["training.sft.slm.max_context_length=128"], "no row fits"),
+        (["training.sft.slm.quantize=nf4"], "bitsandbytes"),
+        (["workers.liger=true"], "liger"),
+        (["workers.attention=flash_attention_2"], "flash"),
+    ],
+)
+def test_mistakes_in_settings_end_before_a_worker_starts(tmp_path, capsys, rows_file, tiny_model, settings, said):
+    arguments = ["sft", "--train-data", str(rows_file), "--model-name", str(tiny_model)]
+    arguments += [part for text in settings for part in ("--set", text)]
+    code, _, err = call(tmp_path, capsys, *arguments)
+    assert code == 2
+    assert said in err
+    assert err.count("error:") == 1
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        ([{"role": "user", "content": "Hi"}, {"role": "user", "content": "You there?"}], "not the assistant's"),
+        ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}], "no answer to learn"),
+    ],
+)
+def test_rows_without_an_answer_end_before_a_worker_starts(tmp_path, capsys, tiny_model, turns, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    code, _, err = call(tmp_path, capsys, "sft", "--train-data", str(path), "--model-name", str(tiny_model))
+    assert code == 2
+    assert said in err
+
+
+def test_a_dataset_whose_validation_rows_are_training_rows_is_refused(tmp_path):
+    from ucotron_ray.artifacts import Request, Result, Store
+    from ucotron_ray.stages.preparation import refuse_overlap
+
+    with Store(tmp_path).building(Request("dataset", "d", {})) as build:
+        jsonl.write_rows(build.path / "train.jsonl", ROWS[:4])
+        jsonl.write_rows(build.path / "val.jsonl", ROWS[3:6])
+        artifact = build.publish(Result({}, {}, []))
+    with pytest.raises(InputError, match="1 validation row"):
+        refuse_overlap(artifact, "sft")

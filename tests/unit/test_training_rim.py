@@ -1,0 +1,109 @@
+"""The rim of training without a cluster: what comes back, what Ray may try again, and Ray Train's local mode."""
+
+import json
+import os
+import signal
+import threading
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from tests.unit.test_sft import SETTINGS, WEIGHTS, job
+from tests.unit.test_sft import straight as straight  # the fixture, again for this file
+from ucotron_ray import session
+from ucotron_ray.artifacts import file_hash
+from ucotron_ray.errors import InputError, LossNotFinite, StageFailed, Stopped
+from ucotron_ray.training import on_ray
+
+
+def looped(monkeypatch, tmp_path, error: BaseException | None, *, world: int = 1) -> dict:
+    """What a worker of `world` returns whose training ends with the error, or with a loss of 1."""
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: world)
+    reported: list[dict] = []
+
+    def train(*args):
+        if error is not None:
+            raise error
+        return {"train_loss_last": 1.0}
+
+    monkeypatch.setattr(on_ray, "_train", train)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train, "report", lambda metrics: reported.append(metrics))
+    monkeypatch.setattr(session, "set_up_worker", lambda log_file: None)
+    config = {"spool": str(tmp_path), "run": "r", "log_file": "", "stage": "sft", "job": {}, "score": {}}
+    made = on_ray._loop(config)
+    assert bool(reported) == (error is None)
+    return made
+
+
+@pytest.mark.parametrize("kind", [InputError, Stopped, LossNotFinite])
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_all_workers_meet_comes_back_instead_of_being_tried_again(monkeypatch, tmp_path, kind, world):
+    error = kind("a problem")
+    assert looped(monkeypatch, tmp_path, error, world=world) == {"error": error}
+
+
+def test_a_full_disk_comes_back_from_a_worker_that_is_alone_and_is_raised_beside_others(monkeypatch, tmp_path):
+    error = StageFailed("the disk is full")
+    assert looped(monkeypatch, tmp_path, error) == {"error": error}
+    with pytest.raises(StageFailed, match="disk is full"):
+        looped(monkeypatch, tmp_path, error, world=2)
+
+
+def test_any_other_error_is_rays_to_try_again(monkeypatch, tmp_path):
+    with pytest.raises(RuntimeError):
+        looped(monkeypatch, tmp_path, RuntimeError("a socket"))
+    assert looped(monkeypatch, tmp_path, None) == {"train_loss_last": 1.0}
+
+
+def test_work_aside_gives_its_result_its_error_and_leaves_signals_to_the_main_thread(tmp_path):
+    assert on_ray._aside(lambda: 7) == 7
+    with pytest.raises(InputError, match="wrong"):
+        on_ray._aside(lambda: (_ for _ in ()).throw(InputError("wrong")))
+    request, seen = tmp_path / "stop", threading.Event()
+
+    def work() -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not request.exists():
+            seen.wait(0.01)
+        return True
+
+    with session.stopping(request):
+        assert on_ray._aside(work)
+
+
+def in_local_mode(monkeypatch, tmp_path, model, name: str, **settings: object):
+    """The same training function in Ray Train's local mode: its context and reports, without any cluster."""
+    # A worker logs to a file of its own; this process has other tests to serve.
+    monkeypatch.setattr(session, "set_up_worker", lambda log_file: None)
+    made = job(tmp_path / name, model, settings={**SETTINGS.model_dump(), **settings})
+    config = {"stage": "sft", "job": asdict(made), "spool": str(tmp_path / "spool"), "run": "r"}
+    config |= {"log_file": str(tmp_path / "log"), "score": {"max_new_tokens": 4, "batch_size": 4}}
+    trainer = TorchTrainer(
+        on_ray._loop,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(num_workers=0),
+        run_config=ray.train.RunConfig(name=name, storage_path=str(tmp_path / "ray")),
+    )
+    return trainer.fit()
+
+
+def test_the_function_that_runs_plainly_runs_in_ray_train_with_its_scorer(straight, monkeypatch, tmp_path, tiny_model):
+    result = in_local_mode(monkeypatch, tmp_path, tiny_model, "a", eval_f1_rows=2, eval_steps=2)
+    assert not ray.is_initialized()
+    assert 0.0 <= result.return_value["eval_f1"] <= 1.0
+    assert result.metrics["pid"] == os.getpid()
+    # Scoring draws no random number: the weights are those of the run without it.
+    assert file_hash(tmp_path / "a" / WEIGHTS) == file_hash(straight / WEIGHTS)
+    events = [
+        json.loads(line) for path in (tmp_path / "spool").glob("*.jsonl") for line in path.read_text().splitlines()
+    ]
+    assert [event["step"] for event in events if "eval_f1" in event["values"]] == [2, 4]
+
+
+def test_a_loss_that_is_no_number_comes_back_from_ray_train(monkeypatch, tmp_path, tiny_model):
+    result = in_local_mode(monkeypatch, tmp_path, tiny_model, "b", learning_rate=1e30, max_grad_norm=1e30)
+    assert isinstance(result.return_value["error"], LossNotFinite)

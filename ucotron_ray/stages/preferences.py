@@ -1,0 +1,107 @@
+"""Preference pairs: the user's own, a dataset of the store, or made of the model's own answers."""
+
+import random
+from pathlib import Path
+
+from ucotron_ray import artifacts, jsonl
+from ucotron_ray.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.errors import StageFailed
+from ucotron_ray.models import base as base_models
+from ucotron_ray.records import PreferenceRow
+from ucotron_ray.run import Run
+from ucotron_ray.stages import export
+from ucotron_ray.stages.datasets import TRAIN, VAL, import_rows
+from ucotron_ray.stages.models import prompt_identity
+
+VAL_SHARE = 0.1
+"""Of the prompts of a file of pairs that has no validation file."""
+
+
+def data_of(run: Run, reference: str, val: Path | None = None) -> Artifact:
+    """What `--data` names: a dataset of the store, or a JSONL file, imported under its hash."""
+    path = Path(reference)
+    if not path.is_file():
+        return run.store.get("dataset", path.name, accept_rejected=run.accept_rejected)
+    if isinstance(jsonl.read_rows(path)[0], PreferenceRow):
+        return _import_pairs(run, path)
+    return import_rows(run, path, val)
+
+
+def pairs_only(run: Run, reference: str) -> Artifact:
+    """The same, refusing relation rows. Raises InputError with the first row that is no pair."""
+    path = Path(reference)
+    if path.is_file():
+        jsonl.read_preferences(path)
+    data = data_of(run, reference)
+    jsonl.read_preferences(data.path / TRAIN)
+    return data
+
+
+def is_pairs(data: Artifact) -> bool:
+    """Whether a dataset holds preference pairs; from relation rows they are made first."""
+    return isinstance(jsonl.read_rows(data.path / TRAIN)[0], PreferenceRow)
+
+
+def pairs_of(run: Run, data: Artifact, base: base_models.BaseModel, adapter: Artifact) -> Artifact:
+    """The dataset itself if it holds pairs; else pairs of its relation rows and the adapter's own wrong answers."""
+    if is_pairs(data):
+        jsonl.read_preferences(data.path / TRAIN)
+        return data
+    return _on_policy(run, data, export.merge(run, base, adapter, name=f"{adapter.manifest.name}-merged"))
+
+
+def _import_pairs(run: Run, path: Path) -> Artifact:
+    rows = jsonl.read_preferences(path)
+    digest = artifacts.file_hash(path)
+    seed = run.config.recipe.dpo.seed
+
+    def build(build: Build) -> Result:
+        # By the prompt: two pairs of one text stay on one side.
+        is_val = {row.prompt: random.Random(f"{seed}/{row.prompt}").random() < VAL_SHARE for row in rows}
+        train = [row for row in rows if not is_val[row.prompt]] or rows
+        val = [row for row in rows if is_val[row.prompt]] if len(train) < len(rows) else []
+        jsonl.write_rows(build.path / TRAIN, train)
+        jsonl.write_rows(build.path / VAL, val)
+        return Result({}, {"train": len(train), "val": len(val)}, [f"from {path}"])
+
+    return run.make("import-pairs", Request("dataset", f"pairs-{digest[:12]}", {"file": digest, "seed": seed}), build)
+
+
+def _on_policy(run: Run, data: Artifact, merged: Artifact) -> Artifact:
+    """Pairs of a model's own wrong answers to a seeded sample of the rows → `dataset/on-policy-…`."""
+    settings, workers = run.config.recipe.dpo, run.config.place.workers
+    names = {"max_rows", "eval_rows", "seed", "on_policy"}
+    fields = {"on_policy": settings.model_dump(include=names), "prompt": prompt_identity()}
+    inputs = (data.as_input("data"), merged.as_input("base"))
+    name = f"on-policy-{Request('dataset', 'on-policy', fields, inputs).recipe[:12]}"
+
+    def build(build: Build) -> Result:
+        run.connect()
+        from ucotron_ray import session
+        from ucotron_ray.training.on_ray import sample_on_ray
+
+        for split, wanted in ((TRAIN, settings.max_rows), (VAL, settings.eval_rows)):
+            rows = jsonl.read_relations(data.path / split) if (data.path / split).stat().st_size else []
+            drawn = random.Random(settings.seed).sample(rows, min(len(rows), wanted or len(rows)))
+            jsonl.write_rows(build.path / f"rows-{split}", drawn)
+        splits = [split for split in (TRAIN, VAL) if (build.path / f"rows-{split}").stat().st_size]
+        job = {
+            "base": str(merged.path),
+            "files": tuple((str(build.path / f"rows-{split}"), str(build.path / split)) for split in splits),
+            "settings": settings.on_policy.model_dump(),
+            "dtype": workers.dtype,
+            "batch_size": workers.eval_batch,
+            "num_threads": session.worker_resources(workers).threads,
+            "seed": settings.seed,
+        }
+        counts = sample_on_ray(job, workers, run.log_file)
+        if not counts["pairs"]:
+            raise StageFailed(
+                "the model gave no wrong answer: there is nothing to prefer",
+                where=data.manifest.name,
+                found=f"{counts['always_right']} rows answered rightly every time",
+                next_step="raise training.dpo.<tier>.on_policy.temperature, or give rows that the model does not know",
+            )
+        return Result({}, counts, [f"answers of {merged.manifest.name} to rows of {data.manifest.name}"])
+
+    return run.make("sample-pairs", Request("dataset", name, fields, inputs), build)

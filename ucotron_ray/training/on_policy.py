@@ -1,0 +1,112 @@
+"""Preference pairs from the model's own mistakes: the right answer against a wrong one that the model itself gives.
+
+Pairs of another model's answers teach what this model would never say. Which of several wrong answers is taken is
+decided by length, so that the longer answer is the right one about as often as not.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ucotron_ray.config import OnPolicy
+from ucotron_ray.jsonl import read_training_rows, write_rows
+from ucotron_ray.models import base as base_models
+from ucotron_ray.records import PreferenceRow, RawRow
+from ucotron_ray.training.data import prompt_ids, server_row
+from ucotron_ray.wire import format_answer, user_prompt
+
+log = logging.getLogger(__name__)
+
+F1Of = Callable[[RawRow, str], float]
+"""Triple F1 of an answer to a row."""
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """Which model answers which rows how often. Plain data."""
+
+    base: str
+    files: tuple[tuple[str, str], ...]
+    """Relation rows, and where their pairs go."""
+    settings: dict[str, Any]
+    dtype: str
+    batch_size: int
+    num_threads: int | None
+    seed: int
+
+
+def write_pairs(job: SampleJob, f1: F1Of) -> dict[str, int]:
+    """Sample answers and write the pairs; return how many rows gave one, and how many had no wrong answer."""
+    settings = OnPolicy.model_validate(job.settings)
+    if job.num_threads:
+        torch.set_num_threads(job.num_threads)
+    torch.manual_seed(job.seed)
+    base = base_models.resolve(job.base)
+    tokenizer = base_models.load_tokenizer(base)
+    model = base_models.load_model(base, base_models.compute_dtype(job.dtype, rows=job.batch_size)).eval()
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    else:
+        # torch's fused attention is slow for single tokens on a processor (see evaluation/generate.py).
+        model.set_attn_implementation("eager")
+    counts = {"pairs": 0, "always_right": 0}
+    rows_a_batch = max(1, job.batch_size // settings.samples)
+    for source, target in job.files:
+        rows = [row for row in read_training_rows(Path(source)) if isinstance(row, RawRow)]
+        made: list[PreferenceRow] = []
+        longer = 0
+        for start in range(0, len(rows), rows_a_batch):
+            part = rows[start : start + rows_a_batch]
+            for row, answers in zip(part, sample(model, tokenizer, part, settings), strict=True):
+                pair = pair_of(row, answers, f1, want_longer=2 * longer <= len(made))
+                if pair is None:
+                    counts["always_right"] += 1
+                    continue
+                longer += len(pair.chosen) > len(pair.rejected)
+                made.append(pair)
+            log.info("dpo: %d of %d rows answered, %d pairs", start + len(part), len(rows), len(made))
+        write_rows(Path(target), made)
+        counts["pairs"] += len(made)
+    return counts
+
+
+@torch.inference_mode()
+def sample(model: Any, tokenizer: Any, rows: Sequence[RawRow], settings: OnPolicy) -> list[list[str]]:
+    """For each row several answers, drawn at the settings' temperature."""
+    prompts = [prompt_ids(server_row(row, "chat"), tokenizer) for row in rows]
+    longest, pad = max(map(len, prompts)), tokenizer.pad_token_id
+    ids_BT = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask_BT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    output = model.generate(
+        input_ids=ids_BT.to(model.device),
+        attention_mask=mask_BT.to(model.device),
+        max_new_tokens=settings.max_tokens,
+        do_sample=True,
+        temperature=settings.temperature,
+        num_return_sequences=settings.samples,
+        top_p=None,
+        top_k=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+    )
+    answers = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    return [answers[start : start + settings.samples] for start in range(0, len(answers), settings.samples)]
+
+
+def pair_of(row: RawRow, answers: Sequence[str], f1: F1Of, *, want_longer: bool) -> PreferenceRow | None:
+    """The right answer against a wrong one, shorter than it if `want_longer` (the chosen one is then the longer).
+
+    None if no answer is wrong. An empty answer is none: it could not be told from a model that said nothing.
+    """
+    chosen = format_answer(row.expected_relations)
+    wrong = [answer for answer in dict.fromkeys(answers) if answer.strip() and f1(row, answer) < 1.0]
+    if not wrong:
+        return None
+    fitting = [answer for answer in wrong if (len(answer) < len(chosen)) == want_longer]
+    # The worst first; among equals the one that was drawn first.
+    rejected = min(fitting or wrong, key=lambda answer: f1(row, answer))
+    return PreferenceRow(prompt=user_prompt(row.text, row.entities), chosen=chosen, rejected=rejected)
