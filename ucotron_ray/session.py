@@ -14,7 +14,7 @@ from types import FrameType
 import ray
 
 from ucotron_ray.config import Place, Workers
-from ucotron_ray.errors import ResourceError
+from ucotron_ray.errors import ResourceError, StageFailed, Stopped, UcotronRayError
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +174,45 @@ def stopping(request: Path) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def cause_of(
+    error: BaseException, problem: str, *, next_step: str, where: str | None = None, lost_is_stop: bool = False
+) -> UcotronRayError:
+    """What to raise for an error of Ray's: our own error inside its wrapping, else StageFailed with its last line.
+
+    With `lost_is_stop` a lost actor, node or object is Stopped: the same command goes on.
+    """
+    for outer in (getattr(error, "worker_failures", None) or {0: error}).values():
+        own = _own_error(outer)
+        if own is not None:
+            return own
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    found = lines[-1] if lines else type(error).__name__
+    if lost_is_stop and isinstance(error, _LOST):
+        return Stopped("stopped: a part of the cluster was lost", found=found, next_step="run the same command again")
+    log.debug("%s", problem, exc_info=error)
+    return StageFailed(problem, where=where, found=found, next_step=next_step)
+
+
+_LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.RaySystemError,
+)
+
+
+def _own_error(error: BaseException) -> UcotronRayError | None:
+    cause: BaseException | None = error
+    while cause is not None:
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        # Ray's own error of two classes says its block behind a remote traceback: the one inside of it does not.
+        if isinstance(cause, UcotronRayError) and not isinstance(inner, UcotronRayError):
+            return cause
+        cause = inner
+    return None
 
 
 def set_up_worker(log_file: str) -> None:

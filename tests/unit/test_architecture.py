@@ -49,7 +49,6 @@ LONG_FILES = {
     "ucotron_ray/fireworks/simulator.py": "the stand-in: its limits, faults, ledger and routes",
     "ucotron_ray/tracking.py": "the only home of mlflow",
     "ucotron_ray/artifacts.py": "manifest, store and verification hold each other",
-    "ucotron_ray/training/sft.py": "TRL's trainer, callbacks and arguments stay in one place",
 }
 LONG_FUNCTIONS = {"make_app": "the routes of the stand-in, each a few lines", "build_bundle": "inside export"}
 

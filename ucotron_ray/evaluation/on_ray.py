@@ -8,7 +8,6 @@ import ray
 
 from ucotron_ray import session
 from ucotron_ray.config import Workers
-from ucotron_ray.errors import StageFailed, UcotronRayError
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, read_predictions
 
 
@@ -32,10 +31,9 @@ def predict_on_ray(
         try:
             with session.following(log_file):
                 results = ray.get(futures)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, UcotronRayError) else _failed(error) from error
         except ray.exceptions.RayError as error:
-            raise _failed(error) from error
+            next_step = "the answers so far are kept; correct the cause and run the same command again"
+            raise session.cause_of(error, "a worker failed while the model answered", next_step=next_step) from error
         measured = {
             "new_tokens": sum(result["new_tokens"] for result in results),
             "seconds": max(result["seconds"] for result in results),
@@ -57,12 +55,3 @@ def _shards(directory: Path) -> list[Prediction]:
 
 def _deal(questions: Sequence[tuple[int, str]], num_shares: int) -> list[list[tuple[int, str]]]:
     return [share for index in range(num_shares) if (share := list(questions[index::num_shares]))]
-
-
-def _failed(error: Exception) -> StageFailed:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return StageFailed(
-        "a worker failed while the model answered",
-        found=lines[-1] if lines else type(error).__name__,
-        next_step="the answers so far are kept; correct the cause and run the same command again",
-    )

@@ -12,7 +12,6 @@ import ray
 from ucotron_ray import session, tracking
 from ucotron_ray.artifacts import file_hash, write_json
 from ucotron_ray.config import Export, Workers
-from ucotron_ray.errors import StageFailed, UcotronRayError
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +45,9 @@ def export_on_ray(job: ExportJob, workers: Workers) -> dict[str, float]:
     try:
         with session.following(job.log_file):
             measured: dict[str, float] = ray.get(task.remote(asdict(job)))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, UcotronRayError) else _failed(error) from error
     except ray.exceptions.RayError as error:
-        raise _failed(error) from error
+        next_step = "if it ran out of memory, export on a larger machine; the same command goes on from here"
+        raise session.cause_of(error, "the export task failed", next_step=next_step) from error
     return measured
 
 
@@ -111,12 +109,3 @@ def _guide_rows() -> list[Any]:
     from ucotron_ray.evaluation.guide_prompts import guide_rows  # noqa: PLC0415
 
     return guide_rows()
-
-
-def _failed(error: Exception) -> StageFailed:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return StageFailed(
-        "the export task failed",
-        found=lines[-1] if lines else type(error).__name__,
-        next_step="if it ran out of memory, export on a larger machine; the same command goes on from here",
-    )

@@ -4,20 +4,17 @@ from pathlib import Path
 
 import ray
 
-from ucotron_ray.errors import StageFailed, UcotronRayError
+from ucotron_ray import session
 
 
 def convert_on_ray(reference: str, directory: Path) -> None:
     """Write the referenced GGUF model as safetensors into the directory."""
     try:
         ray.get(ray.remote(num_cpus=1, max_calls=1)(_convert).remote(reference, str(directory)))
-    except ray.exceptions.RayTaskError as error:
-        raise (
-            error.cause
-            if isinstance(error.cause, UcotronRayError)
-            else StageFailed(
-                "the base model could not be converted", where=reference, found=str(error).splitlines()[-1]
-            )
+    except ray.exceptions.RayError as error:
+        next_step = "run the same command again"
+        raise session.cause_of(
+            error, "the base model could not be converted", where=reference, next_step=next_step
         ) from error
 
 

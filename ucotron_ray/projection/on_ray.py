@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer
 from ucotron_ray import session
 from ucotron_ray.artifacts import Build, write_json
 from ucotron_ray.config import Workers
-from ucotron_ray.errors import StageFailed, Stopped, UcotronRayError
+from ucotron_ray.errors import StageFailed, UcotronRayError
 from ucotron_ray.projection.job import EncodeJob, EvaluateJob, ExportJob, FitJob, Shard
 from ucotron_ray.tracking import Spool
 
@@ -238,26 +238,7 @@ def _guarded(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
-        raise _cause(error) from error
-
-
-def _cause(error: Exception) -> UcotronRayError:
-    """Our own error inside Ray's wrapping, if there is one; else what the worker said."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            inner = getattr(cause, "cause", None) or cause.__cause__
-            # Ray's own error of two classes says its block behind a remote traceback: the one inside of it does not.
-            if isinstance(cause, UcotronRayError) and not isinstance(inner, UcotronRayError):
-                return cause
-            cause = inner
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    found = lines[-1] if lines else type(error).__name__
-    if isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.RaySystemError)):
-        return Stopped("stopped: a part of the cluster was lost", found=found, next_step="run the same command again")
-    return StageFailed(
-        "the projection failed on the workers",
-        found=found,
-        next_step="what is done is kept; correct the cause and run the same command again",
-    )
+        next_step = "what is done is kept; correct the cause and run the same command again"
+        raise session.cause_of(
+            error, "the projection failed on the workers", next_step=next_step, lost_is_stop=True
+        ) from error

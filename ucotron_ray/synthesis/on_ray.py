@@ -439,27 +439,6 @@ def _get(future: Any) -> Any:
         raise _cause(error) from error
 
 
-_LOST = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.ObjectLostError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.RaySystemError,
-)
-
-
 def _cause(error: BaseException) -> UcotronRayError:
-    """Our own error inside Ray's wrapping; a lost limiter or cluster is a stop that can be resumed."""
-    cause: BaseException | None = error
-    while cause is not None:
-        inner = getattr(cause, "cause", None) or cause.__cause__
-        # Ray's own error of two classes says its block behind a remote traceback: the one inside of it does not.
-        if isinstance(cause, UcotronRayError) and not isinstance(inner, UcotronRayError):
-            return cause
-        cause = inner
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    found = lines[-1] if lines else type(error).__name__
-    if isinstance(error, _LOST):
-        return Stopped("stopped: a part of the cluster was lost", found=found, next_step="run the same command again")
-    log.debug("synthesis failed", exc_info=error)
-    return StageFailed("synthesis failed on the workers", found=found, next_step="answers that were paid are kept")
+    next_step = "answers that were paid are kept"
+    return session.cause_of(error, "synthesis failed on the workers", next_step=next_step, lost_is_stop=True)

@@ -3,7 +3,6 @@
 Every actor of Ray Train imports this file, six of them for one worker: it must stay light.
 """
 
-import logging
 import os
 import shutil
 import threading
@@ -188,18 +187,5 @@ def _scorer(job: dict[str, Any], *, max_new_tokens: int, batch_size: int) -> Any
 
 
 def _cause(error: Exception) -> UcotronRayError:
-    """Our own error inside Ray's wrapping, if there is one; else what the worker said."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, UcotronRayError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    logging.getLogger(__name__).debug("training failed", exc_info=error)
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return StageFailed(
-        "training failed on the workers",
-        found=lines[-1] if lines else type(error).__name__,
-        next_step="the checkpoints are kept; correct the cause and run the same command again",
-    )
+    next_step = "the checkpoints are kept; correct the cause and run the same command again"
+    return session.cause_of(error, "training failed on the workers", next_step=next_step)
