@@ -49,9 +49,11 @@ def every_stage(run: Run, rates: Rates, *, skip_train: bool = False, skip_export
         stages.append(Stage("synthesize", f"dataset/{run.name}-teacher", minutes, tokens, figures.usd))
     if not skip_train:
         tokens = _training_tokens(run, rates)
-        gpu = estimate.tables()["assumed_gpu"]
         params = _params(run)
-        seconds = estimate.training_seconds(run.config, params, tokens, rates, gpu)[0] if params else None
+        # Without a run of this machine only a GPU could be assumed, and of this run nobody knows that it has one.
+        is_known = "sft" in rates.training
+        gpu = estimate.tables()["assumed_gpu"]
+        seconds = estimate.training_seconds(run.config, params, tokens, rates, gpu)[0] if params and is_known else None
         stages.append(Stage("sft", f"adapter/{run.name}", seconds / 60 if seconds is not None else None, tokens))
     answers = (recipe.evaluation.max_rows or 0) + recipe.evaluation.raw_rows + GUIDE_PROMPTS
     for stage, name in (("evaluate", run.name), ("evaluate-base", f"{run.name}-base")):
