@@ -74,6 +74,7 @@ def _trained(
     run: Run, job: "TrainingJob", prepared: Prepared, spool: Spool, build: Build, note: str, *, named: str | None
 ) -> Result:
     """Train on Ray; keep adapter, record, report and plan. `named` is how the adapter calls its base."""
+    from ucotron_ray.training import report
     from ucotron_ray.training.on_ray import train_on_ray
 
     if prepared.plan is not None:
@@ -81,6 +82,10 @@ def _trained(
     tokens = run.config.recipe.evaluation.max_new_tokens
     metrics = train_on_ray(job, run.config.place.workers, spool, build, run.log_file, answer_tokens=tokens)
     record = json.loads((build.path / "training.json").read_text(encoding="utf-8"))
+    # By name: workers know the base as a path of the machine that they ran on.
+    record["base"] = note
+    artifacts.write_json(build.path / "training.json", record)
+    artifacts.write_text(build.path / "report.html", report.page(record))
     shutil.rmtree(build.path / "checkpoints", ignore_errors=True)
     if named is not None:
         _name_base(build.path / "adapter" / "adapter_config.json", named)

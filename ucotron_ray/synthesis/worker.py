@@ -5,6 +5,7 @@ does; a stop of the whole run leaves it `pending`.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import threading
@@ -138,6 +139,8 @@ class Worker:
 
     async def _close(self) -> None:
         self._exchanging.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._exchanging
         if self._finished:
             await self._exchange(self._name, self._finished, [], self._trouble)
         await self._session.close()

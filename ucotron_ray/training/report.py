@@ -34,7 +34,7 @@ def page(record: Mapping[str, Any]) -> str:
     drawn = [(title, _series(history, names)) for names, title in CURVES]
     figures = "".join(_figure(title, series) for title, series in drawn if any(len(points) for _, points in series))
     tables = "".join(_table(name, record.get(name) or {}) for name in ("metrics", "counts", "settings"))
-    title = escape(f"Training on {record['base']}")
+    title = escape(f"Training, {record['base']}")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style></head><body><h1>{title}</h1>"
