@@ -22,6 +22,14 @@ def test_special_tokens_are_those_of_the_file(tokenizer):
     assert tokenizer.padding_side == "left"
 
 
+def test_it_gives_what_generate_takes(tokenizer, tmp_path):
+    base_models.save_tokenizer(tokenizer, tmp_path)
+    from transformers import AutoTokenizer
+
+    for either in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert set(either("Ana lives in Lyon.")) == {"input_ids", "attention_mask"}
+
+
 def test_text_survives_encoding_and_decoding_unchanged(tokenizer):
     texts = [
         "Zoë Q. Ellison-Ruiz  owns 12 kites.",

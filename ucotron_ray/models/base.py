@@ -242,6 +242,8 @@ def _gguf_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         pad_token=token("padding"),
         chat_template=field("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
+        # By default it gives token types too, which `generate` of these models refuses.
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
