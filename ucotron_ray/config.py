@@ -441,6 +441,7 @@ class Workers(Section):
     memory_gb: Positive | None
     gradient_checkpointing: bool | None
     attention: Literal["auto", "sdpa", "flash_attention_2"]
+    shard_base: bool
     compile: bool
     liger: bool
     max_failures: NonNegative

@@ -66,10 +66,11 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     # Ray gives its workers a niceness of 15: beside anything else on this machine they would get a thirtieth of it.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray's own lines would bury ours; they stay in Ray's log directory.
-    common = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": environment}}
+    common = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
-        ray.init(address=address, **common)
+        ray.init(address=address, runtime_env={"env_vars": environment}, **common)
     else:
+        # Workers of our own cluster inherit the environment; a runtime_env would keep Ray from starting them ahead.
         ray.init(
             address="local",
             num_cpus=place.ray.num_cpus,

@@ -43,6 +43,7 @@ def _job_fields(run: Run, base: str, data: Artifact, directory: Path, prepared: 
         "gradient_checkpointing": bool(prepared.plan and prepared.plan.gradient_checkpointing),
         "attention": workers.attention,
         "compile": workers.compile,
+        "shard_base": workers.shard_base,
         "liger": workers.liger,
         "dtype": workers.dtype,
         "per_device_batch": workers.per_device_batch,
