@@ -28,7 +28,6 @@ WORKER_ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     # The default of 2 s would hold every report back that long; each poll takes time from the workers.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
-    "RAY_TRAIN_ENABLE_V2": "1",
 }
 
 
@@ -70,6 +69,8 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     if address:
         ray.init(address=address, runtime_env={"env_vars": environment}, **common)
     else:
+        # Nobody takes this machine away: one actor less.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Workers of our own cluster inherit the environment; a runtime_env would keep Ray from starting them ahead.
         ray.init(
             address="local",
