@@ -27,7 +27,7 @@ def load(base: base_models.BaseModel, dtype: base_models.Dtype, job: TrainingJob
 def spread(model: Any) -> None:
     """Spread the frozen weights over the workers; each is gathered for its layer's computation only. In place.
 
-    FSDP2, torch's `fully_shard` (arxiv.org/abs/2304.11277). The adapter stays whole on every worker and DDP averages its
+    FSDP2, torch's `fully_shard` (arxiv.org/abs/2304.11277). The adapter stays whole on every worker, DDP averages its
     gradients as ever, so that checkpoints, the optimizer and a resume on another number of workers are as in any run.
     """
     from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - only where a base is spread
