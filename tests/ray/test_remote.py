@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.ray.conftest import ROOT
-from tests.vendor import vending
+from tests.vendor import KEY, vending
 from ucotron_ray import cli
 from ucotron_ray.synthesis import journal
 
@@ -20,8 +20,13 @@ COUNT = 24
 def test_batches_synthesis_and_remote_training_share_one_store(ray_head, tmp_path, monkeypatch, demo_files, capsys):
     graph, held_out = demo_files
     with vending(monkeypatch) as vendor:
+        # The head's workers were started without the variable.
+        key = tmp_path / "key"
+        key.touch(mode=0o600)
+        key.write_text(KEY, encoding="utf-8")
         where = vendor.settings(tmp_path / "store")
         settings = {
+            "api.key_file": key,
             "generation.in_pipeline": COUNT,
             "graph.source": graph,
             "graph.min_relations": 0,

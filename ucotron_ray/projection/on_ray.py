@@ -152,7 +152,8 @@ def _load_encoders(job: EncodeJob) -> tuple[Any, str]:
 
 def _encode_shards(job: EncodeJob, shards: Sequence[Shard], workers: Workers) -> None:
     resources = session.worker_resources(workers)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # What an encoder raises is said by us, in its own words: Ray Data would print it with two tracebacks.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = DataContext.get_current()
     context.raise_original_map_exception = True
     context.execution_options.preserve_order = False

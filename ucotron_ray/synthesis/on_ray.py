@@ -257,8 +257,8 @@ def _one_round(
     job: SynthesisJob, governor: Any, first: int, again: tuple[int, ...], planned: int, progress: watch.Progress
 ) -> None:
     # Ray restarts actors that die and repeats their blocks: what was answered is in the journal, and the governor stops
-    # a run whose workers keep dying.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # a run whose workers keep dying. What they raise is said by us, where Ray Data would print it with two tracebacks.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = DataContext.get_current()
     context.raise_original_map_exception = True
     context.execution_options.preserve_order = False
@@ -311,8 +311,6 @@ def _in_background(work: Callable[[], None], governor: Any, job: SynthesisJob) -
         deadline = time.monotonic() + DRAIN_SECONDS
         while not done.wait(0.2) and time.monotonic() < deadline and _ask(governor, "status", job)["in_flight"]:
             pass
-        # What the dataset's own threads say about a cluster that is gone helps nobody.
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         raise
     if failed:
         raise _cause(failed[0]) from failed[0]
