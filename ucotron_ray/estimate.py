@@ -9,18 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.config import Config, read_yaml
+from ucotron_ray.config import Config, LoraSettings, read_yaml
 from ucotron_ray.fireworks import prices
+from ucotron_ray.models.shape import KNOWN, Shape
 from ucotron_ray.rates import Rates
+from ucotron_ray.training import plan
 
 TIERS = ("slm", "small", "medium")
 POINT_TOLERANCE = 1.5
 """A single figure of the guide's («~15 min») agrees with ours if neither is more than so many times the other."""
 
 _MILLION = 1e6
-_BYTES_OF_LORA = 16
-"""Of a trained weight: itself, its gradient and Adam's two moments, each in float32."""
-
 LABEL_SHARE = 0.25
 """Of a row's positions, for which the loss head computes all logits (only label positions need them)."""
 
@@ -78,7 +77,7 @@ def remote_training(settings: Config, tier: str, method: str, rows: int, epochs:
     file = _price_file(settings)
     per_row = rates.remote_tokens_per_row.get(method) or _tokens_per_row(facts, method, rates)
     tokens = rows * epochs * per_row
-    price = prices.training_price(facts["architecture"][tier]["params"] / 1e9, method, file)
+    price = prices.training_price(KNOWN[facts["models"][tier]].total / 1e9, method, file)
     usd = None if price is None else tokens * price / _MILLION
     basis = "no training price" if price is None else f"${price:g} per million tokens of {prices.date_of(file)}"
     if method in rates.remote:
@@ -95,9 +94,9 @@ def local_training(settings: Config, tier: str, rows: int, epochs: int, context:
     facts = tables()
     tokens = rows * epochs * _tokens_per_row(facts, "sft", rates)
     settings_of_tier = getattr(settings.recipe.training.sft, tier)
-    architecture = facts["architecture"][tier]
-    memory = training_memory_gb(architecture, rank=settings_of_tier.lora_rank, context=context)
-    seconds, basis = training_seconds(settings, architecture["params"], tokens, rates, facts["assumed_gpu"])
+    shape = KNOWN[facts["models"][tier]]
+    memory = training_memory_gb(shape, settings_of_tier, context=context)
+    seconds, basis = training_seconds(settings, shape.total, tokens, rates, facts["assumed_gpu"])
     return Figures(f"local sft {tier}", rows, tokens, 0.0, seconds / 60, basis, memory_gb=memory)
 
 
@@ -122,21 +121,26 @@ def training_seconds(
     ), f"time assumed: {gpu['name']} at {gpu['flops'] / 1e12:.0f} TFLOP/s"
 
 
-def training_memory_gb(architecture: Mapping[str, float], *, rank: int, context: int) -> float:
-    """GPU memory of LoRA training in GB (1e9 bytes): bf16 base, one row a pass, activations kept at layer borders.
+def training_memory_gb(shape: Shape, settings: LoraSettings, *, context: int) -> float:
+    """GPU memory of LoRA training in GB (1e9 bytes), by the plan of a training (`training/plan.py`).
 
-    Weights 2 bytes; LoRA on all linear layers 16 bytes; a layer's input 2 bytes a position and unit; one layer's inside
-    (8 hidden + 4 intermediate) while it is recomputed; logits in bf16 and float32 at the label positions; 10 % and 1 GB
-    for the allocator and the GPU's own context.
+    With a base in bf16, one row of the whole context a pass, and activations recomputed.
     """
-    a = architecture
-    per_layer = 4 * a["hidden"] + 2 * (a["hidden"] + a["kv"]) + 3 * (a["hidden"] + a["intermediate"])
-    lora = rank * per_layer * a["layers"]
-    borders = a["layers"] * context * a["hidden"] * 2
-    inside = context * (8 * a["hidden"] + 4 * a["intermediate"]) * 2
-    logits = context * LABEL_SHARE * a["vocabulary"] * 6
-    total = 2 * a["params"] + _BYTES_OF_LORA * lora + borders + inside + logits
-    return float(total * 1.1 / 1e9 + 1.0)
+    labels = round(context * LABEL_SHARE)
+    row = plan.Work(
+        rows=1,
+        steps=1,
+        tokens=context,
+        label_tokens=labels,
+        padded_tokens=context,
+        label_slots=labels,
+        longest=context,
+        step_tokens=context,
+        step_label_slots=labels,
+        seen_rows=1,
+    )
+    parts = plan.memory_of(shape, settings, row, bytes_per_value=2, gradient_checkpointing=True)
+    return sum(parts.values()) / plan.GB
 
 
 def agreement(guide: list[float], ours: float | None) -> str:
