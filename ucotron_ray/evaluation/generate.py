@@ -33,7 +33,7 @@ def predict(job: PredictJob) -> dict[str, float]:
         torch.set_num_threads(job.num_threads)
     base = base_models.resolve(job.base)
     tokenizer = base_models.load_tokenizer(base)
-    model = load_for_inference(
+    model = lora.load_for_inference(
         base, Path(job.adapter) if job.adapter else None, base_models.compute_dtype(job.dtype, rows=job.batch_size)
     )
     rows = read_relations(Path(job.rows_file))
@@ -103,22 +103,6 @@ def _relation_row(row: Row) -> RawRow | None:
     if asked is None or right is None:
         return None
     return RawRow(text=asked[0], entities=asked[1], expected_relations=right)
-
-
-def load_for_inference(
-    base: base_models.BaseModel, adapter: Path | None, dtype: base_models.Dtype
-) -> "PreTrainedModel":
-    """The base, or base and adapter merged in float32 and then cast, on the GPU if there is one."""
-    if adapter is None:
-        model = base_models.load_model(base, dtype)
-    else:
-        model = lora.load_merged(base_models.load_model(base, "float32"), adapter)
-        model = model.to(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
-    if torch.cuda.is_available():
-        return model.to("cuda").eval()
-    # On a CPU torch's fused attention is slow for single tokens: 61 tokens/s at batch 32, eager 100 (SmolLM2, bf16).
-    model.set_attn_implementation("eager")
-    return model.eval()
 
 
 @torch.inference_mode()
