@@ -20,6 +20,7 @@ from ucotron_ray.verbs import (
     fireworks,
     inspection,
     projection,
+    serving,
     simulators,
     training,
     validation,
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     projection.add_projection(verbs)
     evaluation.add_evaluate(verbs)
     export.add_export(verbs)
+    serving.add_serve(verbs)
     chain.add_pipeline(verbs)
     fireworks.add_fireworks(verbs)
     estimating.add_estimate(verbs)

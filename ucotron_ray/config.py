@@ -446,12 +446,35 @@ class Workers(Section):
     max_failures: NonNegative
 
 
+class Serving(Section):
+    """The endpoint that the Ucotron server calls."""
+
+    host: Text
+    port: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)]
+    key_variable: Text | None
+    backend: Literal["auto", "onnx", "transformers"]
+    variant: Literal["fp32", "int8", "int4"]
+    decoding: Literal["auto", "free", "entities", "vocabulary"]
+    num_replicas: Count
+    cpus_per_replica: Positive | None
+    gpus_per_replica: Annotated[float, Field(ge=0)] | None
+    max_batch: Count
+    max_queue: NonNegative
+    deadline: Annotated[float, Field(gt=0, lt=30)]
+    max_body_kb: Count
+    max_prompt_tokens: Count
+    max_tokens: Count
+    drain: Annotated[float, Field(ge=0)]
+    watch: Positive
+
+
 class Place(Section):
     """Where a run happens. Nothing in it changes the result."""
 
     store: Text
     ray: RayPlace
     workers: Workers
+    serving: Serving
     api: Api
     output: Output
     polling: Polling

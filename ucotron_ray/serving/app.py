@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -94,17 +94,17 @@ class Front:
             parts = self._pieces(question, visit)
             first = await anext(parts)
             with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            return _Streamed(self._events(first, parts, visit, with_usage=with_usage), visit)
+            return _Streamed(self._events(first, parts, visit, with_usage=with_usage), parts, visit)
         except Refusal as refusal:
             return visit.refused(refusal)
         except BaseException as error:
             visit.leave("client_gone" if isinstance(error, asyncio.CancelledError) else "failed")
             raise
 
-    async def _pieces(self, question: Question, visit: "_Visit") -> AsyncIterator[Piece]:
+    async def _pieces(self, question: Question, visit: "_Visit") -> AsyncGenerator[Piece, None]:
         """The parts of an answer. Raises Refusal at the deadline, by which the asker must know."""
         until = asyncio.get_running_loop().time() + self._limits.deadline - visit.seconds()
-        async with aclosing(self._answering.answer(question)) as parts:  # type: ignore[type-var]  # a generator
+        async with aclosing(self._answering.answer(question)) as parts:
             while True:
                 try:
                     async with asyncio.timeout_at(until):
@@ -123,8 +123,8 @@ class Front:
                 yield piece
 
     async def _events(
-        self, first: Piece, rest: AsyncIterator[Piece], visit: "_Visit", *, with_usage: bool
-    ) -> AsyncIterator[bytes]:
+        self, first: Piece, rest: AsyncGenerator[Piece, None], visit: "_Visit", *, with_usage: bool
+    ) -> AsyncGenerator[bytes, None]:
         reply, pieces = openai.Reply.new(), [first]
         yield reply.chunk(first.model, {"role": "assistant", "content": first.text})
         try:
@@ -222,10 +222,11 @@ class _Visit:
 
 
 class _Streamed(StreamingResponse):
-    """A stream whose visitor leaves also when the client goes before the first event was sent."""
+    """A stream whose visitor leaves also when the client goes, be it before the first event was sent."""
 
-    def __init__(self, events: AsyncIterator[bytes], visit: _Visit) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], parts: AsyncGenerator[Piece, None], visit: _Visit) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._generators = (events, parts)
         self._visit = visit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -233,6 +234,8 @@ class _Streamed(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._visit.leave("client_gone")
+            for generator in self._generators:
+                await generator.aclose()
 
 
 def _refused(refusal: Refusal) -> Response:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from ucotron_ray.errors import StageFailed, UcotronRayError
 from ucotron_ray.models.constrain import Constraint
@@ -44,7 +44,7 @@ class Engine:
         """Answer what was taken, take nothing more, and return when that is done."""
         self._batcher.close()
 
-    async def answer(self, question: Question) -> AsyncIterator[Piece]:
+    async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
         """The parts of the answer. Raises Refusal, or ClosedError before the first part."""
         ids = self._prompt(question)
         answer = self._speech.answer(

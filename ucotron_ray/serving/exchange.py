@@ -1,6 +1,6 @@
 """What the front and the replicas say to each other. Plain data: Ray carries it, tests make it by hand."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,7 +89,7 @@ class Served:
 class Answering(Protocol):
     """Who answers: one engine in this process, or replicas behind a handle."""
 
-    def answer(self, question: Question) -> AsyncIterator[Piece]:
+    def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
         """The parts of the answer. Raises Refusal where there is none."""
         ...
 

@@ -109,7 +109,7 @@ def read_request(body: bytes) -> ChatRequest:
         raise Refusal(400, f"{param or 'the body'}: {first['msg']}", code="invalid_value", param=param) from None
 
 
-_KEYS = frozenset({*ChatRequest.model_fields, "role", "content", "text", "type", "include_usage"})
+_KEYS = {*ChatRequest.model_fields, "role", "content", "text", "type", "include_usage"}
 """Keys of a request: pydantic puts names of its own union members between them."""
 
 

@@ -1,9 +1,10 @@
-"""The model of a replica, exchanged while it serves: the new one is loaded beside the old, which answers what it has."""
+"""A replica's model, exchanged while it serves: the new one is loaded beside the old, which answers what it has."""
 
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 from ucotron_ray.errors import UcotronRayError
@@ -39,13 +40,14 @@ class Switch:
         """What is served now."""
         return self._engine.served
 
-    async def answer(self, question: Question) -> AsyncIterator[Piece]:
+    async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
         """The parts of the answer, all from one model."""
         while True:
             engine = self._engine
             try:
-                async for piece in engine.answer(question):
-                    yield piece
+                async with aclosing(engine.answer(question)) as parts:
+                    async for piece in parts:
+                        yield piece
                 return
             except ClosedError:
                 # It was replaced between our look and its queue: the next look finds the new one.

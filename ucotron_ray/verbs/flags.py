@@ -46,6 +46,11 @@ SHORTHANDS = {
     "projection_patience": "projection.patience",
     "projection_seed": "projection.seed",
     "projection_opset": "projection.opset",
+    "serve_host": "serving.host",
+    "serve_port": "serving.port",
+    "serve_replicas": "serving.num_replicas",
+    "serve_variant": "serving.variant",
+    "serve_key": "serving.key_variable",
 }
 """Flags of the guide that are another way to say --set KEY=VALUE."""
 
