@@ -44,9 +44,9 @@ class Grammars:
         self._predicates = tuple(predicates)
 
     def of_prompt(self, prompt: str) -> "Constraint | None":
-        """The constraint of one request; None if the prompt is not one of the server's layouts."""
+        """The constraint of one request; None if the prompt has another layout than the server's, or no entities."""
         asked = parse_prompt(prompt)
-        return self.of_entities(asked[1]) if asked else None
+        return self.of_entities(asked[1]) if asked and asked[1] else None
 
     def of_entities(self, entities: Sequence[Entity]) -> "Constraint":
         """The constraint for these entities. Raises StageFailed if llguidance refuses the grammar."""

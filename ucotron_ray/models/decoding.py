@@ -58,13 +58,15 @@ class Answer:
         """`piece` is the text of one token."""
         self.tokens: list[int] = []
         """Of the answer so far, without the end token."""
+        self.logprobs: list[float] = []
+        """Of each token, as the model sees it without a grammar; 0 for one that the grammar left no choice about."""
         self.reason: Reason | None = None
         self._left = max_new_tokens
         self._eos = frozenset(eos)
         self._piece = piece
         self._constraint = constraint
         self._array = ArrayEnd()
-        self.prompt = [*prompt, *self._take(self._forced())]
+        self.prompt = [*prompt, *self._take_forced()]
         """With the first tokens of the answer, where only one beginning is allowed."""
 
     @property
@@ -82,7 +84,7 @@ class Answer:
             return []
         if self._constraint is not None:
             self._constraint.read([token])
-        taken = [*self._take([token]), *self._take(self._forced())]
+        taken = [*self._take([token], [_logprob(logits_V, token)]), *self._take_forced()]
         return taken if self.reason is None else []
 
     def _choose(self, logits_V: Floats) -> int:
@@ -90,16 +92,17 @@ class Answer:
             return int(logits_V.argmax())
         return int(np.where(self._constraint.allowed_V(), logits_V, -np.inf).argmax())
 
-    def _forced(self) -> list[int]:
-        if self._constraint is None:
+    def _take_forced(self) -> list[int]:
+        """Add what the grammar leaves no choice about: no step of the model is needed for it."""
+        if self._constraint is None or self.reason is not None:
             return []
         forced = [token for token in self._constraint.forced() if token not in self._eos]
         self._constraint.read(forced)
-        return forced
+        return self._take(forced, [0.0] * len(forced))
 
-    def _take(self, tokens: Sequence[int]) -> list[int]:
+    def _take(self, tokens: Sequence[int], logprobs: Sequence[float]) -> list[int]:
         """Add tokens to the answer up to where it is over."""
-        taken = []
+        taken: list[int] = []
         for token in tokens:
             if self.reason is None:
                 taken.append(token)
@@ -107,7 +110,13 @@ class Answer:
                 over: Reason | None = "length" if self._left <= 0 else None
                 self.reason = "array" if self._array.closes(self._piece(token)) else over
         self.tokens += taken
+        self.logprobs += logprobs[: len(taken)]
         return taken
+
+
+def _logprob(logits_V: Floats, token: int) -> float:
+    largest = logits_V.max()
+    return float(logits_V[token] - largest - np.log(np.exp(logits_V - largest).sum()))
 
 
 def answered(runner: OnnxRunner, answers: Sequence[Answer]) -> Iterator[Answer]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -16,13 +16,12 @@ from ucotron_ray.models.constrain import Constraint, Grammars
 from ucotron_ray.models.decoding import Answer, answered, closed
 from ucotron_ray.models.runner import OnnxRunner
 
-Variant = Literal["fp32", "int8", "int4"]
 GRAPHS: dict[str, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx", "int4": "model_int4.onnx"}
 """Graph file of each variant in a bundle; its weights lie beside it in a file of the same name plus `_data`."""
 
-IO_CONTRACT, RELATIONS = "io_contract.json", "relations.json"
+IO_CONTRACT, RELATIONS, DECODING = "io_contract.json", "relations.json", "decoding.json"
 
-Decoding = Literal["free", "entities", "vocabulary"]
+DECODINGS = ("free", "entities", "vocabulary")
 """Free; names from the request's entities; and also predicates from the bundle's `relations.json`."""
 
 
@@ -63,11 +62,12 @@ class BundleModel:
         """The text of an answer's tokens."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def constraint(self, prompt: str, decoding: Decoding) -> Constraint | None:
+    def constraint(self, prompt: str, decoding: str) -> Constraint | None:
         """The constraint for the server's prompt (the user's message); None for `free` and for any other layout."""
         if decoding == "free":
             return None
-        return (self.entities if decoding == "entities" else self.vocabulary).of_prompt(prompt)
+        grammars = {"entities": self.entities, "vocabulary": self.vocabulary}
+        return grammars[decoding].of_prompt(prompt)
 
     def answer(self, ids: Sequence[int], *, max_new_tokens: int, constraint: Constraint | None = None) -> Answer:
         """An answer to these ids that has not begun."""
@@ -133,6 +133,12 @@ def load(bundle: Path, *, variant: str = "fp32", num_threads: int = 0) -> Bundle
         entities=Grammars(tokenizer_file, num_words=num_words, eos=eos),
         vocabulary=Grammars(tokenizer_file, num_words=num_words, eos=eos, predicates=predicates),
     )
+
+
+def default_decoding(bundle: Path) -> str:
+    """The way of decoding that won when the bundle was made; `free` for a bundle that compared none."""
+    file = bundle / DECODING
+    return str(_read(file)["default"]) if file.is_file() else "free"
 
 
 def template(text: str) -> jinja2.Template:
