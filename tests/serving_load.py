@@ -56,9 +56,13 @@ class Service:
         """Ask it to stop; its exit code and the JSON object of its last line."""
         self.process.send_signal(number)
         code = self.process.wait(timeout)
+        return code, self.result()
+
+    def result(self) -> dict[str, Any]:
+        """The JSON object of its last line, once it has ended."""
         for reader in self._readers:
-            reader.join(timeout)
-        return code, json.loads(self._out[-1])
+            reader.join(30)
+        return dict(json.loads(self._out[-1]))
 
     def replicas(self) -> list[psutil.Process]:
         """The replicas of the model on this machine, whoever started their cluster."""

@@ -1,5 +1,7 @@
 """Tiny random language models with tokenizers trained on the tests' own text. They speak no language."""
 
+import shutil
+import warnings
 from pathlib import Path
 
 import torch
@@ -8,6 +10,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from ucotron_ray import wire
+from ucotron_ray.artifacts import Request, Result, Store
 from ucotron_ray.graph import demo_world
 
 CHATML = (
@@ -65,3 +68,30 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
         chat_template=CHATML.replace("THINK", thinking),
         clean_up_tokenization_spaces=False,
     )
+
+
+def save_tiny_bundle(directory: Path, model: Path) -> Path:
+    """The files of a bundle that answering needs, made from a model as transformers saves it. No manifest."""
+    from ucotron_ray.artifacts import write_json
+    from ucotron_ray.export import onnx
+    from ucotron_ray.models import base as base_models
+
+    with warnings.catch_warnings():
+        # Tracing warns about every branch of the model's code that it fixes.
+        warnings.simplefilter("ignore")
+        onnx.export(model, directory, opset=18)
+    base_models.save_tokenizer(base_models.load_tokenizer(base_models.resolve(str(model))), directory)
+    contract = onnx.io_contract(directory / onnx.GRAPH, directory / "config.json")
+    write_json(directory / "io_contract.json", contract)
+    write_json(directory / "decoding.json", {"default": "entities"})
+    return directory
+
+
+def publish_bundle(store: Path, name: str, files: Path, note: str) -> Path:
+    """A bundle with these files under a name; another note makes it another one."""
+    with Store(store).building(Request("bundle", name, {"note": note}), replace=True) as build:
+        if build.artifact is None:
+            shutil.copytree(files, build.path, dirs_exist_ok=True)
+            (build.path / "note.txt").write_text(note, encoding="utf-8")
+            build.publish(Result({}, {}, ["a random model, for tests"]))
+    return store / "bundle" / name

@@ -5,6 +5,8 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 
+import jinja2
+
 from ucotron_ray.errors import StageFailed, UcotronRayError
 from ucotron_ray.models.constrain import Constraint
 from ucotron_ray.models.decoding import Answer
@@ -71,9 +73,15 @@ class Engine:
         messages = [{"role": turn.role, "content": turn.content} for turn in question.turns]
         try:
             ids = self._speech.chat_ids(messages)
-        except UcotronRayError as error:
-            found = f"{error.problem}: {error.found}" if error.found else error.problem
-            raise Refusal(400, found, code="invalid_value", param="messages") from error
+        except (UcotronRayError, jinja2.TemplateError) as error:
+            # Some templates refuse a system turn, or turns that do not alternate.
+            found = getattr(error, "found", None) or str(error)
+            raise Refusal(
+                400,
+                f"the model's chat template refuses these messages: {found}",
+                code="invalid_value",
+                param="messages",
+            ) from error
         if len(ids) > self._max_prompt_tokens:
             message = f"the prompt has {len(ids)} tokens, and {self._max_prompt_tokens} are allowed"
             raise Refusal(400, message, code="context_length_exceeded", param="messages")

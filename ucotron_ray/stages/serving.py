@@ -1,7 +1,6 @@
 """What is served, where, and what happens when it is replaced: bundles, adapters and base models behind an endpoint."""
 
 import ipaddress
-import json
 import logging
 import os
 import socket
@@ -149,10 +148,11 @@ def _bundle(run: Run, reference: str) -> Artifact | None:
 
 
 def _decoding(settings: Serving, bundle: Path) -> str:
-    file = bundle / "decoding.json"
     if settings.decoding != "auto":
         return settings.decoding
-    return str(json.loads(file.read_text(encoding="utf-8"))["default"]) if file.is_file() else "free"
+    from ucotron_ray.models.served import default_decoding
+
+    return default_decoding(bundle)
 
 
 def _stamp(run: Run, reference: str) -> tuple[str, int, int] | None:
