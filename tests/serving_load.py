@@ -30,6 +30,7 @@ class Service:
     """A serving process. Its two streams are read as they come, so that it never waits for us."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self.command = command
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
         self.url = ""

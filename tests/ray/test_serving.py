@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import tempfile
 import urllib.request
 
 import openai
@@ -175,11 +176,17 @@ def test_a_stop_answers_what_is_inside_and_ends_with_0(service):
 
 
 @pytest.mark.slow
-def test_a_head_of_its_own_is_gone_after_ctrl_c(store, tmp_path):
+def test_a_head_of_its_own_is_gone_after_ctrl_c(store):
     environment = {**os.environ, "RAY_ADDRESS": ""}
-    with serving(
-        NAME, "--set", f"store={store}", "--set", f"ray.temp_dir={tmp_path}", environment=environment, port=free_port()
-    ) as own:
+    with (
+        # Not pytest's own directory: the names of Ray's sockets below it would be too long.
+        tempfile.TemporaryDirectory(prefix="ur-", dir="/tmp") as ray_files,
+        serving(
+            *(NAME, "--set", f"store={store}", "--set", f"ray.temp_dir={ray_files}"),
+            environment=environment,
+            port=free_port(),
+        ) as own,
+    ):
         family = psutil.Process(own.process.pid).children(recursive=True)
         assert any("raylet" in process.name() for process in family)
         row = ROWS[0]
