@@ -14,6 +14,7 @@ from ucotron_ray.serving.exchange import Piece, Question, Served, Turn, Usage
 from ucotron_ray.serving.target import Target
 
 NUM_WORDS, EOS, PATIENCE = 256, 0, 30
+SERVED = Served("scripted", "c0ffee", 1)
 
 
 def answer_to(model: str, prompt: str) -> str:
@@ -114,9 +115,9 @@ class Scripted:
             self.closed += 1
 
     async def served(self) -> Served:
-        return Served("scripted", "c0ffee", 1)
+        return SERVED
 
 
 def last_piece(text: str, finish: str = "stop") -> Piece:
     usage = Usage(prompt_tokens=7, completion_tokens=3, queued_seconds=0.0, batch_rows=1.0, constrained=False)
-    return Piece(text, finish, usage, "scripted")
+    return Piece(text, SERVED, finish, usage)

@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from tests.serving_fakes import Scripted, last_piece
+from tests.serving_fakes import SERVED, Scripted, last_piece
 from ucotron_ray.records import Entity
 from ucotron_ray.serving.app import Front, Limits, digest_of
 from ucotron_ray.serving.exchange import Piece, Refusal
@@ -24,7 +24,7 @@ async def says(question):
 
 async def streams(question):
     for text in ("[{", '"a"', ":1"):
-        yield Piece(text, model="scripted")
+        yield Piece(text, SERVED)
     yield last_piece("}]")
 
 
@@ -206,7 +206,7 @@ def test_the_deadline_is_503_with_retry_after_and_the_asker_is_told_to_stop():
 
 def test_a_stream_that_breaks_says_so_in_an_event():
     async def breaks(question):
-        yield Piece("[", model="scripted")
+        yield Piece("[", SERVED)
         raise Refusal(503, "the replica was lost", code="replica_lost", retry_after=1.0)
 
     broken = front(breaks)

@@ -126,12 +126,12 @@ class Front:
         self, first: Piece, rest: AsyncGenerator[Piece, None], visit: "_Visit", *, with_usage: bool
     ) -> AsyncGenerator[bytes, None]:
         reply, pieces = openai.Reply.new(), [first]
-        yield reply.chunk(first.model, {"role": "assistant", "content": first.text})
+        yield reply.chunk(first.served.model, {"role": "assistant", "content": first.text})
         try:
             async for piece in rest:
                 pieces.append(piece)
                 if piece.text:
-                    yield reply.chunk(piece.model, {"content": piece.text})
+                    yield reply.chunk(piece.served.model, {"content": piece.text})
         except Refusal as refusal:
             # The status is gone; clients of OpenAI's raise what an event calls `error`.
             visit.leave(refusal.code)
@@ -201,7 +201,7 @@ class _Visit:
         text = "".join(piece.text for piece in pieces)
         metrics = self._front.metrics
         self._front.gate.measured(self.seconds() - last.usage.queued_seconds)
-        metrics.answered(last.usage, last.model, parsed=parse_answer(text) is not None)
+        metrics.answered(last.usage, last.served.model, parsed=parse_answer(text) is not None)
         metrics.seconds.observe(self.seconds())
         metrics.first_seconds.observe(self.first_seconds)
         self.leave("ok")

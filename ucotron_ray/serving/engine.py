@@ -127,7 +127,7 @@ class _Writing:
         safe = safe[: len(safe) - self._held_back]
         if self._question.stream and self.row.answer.reason is None and len(safe) > len(self._sent):
             new, self._sent = safe[len(self._sent) :], safe
-            self._put(Piece(new, model=self._engine.target.model))
+            self._put(Piece(new, self._engine.served))
         return True
 
     def over(self, error: BaseException | None) -> None:
@@ -148,7 +148,7 @@ class _Writing:
             constrained=answer.constrained,
         )
         finish = "length" if answer.reason == "length" and self._stopped is None else "stop"
-        self._put(Piece(text[len(self._sent) :], finish, usage, self._engine.target.model))
+        self._put(Piece(text[len(self._sent) :], self._engine.served, finish, usage))
 
     def _put(self, part: Piece | Refusal) -> None:
         try:

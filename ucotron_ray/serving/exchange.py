@@ -38,15 +38,24 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Served:
+    """What is served: the model's public name, the content hash of its artifact, and since when (Unix seconds)."""
+
+    model: str
+    content: str
+    since: int
+
+
+@dataclass(frozen=True)
 class Piece:
     """A part of an answer. The last one has `finish` and `usage`, and there is exactly one part unless it streams."""
 
     text: str
+    served: Served
+    """What answers: during a swap it is not the same for all requests."""
     finish: str | None = None
     """`stop` or `length`, as OpenAI calls them."""
     usage: Usage | None = None
-    model: str = ""
-    """The model that answers: during a swap it is not the same for all requests."""
 
 
 class Refusal(Exception):
@@ -75,15 +84,6 @@ class Refusal(Exception):
 
 def _refusal(status: int, message: str, code: str, param: str | None, retry_after: float | None) -> Refusal:
     return Refusal(status, message, code=code, param=param, retry_after=retry_after)
-
-
-@dataclass(frozen=True)
-class Served:
-    """What is served: the model's public name, the content hash of its artifact, and since when (Unix seconds)."""
-
-    model: str
-    content: str
-    since: int
 
 
 class Answering(Protocol):

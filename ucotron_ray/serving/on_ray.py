@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 APPLICATION = "ucotron"
 DESCRIBE_SECONDS = 2.0
+FRESH_SECONDS = 10.0
+"""So long after an answer nobody has to ask whether a replica lives."""
 HEALTH_SECONDS = 2.0
 """Between Serve's looks whether a replica lives; the default of 10 s is how long a lost one would be missed."""
 LOST_RETRY_SECONDS = 1.0
@@ -82,6 +85,7 @@ def serve_on_ray(job: ServeJob, *, ready: Callable[[str], None], look: Callable[
     `ready` is called with the base URL once requests are answered, `look` every `serving.watch` seconds.
     """
     settings = Serving.model_validate(job.settings)
+    _refuse_a_second_one()
     with session.following(job.log_file):
         try:
             endpoint = _start(job, settings)
@@ -96,15 +100,18 @@ def serve_on_ray(job: ServeJob, *, ready: Callable[[str], None], look: Callable[
                 serve.shutdown()
 
 
-def _start(job: ServeJob, settings: Serving) -> "DeploymentHandle":
+def _refuse_a_second_one() -> None:
     running = serve.status()
     if running.proxies or running.applications:
         raise ResourceError(
             "Ray Serve runs on this cluster already, with an address of its own",
             where="ray.address",
             found=", ".join(running.applications) or "no application",
-            next_step="serve shutdown, or serve on another cluster",
+            next_step="stop it (`serve shutdown`), or serve on another cluster",
         )
+
+
+def _start(job: ServeJob, settings: Serving) -> "DeploymentHandle":
     options = {"host": settings.host, "port": settings.port, "keep_alive_timeout_s": IDLE_SECONDS}
     serve.start(proxy_location="HeadOnly", http_options=options, logging_config=_quiet())
     replicas = serve.deployment(
@@ -243,35 +250,40 @@ class _Replicas:
     def __init__(self, handle: "DeploymentHandle") -> None:
         self._answers = handle.options(stream=True, method_name="answer")
         self._served = handle.options(method_name="served")
+        self._seen: tuple[float, Served] | None = None
+        """When a replica last answered, and as what."""
 
     async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
-        response = self._answers.remote(question)
+        response, complete = self._answers.remote(question), False
         try:
             async for part in response:
                 if isinstance(part, tuple):
-                    raise Refusal(*part[:2], code=part[2], param=part[3], retry_after=part[4])
+                    status, message, code, param, retry_after = part
+                    raise Refusal(status, message, code=code, param=param, retry_after=retry_after)
+                self._seen = (time.monotonic(), part.served)
                 yield part
+            complete = True
         except (ray.exceptions.RayError, RayServeException) as error:
             log.warning("serve: a replica was lost with a request in it: %s", type(error).__name__)
-            raise _lost() from error
+            self._seen = None
+            message = "the replica that had this request was lost; the others go on"
+            raise Refusal(503, message, code="replica_lost", retry_after=LOST_RETRY_SECONDS) from error
         finally:
-            # Of no effect on an answer that is complete; else its row leaves the batch.
-            response.cancel()
+            if not complete:
+                # Its row leaves the batch.
+                response.cancel()
 
     async def served(self) -> Served:
+        # A busy service has answered just now, and a question about it would wait behind all that wait.
+        if self._seen is not None and time.monotonic() - self._seen[0] < FRESH_SECONDS:
+            return self._seen[1]
         try:
             found: Served = await asyncio.wait_for(_awaited(self._served.remote()), DESCRIBE_SECONDS)
         except (ray.exceptions.RayError, RayServeException, TimeoutError) as error:
-            raise Refusal(
-                503, "no replica answers", code="no_replica", retry_after=HEALTH_SECONDS + LOST_RETRY_SECONDS
-            ) from error
+            retry = HEALTH_SECONDS + LOST_RETRY_SECONDS
+            raise Refusal(503, "no replica answers", code="no_replica", retry_after=retry) from error
         return found
 
 
 async def _awaited(response: Any) -> Any:
     return await response
-
-
-def _lost() -> Refusal:
-    message = "the replica that had this request was lost; the others go on"
-    return Refusal(503, message, code="replica_lost", retry_after=LOST_RETRY_SECONDS)

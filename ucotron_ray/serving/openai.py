@@ -130,7 +130,7 @@ class Reply:
         last = pieces[-1]
         message = {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finish}
-        return {**self._head("chat.completion", last.model), "choices": [choice], "usage": usage(last.usage)}
+        return {**self._head("chat.completion", last.served.model), "choices": [choice], "usage": usage(last.usage)}
 
     def chunk(self, model: str, delta: dict[str, str], finish: str | None = None) -> bytes:
         """One event of a stream."""
@@ -139,9 +139,9 @@ class Reply:
 
     def closing(self, last: Piece, *, with_usage: bool) -> list[bytes]:
         """The last events of a stream: why it ended, the counts if they are wanted, and the end mark."""
-        events = [self.chunk(last.model, {}, last.finish)]
+        events = [self.chunk(last.served.model, {}, last.finish)]
         if with_usage:
-            head = self._head("chat.completion.chunk", last.model)
+            head = self._head("chat.completion.chunk", last.served.model)
             events.append(event({**head, "choices": [], "usage": usage(last.usage)}))
         return [*events, b"data: [DONE]\n\n"]
 
