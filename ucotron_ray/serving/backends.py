@@ -25,7 +25,7 @@ class Speech(Protocol):
         """Token ids of a conversation, up to where the model begins to answer."""
         ...
 
-    def constraint(self, prompt: str, decoding: served.Decoding) -> Constraint | None:
+    def constraint(self, prompt: str, decoding: str) -> Constraint | None:
         """The grammar of the answer to the server's prompt; None for another layout."""
         ...
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import DynamicCache
 
-from ucotron_ray.models import served
 from ucotron_ray.models.constrain import Constraint, Grammars
 from ucotron_ray.models.decoding import Answer, closed
 from ucotron_ray.models.runner import Floats
@@ -107,7 +106,7 @@ class TokenizerSpeech:
         )
         return list(self._tokenizer.encode(str(text), add_special_tokens=False))
 
-    def constraint(self, prompt: str, decoding: served.Decoding) -> Constraint | None:
+    def constraint(self, prompt: str, decoding: str) -> Constraint | None:
         # An adapter has no list of predicates beside it: `vocabulary` holds the names alone.
         return None if decoding == "free" else self._grammars.of_prompt(prompt)
 
