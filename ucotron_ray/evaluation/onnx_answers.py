@@ -1,4 +1,4 @@
-"""Answers of a bundle to the server's prompts, with ONNX Runtime and without PyTorch, kept as soon as they are there."""
+"""Answers of a bundle to the server's prompts by ONNX Runtime, without PyTorch, kept as soon as they are there."""
 
 import logging
 import time

@@ -32,13 +32,21 @@ def size_of(graph: Path) -> int:
 def read(graph: Path) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """A graph, and its weights by name: memory maps of those that lie outside of it."""
     proto = onnx.load(str(graph), load_external_data=False)
-    return proto, {tensor.name: _array(tensor, graph.parent) for tensor in proto.graph.initializer}
+    outside = {tensor.name: _mapped(tensor, graph.parent) for tensor in proto.graph.initializer if _is_outside(tensor)}
+    return proto, {**read_inside(proto), **outside}
 
 
-def _array(tensor: onnx.TensorProto, directory: Path) -> Array:
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        array: Array = onnx.numpy_helper.to_array(tensor)
-        return array
+def read_inside(proto: onnx.ModelProto) -> dict[str, Array]:
+    """The weights that lie in the graph itself."""
+    inside = [tensor for tensor in proto.graph.initializer if not _is_outside(tensor)]
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in inside}
+
+
+def _is_outside(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def _mapped(tensor: onnx.TensorProto, directory: Path) -> Array:
     where = {entry.key: entry.value for entry in tensor.external_data}
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     shape = tuple(tensor.dims)

@@ -52,10 +52,10 @@ class Answer:
         *,
         max_new_tokens: int,
         eos: Sequence[int],
-        piece: Callable[[int], str],
+        piece: Callable[[int], str] | None,
         constraint: Constraint | None = None,
     ) -> None:
-        """`piece` is the text of one token."""
+        """`piece` is the text of one token, to see where the JSON array ends; None = go on to the end token."""
         self.tokens: list[int] = []
         """Of the answer so far, without the end token."""
         self.logprobs: list[float] = []
@@ -108,7 +108,8 @@ class Answer:
                 taken.append(token)
                 self._left -= 1
                 over: Reason | None = "length" if self._left <= 0 else None
-                self.reason = "array" if self._array.closes(self._piece(token)) else over
+                ends = self._piece is not None and self._array.closes(self._piece(token))
+                self.reason = "array" if ends else over
         self.tokens += taken
         self.logprobs += logprobs[: len(taken)]
         return taken

@@ -69,9 +69,22 @@ class BundleModel:
         grammars = {"entities": self.entities, "vocabulary": self.vocabulary}
         return grammars[decoding].of_prompt(prompt)
 
-    def answer(self, ids: Sequence[int], *, max_new_tokens: int, constraint: Constraint | None = None) -> Answer:
-        """An answer to these ids that has not begun."""
-        return Answer(ids, max_new_tokens=max_new_tokens, eos=self.eos, piece=self.piece, constraint=constraint)
+    def answer(
+        self,
+        ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        constraint: Constraint | None = None,
+        to_array_end: bool = True,
+    ) -> Answer:
+        """An answer to these ids that has not begun. It ends with its JSON array, or only with the end token."""
+        return Answer(
+            ids,
+            max_new_tokens=max_new_tokens,
+            eos=self.eos,
+            piece=self.piece if to_array_end else None,
+            constraint=constraint,
+        )
 
     def finished(self, answer: Answer) -> str:
         """The text of an answer; a constrained one that was cut keeps its whole items."""
@@ -84,10 +97,11 @@ class BundleModel:
         *,
         max_new_tokens: int,
         constraints: Sequence[Constraint | None] | None = None,
+        to_array_end: bool = True,
     ) -> list[list[int]]:
         """Answer ids of each prompt as one batch, without the end token."""
         answers = [
-            self.answer(ids, max_new_tokens=max_new_tokens, constraint=constraint)
+            self.answer(ids, max_new_tokens=max_new_tokens, constraint=constraint, to_array_end=to_array_end)
             for ids, constraint in zip(prompts, constraints or [None] * len(prompts), strict=True)
         ]
         for _ in self.run(answers):
