@@ -79,10 +79,10 @@ def resources_of(serving: Serving, *, gpu: bool) -> session.WorkerResources:
     return session.worker_resources(workers)
 
 
-def serve_on_ray(job: ServeJob, *, ready: Callable[[str], None], look: Callable[[], None]) -> dict[str, int]:
+def serve_on_ray(job: ServeJob, *, ready: Callable[[], None], look: Callable[[], None]) -> dict[str, int]:
     """Serve until SIGTERM or Ctrl-C, then answer what is inside; return how many requests were left at the end.
 
-    `ready` is called with the base URL once requests are answered, `look` every `serving.watch` seconds.
+    `ready` is called once requests are answered, `look` every `serving.watch` seconds.
     """
     settings = Serving.model_validate(job.settings)
     _refuse_a_second_one()
@@ -90,7 +90,7 @@ def serve_on_ray(job: ServeJob, *, ready: Callable[[str], None], look: Callable[
         try:
             endpoint = _start(job, settings)
             with _asked_to_stop() as stop:
-                ready(f"http://{settings.host}:{settings.port}/v1")
+                ready()
                 while not stop.wait(settings.watch):
                     look()
                 log.info("serve: stopping; requests inside get up to %g s; once more to stop at once", settings.drain)

@@ -104,9 +104,10 @@ def read_request(body: bytes) -> ChatRequest:
     try:
         return ChatRequest.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"] if not isinstance(part, str) or part in _KEYS) or None
-        raise Refusal(400, f"{param or 'the body'}: {first['msg']}", code="invalid_value", param=param) from None
+        # Of a value that fits none of two types, the one that it came furthest with says more.
+        worst = max(error.errors(), key=lambda entry: len(entry["loc"]))
+        param = ".".join(str(part) for part in worst["loc"] if not isinstance(part, str) or part in _KEYS) or None
+        raise Refusal(400, f"{param or 'the body'}: {worst['msg']}", code="invalid_value", param=param) from None
 
 
 _KEYS = {*ChatRequest.model_fields, "role", "content", "text", "type", "include_usage"}

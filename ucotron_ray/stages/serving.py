@@ -45,11 +45,12 @@ def serve(run: Run, reference: str, *, ready: Callable[[str, str], None]) -> dic
         num_threads=resources.threads,
         log_file=run.log_file,
     )
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}/v1"
     try:
-        result = serve_on_ray(job, ready=lambda url: ready(target.model, url), look=following.look)
+        result = serve_on_ray(job, ready=lambda: ready(target.model, url), look=following.look)
     finally:
         file.unlink(missing_ok=True)
-    url = f"http://{settings.host}:{settings.port}/v1"
     return {"artifact": following.target.path, "model": following.target.model, "url": url, **result}
 
 
