@@ -21,7 +21,7 @@ RECIPE = """
 models: {fine_tuning: {slm: {local_model: MODEL}}}
 training: {sft: {slm: {epochs: 10, learning_rate: 3.0e-3, batch_size: 4, max_rows: 32, eval_rows: 4, save_steps: 5}}}
 graph: {source: GRAPH, min_relations: 0}
-evaluation: {data: HELDOUT, max_rows: 6, raw_rows: 3, max_new_tokens: 16, resamples: 50}
+evaluation: {data: HELDOUT, max_rows: 6, raw_rows: 3, end_to_end_rows: 2, max_new_tokens: 16, resamples: 50}
 export: {parity_rows: 2, parity_new_tokens: 8}
 """
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -84,8 +84,9 @@ def test_chain_leaves_every_artifact_with_its_lineage_and_its_figures(place):
     assert set(scores["groups"]) == {"seen", "unseen"}
     assert scores["guide"]["rows"] == 5
     assert scores["raw"]["rows"] == 3
+    assert scores["end_to_end"]["rows"] == 2
     predictions = (store.get("scores", "chain").path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(predictions) == 6 + 5 + 3
+    assert len(predictions) == 6 + 5 + 3 + 2
     bundle = store.get("bundle", "chain")
     assert {
         "model.onnx",

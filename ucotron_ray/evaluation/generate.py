@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, read_predictions
+from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, asked_row, read_predictions
 from ucotron_ray.evaluation.scoring import score_row
 from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
@@ -37,7 +37,7 @@ def predict(job: PredictJob) -> dict[str, float]:
         base, Path(job.adapter) if job.adapter else None, base_models.compute_dtype(job.dtype, rows=job.batch_size)
     )
     rows = read_relations(Path(job.rows_file))
-    prompts = [prompt_ids(server_row(rows[row], layout), tokenizer) for row, layout in questions]
+    prompts = [prompt_ids(server_row(*asked_row(rows[row], layout)), tokenizer) for row, layout in questions]
     # Equal lengths side by side: less padding, and the answers of short texts end together.
     order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))
     began, new_tokens = time.monotonic(), 0
