@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_dpo(verbs)
     projection.add_projection(verbs)
     evaluation.add_evaluate(verbs)
+    evaluation.add_compare(verbs)
     export.add_export(verbs)
     chain.add_pipeline(verbs)
     fireworks.add_fireworks(verbs)

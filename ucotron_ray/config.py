@@ -315,7 +315,7 @@ class Export(Section):
 
 
 class Promotion(Section):
-    """What a bundle has to reach before the alias `champion` moves to it (reference §4.10). Shares and F1 from 0 to 1."""
+    """What a bundle has to reach before the alias `champion` moves to it (reference §4.10). Shares from 0 to 1."""
 
     significance: Annotated[float, Field(gt=0, lt=1)]
     max_f1_loss: Share

@@ -34,7 +34,8 @@ SHOWN_ROWS = 40
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1c2733;background:#fff}
 h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}h3{font-size:1rem;margin:.3rem 0}
-table{border-collapse:collapse;margin:.5rem 0}th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #dde3ea;
+table{border-collapse:collapse;margin:.5rem 0}
+th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #dde3ea;
 vertical-align:top}td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .side{display:flex;flex-wrap:wrap;gap:1.5rem}.wide{overflow-x:auto}svg{max-width:100%;height:auto}
 svg text{font:12px system-ui,sans-serif;fill:#1c2733}.axis{stroke:#9aa7b4;stroke-width:1}.note{color:#5b6b7a}
@@ -62,7 +63,7 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
         *_sections(models),
         f"<h2>Difference in strict F1 from {escape(first)}</h2>",
         '<p class="note">Paired bootstrap by row: both models are drawn by the same rows. The line is 95 %.</p>',
-        drawing.differences({label: entry for label, entry in comparison["differences"].items()}),
+        drawing.differences(comparison["differences"]),
         _differences(comparison["differences"]),
         "<h2>The guide's five prompts</h2>",
         _answers(comparison["guide"], list(models)),

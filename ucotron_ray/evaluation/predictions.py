@@ -30,13 +30,17 @@ class PredictJob:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer. `cut` says that it reached the limit of new tokens without an end."""
+    """One answer. `cut` says that it reached the limit of new tokens without an end.
+
+    `sureness` is the model's own probability of each relation in it, where the model's probabilities are known.
+    """
 
     row: int
     layout: str
     answer: str
     num_tokens: int
     cut: bool
+    sureness: list[float] | None = None
 
 
 def asked_row(row: RawRow, layout: str) -> tuple[RawRow, str]:

@@ -10,7 +10,7 @@ from ucotron_ray.config import Evaluation
 from ucotron_ray.evaluation import page
 from ucotron_ray.evaluation.calibration import calibration
 from ucotron_ray.evaluation.predictions import END_TO_END, Prediction
-from ucotron_ray.evaluation.scoring import RowScore, by_group, by_predicate, score_row, summary
+from ucotron_ray.evaluation.scoring import RowScore, by_group, by_predicate, judged, score_row, summary
 from ucotron_ray.records import RawRow
 from ucotron_ray.wire import parse_answer
 
@@ -78,6 +78,15 @@ def _scores(
         "end_to_end": summary(found, **drawn) if found else None,
         "guide": summary(guide, **drawn) if guide else None,
         "by_predicate": by_predicate(every),
-        "calibration": {"stated": calibration([pair for score in every for pair in score.judged])},
+        "calibration": {
+            "stated": calibration([pair for score in every for pair in score.judged]),
+            "by token probability": calibration([pair for answer in asked for pair in _sure(rows[answer.row], answer)]),
+        },
         "seed": settings.seed,
     }
+
+
+def _sure(row: RawRow, prediction: Prediction) -> tuple[tuple[float, bool], ...]:
+    if prediction.sureness is None:
+        return ()
+    return judged(row, parse_answer(prediction.answer) or [], prediction.sureness)

@@ -74,7 +74,6 @@ def score_row(row: RawRow, answer: str) -> RowScore:
     given = {normalise(entity.text) for entity in row.entities}
     names = _names(predicted)
     pairs, expected_pairs = _pairs(predicted), _pairs(expected)
-    confidences = {triple: relation.confidence for relation in reversed(relations) for triple in _triples([relation])}
     text = squashed(row.text)
     return RowScore(
         right=len(predicted & expected),
@@ -98,8 +97,18 @@ def score_row(row: RawRow, answer: str) -> RowScore:
         not_in_text=sum(squashed(name) not in text for name in names),
         expected_names=2 * len(expected),
         expected_not_in_text=sum(squashed(name) not in text for name in _names(expected)),
-        judged=tuple((confidence, triple in expected) for triple, confidence in sorted(confidences.items())),
+        judged=judged(row, relations, [relation.confidence for relation in relations]),
     )
+
+
+def judged(row: RawRow, relations: Sequence[Relation], confidences: Sequence[float]) -> tuple[tuple[float, bool], ...]:
+    """A confidence of every predicted triple, that of its first mention, and whether the triple is right."""
+    expected = _triples(row.expected_relations)
+    first: dict[Triple, float] = {}
+    for relation, confidence in zip(relations, confidences, strict=True):
+        (triple,) = _triples([relation])
+        first.setdefault(triple, confidence)
+    return tuple((confidence, triple in expected) for triple, confidence in sorted(first.items()))
 
 
 def f1_of(row: RawRow, answer: str) -> float:
