@@ -20,6 +20,7 @@ from ucotron_ray.verbs import (
     fireworks,
     inspection,
     projection,
+    registry,
     simulators,
     training,
     validation,
@@ -76,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_evaluate(verbs)
     evaluation.add_compare(verbs)
     export.add_export(verbs)
+    registry.add_promote(verbs)
+    registry.add_rollback(verbs)
+    registry.add_pull(verbs)
     chain.add_pipeline(verbs)
     fireworks.add_fireworks(verbs)
     estimating.add_estimate(verbs)

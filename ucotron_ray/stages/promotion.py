@@ -1,0 +1,223 @@
+"""Bundles and the registry: `promote` behind gates, `rollback`, and `pull`.
+
+promote BUNDLE   verify every byte → score it, its base and the champion on the same rows → gates
+                 → previous := champion, champion := it
+rollback         champion and previous change places
+pull             what an alias points to, fetched, verified, put into place in one step
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray import jsonl, registry
+from ucotron_ray.artifacts import Artifact, read_artifact, verify
+from ucotron_ray.errors import ConfigError, GateFailed, MissingArtifact
+from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, GATES_TAG, NAME_TAG, PREVIOUS
+from ucotron_ray.run import Run
+from ucotron_ray.stages.answers import Source, bundle_of
+from ucotron_ray.stages.comparison import answered, asked_rows
+from ucotron_ray.stages.datasets import TRAIN, data_of, held_out
+from ucotron_ray.stages.models import base_of
+from ucotron_ray.stages.scoring import scored
+from ucotron_ray.tracking import Registry, Version
+
+log = logging.getLogger(__name__)
+
+
+def registry_of(run: Run, *, must_exist: bool = False) -> Registry:
+    """The place's registry. Raises ConfigError where there is none."""
+    if run.destination is None:
+        raise ConfigError(
+            "there is no registry without MLflow",
+            where="tracking.mlflow_uri",
+            expected="null for the store's own, sqlite:////absolute/path/mlflow.db, or http(s)://...",
+            found="none",
+        )
+    name = run.config.place.tracking.registered_model.format(tier=run.config.recipe.tier)
+    return Registry(run.destination, run.config.place, name, must_exist=must_exist)
+
+
+def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
+    """Move `champion` to a bundle if it passes the gates.
+
+    Raises CorruptArtifact for a changed byte, ArtifactError for a bundle whose parity failed, and GateFailed with the
+    numbers. A refused bundle stays registered as `candidate`, with its gates.
+    """
+    # Before the run sends anything: MLflow does not lock the making of its tables.
+    models = registry_of(run)
+    with run:
+        bundle = _servable(run, reference)
+        champion = models.version(CHAMPION)
+        found = _judged(run, models, bundle, champion)
+    version = _registered(models, bundle, _dataset_digest(run, bundle), upload=upload)
+    models.tag(version, {GATES_TAG: json.dumps(found, ensure_ascii=False)})
+    failed = [f"{gate['name']}: {gate['said']}" for gate in found if not gate["passed"]]
+    event = {"bundle": bundle.manifest.name, "content": bundle.manifest.content, "version": version.number}
+    shown = {**event, "registered_model": models.model, "gates": found, "artifact": str(bundle.path)}
+    is_champion = champion is not None and champion.number == version.number
+    if failed:
+        if not is_champion:
+            models.point(CANDIDATE, version)
+        registry.audit(run.store.root, models.model, {"action": "refuse", **event, "why": failed})
+        raise GateFailed(
+            f"the bundle '{bundle.manifest.name}' is not promoted",
+            where=f"{models.model} version {version.number}, alias {CANDIDATE}",
+            expected="; ".join(gate["name"] for gate in found),
+            found="; ".join(failed),
+            next_step="the alias champion stays where it is; train a better candidate, or change `promotion` knowingly",
+        )
+    if not is_champion:
+        if champion is not None:
+            models.point(PREVIOUS, champion)
+        models.point(CHAMPION, version)
+        _leave_candidate(models, version)
+        registry.audit(run.store.root, models.model, {"action": "promote", **event, "from": _number(champion)})
+    return {**shown, "previous": _number(champion), "changed": not is_champion}
+
+
+def rollback(run: Run) -> dict[str, Any]:
+    """Champion and previous change places. Raises CorruptArtifact if the previous one's bytes are no longer right."""
+    models = registry_of(run, must_exist=True)
+    champion, previous = models.version(CHAMPION), models.version(PREVIOUS)
+    if previous is None:
+        raise MissingArtifact(
+            f"{models.model} has no previous champion",
+            where=models.uri,
+            found=", ".join(f"{alias} {number}" for alias, number in models.aliases().items()) or "no alias",
+            next_step="promote a bundle",
+        )
+    if previous.directory is not None:
+        registry.verify_content(read_artifact(previous.directory), previous.tags[CONTENT_TAG])
+    models.point(CHAMPION, previous)
+    models.point(PREVIOUS, champion)
+    event = {"action": "rollback", "from": _number(champion), "version": previous.number}
+    registry.audit(run.store.root, models.model, event)
+    names = {"bundle": previous.tags.get(NAME_TAG), "content": previous.tags.get(CONTENT_TAG)}
+    return {"registered_model": models.model, **names, "version": previous.number, "previous": _number(champion)}
+
+
+def pull(run: Run, target: Path | None, *, alias: str = CHAMPION) -> Artifact:
+    """What an alias points to, as a verified copy: in the target directory, else in the store under its own name.
+
+    Raises CorruptArtifact, with nothing left behind, where a byte is not the registered one.
+    """
+    models = registry_of(run, must_exist=True)
+    version = models.version(alias)
+    if version is None:
+        raise MissingArtifact(
+            f"{models.model} has no version with the alias '{alias}'",
+            where=models.uri,
+            found=", ".join(f"{name} {number}" for name, number in models.aliases().items()) or "no alias",
+            next_step="promote a bundle first, or name another --alias",
+        )
+    place = target.absolute() if target is not None else run.store.path("bundle", version.tags[NAME_TAG])
+    return fetch(models, version, place)
+
+
+def fetch(models: Registry, version: Version, target: Path) -> Artifact:
+    """A version's files in the target, all bytes as they were registered."""
+    content = version.tags[CONTENT_TAG]
+    if version.directory is not None and version.directory == target:
+        found = read_artifact(target)
+        registry.verify_content(found, content)
+        return found
+    source = version.directory
+    get = registry.copy_of(source) if source else lambda directory: models.download(version.source, directory)
+    return registry.install(get, target, content)
+
+
+def _servable(run: Run, reference: str) -> Artifact:
+    """The bundle with verified bytes and passed parity; --accept-rejected does not reach so far."""
+    run.accept_rejected = False
+    return bundle_of(run, reference)
+
+
+def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | None) -> list[dict[str, Any]]:
+    """Score what has to be scored, and look at every gate."""
+    from ucotron_ray.evaluation import gates
+
+    settings = run.config.recipe.evaluation
+    adapter = _adapter_of(run, bundle)
+    dataset = data_of(run, adapter)
+    data = held_out(run, settings.data, dataset)
+    candidate = scored(run, _source(run, bundle), data)
+    base = scored(run, Source(f"{bundle.manifest.name}-base", "model", base=base_of(bundle)), data)
+    rival = None
+    if champion is not None and champion.tags[CONTENT_TAG] != bundle.manifest.content:
+        rival = scored(run, _source(run, _bundle_of_version(run, models, champion)), data)
+    rows = asked_rows(candidate)
+    found = gates.gates(
+        rows,
+        answered(f"candidate {bundle.manifest.name}", candidate),
+        answered("base", base),
+        answered("champion", rival) if rival else None,
+        run.config.recipe.promotion,
+        resamples=settings.resamples,
+        seed=settings.seed,
+    )
+    if dataset is not None and (dataset.path / TRAIN).is_file():
+        trained = [row.text for row in jsonl.read_training_rows(dataset.path / TRAIN) if hasattr(row, "text")]
+        found.append(gates.not_trained_on(rows, trained))
+    for gate in found:
+        log.info("promote: %s %s: %s", "pass" if gate.passed else "FAIL", gate.name, gate.said)
+    return gates.record(found)
+
+
+def _source(run: Run, bundle: Artifact) -> Source:
+    """What answers for a bundle: the model that it was exported from, which its parity ties to it."""
+    return Source(bundle.manifest.name, "model", base=base_of(bundle), adapter=_adapter_of(run, bundle))
+
+
+def _adapter_of(run: Run, bundle: Artifact) -> Artifact | None:
+    """The adapter in a bundle. Raises MissingArtifact where the store no longer has those bytes."""
+    entry = next((entry for entry in bundle.manifest.inputs if entry.role == "adapter"), None)
+    if entry is None:
+        return None
+    adapter = run.store.find("adapter", entry.name)
+    if adapter is None or adapter.manifest.content != entry.content:
+        raise MissingArtifact(
+            f"the adapter of the bundle '{bundle.manifest.name}' is not in this store",
+            where=str(run.store.root),
+            expected=f"adapter {entry.name} {entry.content[:16]}",
+            found=adapter.manifest.content[:16] if adapter else "none of this name",
+            next_step="promote in the store in which it was trained",
+        )
+    verify(adapter)
+    return adapter
+
+
+def _dataset_digest(run: Run, bundle: Artifact) -> str | None:
+    adapter = _adapter_of(run, bundle)
+    data = next((entry for entry in adapter.manifest.inputs if entry.role == "data"), None) if adapter else None
+    return data.content if data else None
+
+
+def _bundle_of_version(run: Run, models: Registry, version: Version) -> Artifact:
+    """The bundle of a registered version: where it is, or a copy in this store."""
+    content = version.tags[CONTENT_TAG]
+    if version.directory is not None:
+        found = read_artifact(version.directory)
+        registry.verify_content(found, content)
+        return found
+    return fetch(models, version, run.store.path("bundle", f"{version.tags[NAME_TAG]}-{content[:12]}"))
+
+
+def _registered(models: Registry, bundle: Artifact, dataset_digest: str | None, *, upload: bool) -> Version:
+    """The version of these bytes: registered already, or now. With a server, or on demand, the files go there too."""
+    for version in models.versions():
+        if version.tags.get(CONTENT_TAG) == bundle.manifest.content:
+            return version
+    upload = upload or models.uri.startswith(("http://", "https://"))
+    source = models.upload(bundle) if upload else bundle.path.as_uri()
+    return models.register(source, registry.tags_of(bundle, dataset_digest))
+
+
+def _leave_candidate(models: Registry, version: Version) -> None:
+    if models.aliases().get(CANDIDATE) == version.number:
+        models.point(CANDIDATE, None)
+
+
+def _number(version: Version | None) -> str | None:
+    return version.number if version else None
