@@ -14,6 +14,7 @@ from ucotron_ray.errors import Stopped, UcotronRayError
 from ucotron_ray.verbs import (
     chain,
     data,
+    deploy,
     estimating,
     evaluation,
     export,
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     registry.add_promote(verbs)
     registry.add_rollback(verbs)
     registry.add_pull(verbs)
+    deploy.add_deploy(verbs)
     chain.add_pipeline(verbs)
     fireworks.add_fireworks(verbs)
     estimating.add_estimate(verbs)

@@ -397,7 +397,7 @@ class Tracking(Section):
     mlflow_uri: str | None
     experiment: Text
     registry_uri: str | None
-    registered_model: Text
+    registered_model: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^'\"/:]+$")]
 
 
 class Recipe(Section):

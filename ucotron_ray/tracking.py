@@ -366,12 +366,13 @@ def _client(uri: str, registry_uri: str | None = None) -> "MlflowClient":
 
 def _experiment(client: "MlflowClient", where: Destination) -> str:
     experiment = client.get_experiment_by_name(where.experiment)
-    found: str = (
-        experiment.experiment_id
-        if experiment
-        else client.create_experiment(where.experiment, artifact_location=where.artifact_location)
-    )
-    return found
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    location = where.artifact_location
+    if location is None and where.uri.startswith("sqlite:///"):
+        # Without a place of its own MLflow would write below the working directory of whoever sends first.
+        location = (Path(where.uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
+    return str(client.create_experiment(where.experiment, artifact_location=location))
 
 
 def _send_metrics(client: "MlflowClient", experiment_id: str, events: list[dict[str, Any]], sent: _Sent) -> None:

@@ -20,23 +20,27 @@ from ucotron_ray.stages.answers import Source, bundle_of
 from ucotron_ray.stages.comparison import answered, asked_rows
 from ucotron_ray.stages.datasets import TRAIN, data_of, held_out
 from ucotron_ray.stages.models import base_of
-from ucotron_ray.stages.scoring import scored
-from ucotron_ray.tracking import Registry, Version
+from ucotron_ray.stages.scoring import GUIDE_GROUP, scored
+from ucotron_ray.tracking import Destination, Registry, Version
 
 log = logging.getLogger(__name__)
 
 
 def registry_of(run: Run, *, must_exist: bool = False) -> Registry:
-    """The place's registry. Raises ConfigError where there is none."""
-    if run.destination is None:
+    """The place's registry, which may be where its runs are not. Raises ConfigError where there is none."""
+    tracking = run.config.place.tracking
+    where = run.destination
+    if where is None and tracking.registry_uri:
+        where = Destination(tracking.registry_uri, tracking.experiment, None)
+    if where is None:
         raise ConfigError(
             "there is no registry without MLflow",
-            where="tracking.mlflow_uri",
+            where="tracking.registry_uri, tracking.mlflow_uri",
             expected="null for the store's own, sqlite:////absolute/path/mlflow.db, or http(s)://...",
             found="none",
         )
-    name = run.config.place.tracking.registered_model.format(tier=run.config.recipe.tier)
-    return Registry(run.destination, run.config.place, name, must_exist=must_exist)
+    name = tracking.registered_model.format(tier=run.config.recipe.tier)
+    return Registry(where, run.config.place, name, must_exist=must_exist)
 
 
 def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
@@ -45,11 +49,11 @@ def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
     Raises CorruptArtifact for a changed byte, ArtifactError for a bundle whose parity failed, and GateFailed with the
     numbers. A refused bundle stays registered as `candidate`, with its gates.
     """
-    # Before the run sends anything: MLflow does not lock the making of its tables.
+    bundle = _servable(run, reference)
     models = registry_of(run)
+    # Asked before the run sends anything: MLflow does not lock the making of its tables.
+    champion = models.version(CHAMPION)
     with run:
-        bundle = _servable(run, reference)
-        champion = models.version(CHAMPION)
         found = _judged(run, models, bundle, champion)
     version = _registered(models, bundle, _dataset_digest(run, bundle), upload=upload)
     models.tag(version, {GATES_TAG: json.dumps(found, ensure_ascii=False)})
@@ -90,6 +94,12 @@ def rollback(run: Run) -> dict[str, Any]:
         )
     if previous.directory is not None:
         registry.verify_content(read_artifact(previous.directory), previous.tags[CONTENT_TAG])
+    elif previous.source.startswith("file:"):
+        raise MissingArtifact(
+            "the files of the previous champion are gone",
+            where=previous.source,
+            next_step="bring the directory back; nothing was moved",
+        )
     models.point(CHAMPION, previous)
     models.point(PREVIOUS, champion)
     event = {"action": "rollback", "from": _number(champion), "version": previous.number}
@@ -159,7 +169,8 @@ def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | No
     )
     if dataset is not None and (dataset.path / TRAIN).is_file():
         trained = [row.text for row in jsonl.read_training_rows(dataset.path / TRAIN) if hasattr(row, "text")]
-        found.append(gates.not_trained_on(rows, trained))
+        held = [row for row in rows if row.group != GUIDE_GROUP]
+        found.append(gates.not_trained_on(held, trained))
     for gate in found:
         log.info("promote: %s %s: %s", "pass" if gate.passed else "FAIL", gate.name, gate.said)
     return gates.record(found)
