@@ -44,7 +44,7 @@ def model(relations: list[Relation], status: int = 200) -> tuple[web.Application
 
 def test_the_lines_have_the_servers_keys_and_the_gguf_stands_alone(store, tmp_path, capsys):
     out = tmp_path / "out"
-    code, result, err = call(store, capsys, "deploy", "mine", "--output", str(out), "--gguf", "f16")
+    code, _, err = call(store, capsys, "deploy", "mine", "--output", str(out), "--gguf", "f16")
     assert code == 0, err
     lines = tomllib.loads((out / "ucotron.toml").read_text(encoding="utf-8"))["models"]
     assert lines == {
