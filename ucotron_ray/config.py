@@ -305,13 +305,26 @@ class Evaluation(Section):
 
 
 class Export(Section):
-    """ONNX export and its parity gates."""
+    """What a bundle holds, and the gates that it has to pass."""
 
     opset: Annotated[int, Field(ge=14, le=20)]
+    variants: list[Literal["int8", "int4"]]
+    block: Literal[16, 32, 64, 128, 256]
+    gguf: list[Literal["f16", "q8_0"]]
+    decodings: list[Literal["free", "entities", "vocabulary"]]
+    predicates: list[Text] | None
     parity_rows: Count
     parity_new_tokens: Count
+    task_rows: Count
+    task_new_tokens: Count
     max_logit_difference: Positive
+    max_mean_logit_difference: Positive
+    min_top1_agreement: Share
     min_greedy_match: Share
+    min_int8_agreement: Share
+    max_int8_f1_drop: Share
+    max_int8_size: Share
+    min_gguf_match: Share
 
 
 class Promotion(Section):

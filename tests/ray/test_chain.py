@@ -22,7 +22,7 @@ models: {fine_tuning: {slm: {local_model: MODEL}}}
 training: {sft: {slm: {epochs: 10, learning_rate: 3.0e-3, batch_size: 4, max_rows: 32, eval_rows: 4, save_steps: 5}}}
 graph: {source: GRAPH, min_relations: 0}
 evaluation: {data: HELDOUT, max_rows: 6, raw_rows: 3, end_to_end_rows: 2, max_new_tokens: 16, resamples: 50}
-export: {parity_rows: 2, parity_new_tokens: 8}
+export: {parity_rows: 2, parity_new_tokens: 8, task_rows: 2, task_new_tokens: 8, min_int8_agreement: 0.5}
 """
 WEIGHTS = "adapter/adapter_model.safetensors"
 TIMEOUT = 400
@@ -90,6 +90,13 @@ def test_chain_leaves_every_artifact_with_its_lineage_and_its_figures(place):
     bundle = store.get("bundle", "chain")
     assert {
         "model.onnx",
+        "model_int8.onnx",
+        "model_int8.onnx_data",
+        "model_int4.onnx",
+        "gguf/f16/chain-f16.gguf",
+        "gguf/q8_0/chain-q8_0.gguf",
+        "decoding.json",
+        "relations.json",
         "io_contract.json",
         "prompt_contract.json",
         "tokenizer.json",
@@ -237,6 +244,14 @@ def test_a_plain_model_directory_is_exported_and_copied_out(place, ray_head, tin
         "export.parity_rows=2",
         "--set",
         "export.parity_new_tokens=4",
+        "--set",
+        "export.task_rows=2",
+        "--set",
+        "export.task_new_tokens=4",
+        "--set",
+        "export.variants=[]",
+        "--set",
+        "export.gguf=[]",
     ]
     result = finished(start(ray_head, *arguments))
     assert result["parity"] is True

@@ -26,6 +26,11 @@ class PredictJob:
     dtype: str
     """`auto`, `bfloat16` or `float32`; `auto` is decided by the worker's own processor."""
     num_threads: int | None
+    bundle: str | None = None
+    """Directory of a bundle that answers instead of `base` and `adapter`, with ONNX Runtime."""
+    variant: str = "fp32"
+    decoding: str = "free"
+    """`free`, `entities` or `vocabulary`, see `models/served.py`."""
 
 
 @dataclass(frozen=True)
