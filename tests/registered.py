@@ -63,18 +63,19 @@ def make_bundle(store: Store, name: str, base: Path, *, state: str = "ok") -> Ar
         (build.path / "model.onnx").write_bytes(b"graph of " + name.encode())
         (build.path / "model.onnx_data").write_bytes(bytes(range(256)) * 4)
         (build.path / "tokenizer.json").write_text("{}", encoding="utf-8")
-        (build.path / "gguf").mkdir()
         for precision in ("f16", "q8_0"):
-            (build.path / "gguf" / f"{name}-{precision}.gguf").write_bytes(b"GGUF" + precision.encode())
+            (build.path / "gguf" / precision).mkdir(parents=True)
+            (build.path / "gguf" / precision / f"{name}-{precision}.gguf").write_bytes(b"GGUF" + precision.encode())
         return build.publish(Result({}, {}, [], state=state))
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, right: dict[str, float]) -> list[str]:
-    """Models are right on this share of the rows, by the adapter's name, `base` for none; gives who was asked."""
+    """Models are right on this share of the rows, by the name of adapter or bundle, `base` for none; gives who was asked."""
     asked: list[str] = []
 
     def answers(run, source: Source, rows: Sequence[RawRow], questions, directory):
-        who = source.adapter.manifest.name if source.adapter else "base"
+        made_of = source.adapter or source.bundle
+        who = made_of.manifest.name if made_of else "base"
         asked.append(who)
         made = []
         for index, layout in questions:

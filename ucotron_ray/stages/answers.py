@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ucotron_ray import artifacts, config
 from ucotron_ray.artifacts import Artifact, Input
-from ucotron_ray.errors import ArtifactError, ConfigError, InputError, Stopped
+from ucotron_ray.errors import ArtifactError, ConfigError, Stopped
 from ucotron_ray.models import base as base_models
 from ucotron_ray.records import RawRow
 from ucotron_ray.run import Run
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ucotron_ray.fireworks.endpoint import Endpoint
 
 CO_OCCURRENCE = "co-occurrence"
-DECODINGS = ("free", "entities", "vocabulary")
 
 Question = tuple[int, str]
 """Row index and layout."""
@@ -64,7 +63,7 @@ def source_of(run: Run, reference: str) -> Source:
     """What MODEL names in a comparison.
 
     `co-occurrence`, `http(s)://HOST/v1#MODEL`, `bundle/NAME[@VARIANT][+DECODING]` or the directory of a bundle with the
-    same endings, else an adapter's name or directory, or a base model.
+    same endings (without them fp32, decoded as it is served), else an adapter's name or directory, or a base model.
     """
     if reference == CO_OCCURRENCE:
         return Source(reference, "co-occurrence")
@@ -72,18 +71,26 @@ def source_of(run: Run, reference: str) -> Source:
         return _endpoint(run, reference)
     found = _BUNDLE.fullmatch(reference)
     if found is not None and (reference.startswith("bundle/") or _is_bundle(Path(found["name"]))):
-        return bundle_source(run, found["name"], reference, found["variant"] or "fp32", found["decoding"] or "free")
+        bundle = bundle_of(run, found["name"])
+        return bundle_source(bundle, reference, found["variant"] or "fp32", found["decoding"])
     base, adapter = models.model(run, reference)
     return Source(Path(reference).name or reference, "model", base=base, adapter=adapter)
 
 
-def bundle_source(run: Run, reference: str, label: str, variant: str, decoding: str) -> Source:
-    """A variant of a bundle, its bytes verified. Raises MissingArtifact, CorruptArtifact, ConfigError."""
-    if decoding not in DECODINGS:
+def bundle_source(bundle: Artifact, label: str, variant: str = "fp32", decoding: str | None = None) -> Source:
+    """A variant of a bundle; decoded as it is served, unless another way is given. Raises ConfigError."""
+    from ucotron_ray.models import served
+
+    for value, known, what in ((variant, served.GRAPHS, "variant"), (decoding, served.DECODINGS, "way to decode")):
+        if value is not None and value not in known:
+            raise ConfigError(f"'{value}' is no {what}", where=label, expected=", ".join(known), found=value)
+    if not (bundle.path / served.GRAPHS[variant]).is_file():
+        have = [name for name, file in served.GRAPHS.items() if (bundle.path / file).is_file()]
         raise ConfigError(
-            f"'{decoding}' is no way to decode", where=label, expected=", ".join(DECODINGS), found=decoding
+            f"the bundle has no {variant}", where=str(bundle.path), expected=", ".join(have), found=variant
         )
-    return Source(label, "bundle", bundle=bundle_of(run, reference), variant=variant, decoding=decoding)
+    chosen = decoding or served.default_decoding(bundle.path)
+    return Source(label, "bundle", bundle=bundle, variant=variant, decoding=chosen)
 
 
 def bundle_of(run: Run, reference: str) -> Artifact:
@@ -111,8 +118,6 @@ def answers_of(
         return _guessed(rows, questions), {}
     if source.kind == "endpoint":
         return _asked(run, source, rows, questions)
-    if source.kind == "bundle":
-        return _by_bundle(run, source, questions, directory)
     return _generated(run, source, questions, directory)
 
 
@@ -123,22 +128,11 @@ def layouts_of(source: Source) -> tuple[str, ...]:
     return ("chat", "end_to_end") if source.kind == "endpoint" else ("chat", "raw", "end_to_end")
 
 
-def _by_bundle(
-    run: Run, source: Source, questions: Sequence[Question], directory: Path
-) -> tuple[list["Prediction"], dict[str, float]]:
-    raise InputError(
-        "bundles do not answer here yet",
-        where=source.label,
-        next_step="compare the adapter that the bundle was made from, or serve the bundle and name its endpoint",
-    )
-
-
 def _generated(
     run: Run, source: Source, questions: Sequence[Question], directory: Path
 ) -> tuple[list["Prediction"], dict[str, float]]:
-    """Greedy answers by the place's workers."""
-    assert source.base is not None
-    loadable = models.loadable_base(run, source.base)
+    """Greedy answers by the place's workers: by transformers, or of a bundle by ONNX Runtime."""
+    loadable = models.loadable_base(run, source.base) if source.base is not None else ""
     run.connect()
     from ucotron_ray import session
     from ucotron_ray.evaluation.on_ray import predict_on_ray
@@ -156,6 +150,9 @@ def _generated(
         batch_size=workers.eval_batch,
         dtype=workers.dtype,
         num_threads=session.worker_resources(workers).threads,
+        bundle=str(source.bundle.path) if source.bundle else None,
+        variant=source.variant,
+        decoding=source.decoding,
     )
     return predict_on_ray(job, workers, directory, run.log_file)
 

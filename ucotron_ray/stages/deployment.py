@@ -163,7 +163,7 @@ def _own_answers(
 
 def _gguf_of(bundle: Artifact, precision: str) -> Path | None:
     """The bundle's GGUF file of a precision; None if it has none at all."""
-    files = sorted((bundle.path / GGUF_FOLDER).glob("*.gguf"))
+    files = sorted((bundle.path / GGUF_FOLDER).rglob("*.gguf"))
     if not files:
         return None
     for file in files:

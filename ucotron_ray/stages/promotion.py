@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray import jsonl, registry
-from ucotron_ray.artifacts import Artifact, read_artifact, verify
+from ucotron_ray.artifacts import Artifact, read_artifact
 from ucotron_ray.errors import ConfigError, GateFailed, MissingArtifact
 from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, GATES_TAG, NAME_TAG, PREVIOUS
 from ucotron_ray.run import Run
-from ucotron_ray.stages.answers import Source, bundle_of
+from ucotron_ray.stages.answers import Source, bundle_of, bundle_source
 from ucotron_ray.stages.comparison import answered, asked_rows
 from ucotron_ray.stages.datasets import TRAIN, data_of, held_out
 from ucotron_ray.stages.models import base_of
@@ -152,11 +152,12 @@ def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | No
     adapter = _adapter_of(run, bundle)
     dataset = data_of(run, adapter)
     data = held_out(run, settings.data, dataset)
-    candidate = scored(run, _source(run, bundle), data)
+    candidate = scored(run, bundle_source(bundle, bundle.manifest.name), data)
     base = scored(run, Source(f"{bundle.manifest.name}-base", "model", base=base_of(bundle)), data)
     rival = None
     if champion is not None and champion.tags[CONTENT_TAG] != bundle.manifest.content:
-        rival = scored(run, _source(run, _bundle_of_version(run, models, champion)), data)
+        served = _bundle_of_version(run, models, champion)
+        rival = scored(run, bundle_source(served, served.manifest.name), data)
     rows = asked_rows(candidate)
     found = gates.gates(
         rows,
@@ -176,27 +177,11 @@ def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | No
     return gates.record(found)
 
 
-def _source(run: Run, bundle: Artifact) -> Source:
-    """What answers for a bundle: the model that it was exported from, which its parity ties to it."""
-    return Source(bundle.manifest.name, "model", base=base_of(bundle), adapter=_adapter_of(run, bundle))
-
-
 def _adapter_of(run: Run, bundle: Artifact) -> Artifact | None:
-    """The adapter in a bundle. Raises MissingArtifact where the store no longer has those bytes."""
+    """The adapter in a bundle, if the store still has those bytes: it knows what it was trained on."""
     entry = next((entry for entry in bundle.manifest.inputs if entry.role == "adapter"), None)
-    if entry is None:
-        return None
-    adapter = run.store.find("adapter", entry.name)
-    if adapter is None or adapter.manifest.content != entry.content:
-        raise MissingArtifact(
-            f"the adapter of the bundle '{bundle.manifest.name}' is not in this store",
-            where=str(run.store.root),
-            expected=f"adapter {entry.name} {entry.content[:16]}",
-            found=adapter.manifest.content[:16] if adapter else "none of this name",
-            next_step="promote in the store in which it was trained",
-        )
-    verify(adapter)
-    return adapter
+    adapter = run.store.find("adapter", entry.name) if entry else None
+    return adapter if adapter is not None and entry is not None and adapter.manifest.content == entry.content else None
 
 
 def _dataset_digest(run: Run, bundle: Artifact) -> str | None:

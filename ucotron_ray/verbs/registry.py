@@ -50,7 +50,7 @@ def _verb(verbs: Any, name: str, text: str, handler: flags.Handler) -> argparse.
 def _promote(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.stages import promotion, requirements
 
-    requirements.require_packages("mlflow", "ray", "torch", "transformers", "peft")
+    requirements.require_packages("mlflow", "ray", "torch", "transformers", "peft", "onnxruntime", "llguidance")
     promoted = promotion.promote(flags.run_of(args, name="promote"), args.bundle, upload=args.upload)
     for gate in promoted["gates"]:
         print(f"{'pass' if gate['passed'] else 'FAIL'}  {gate['name']}: {gate['said']}")
