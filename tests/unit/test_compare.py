@@ -85,6 +85,23 @@ def test_answers_in_the_store_are_not_asked_for_again_but_another_name_asks_an_e
         assert len(asked) == 2 * before
 
 
+def test_a_bundle_is_named_by_its_kind_and_decodes_as_it_is_served(tmp_path):
+    from ucotron_ray import config
+    from ucotron_ray.run import Run
+    from ucotron_ray.stages.answers import source_of
+
+    store = Store(tmp_path / "store")
+    bundle = make_bundle(store, "good", base_directory(tmp_path / "base"))
+    run = Run(config.load(overrides=[("store", str(store.root))]), verb="compare", name="x")
+    assert source_of(run, "good").adapter.manifest.name == "good"
+    for reference in ("bundle/good", "bundle/good@fp32", str(bundle.path)):
+        found = source_of(run, reference)
+        assert (found.kind, found.variant, found.decoding) == ("bundle", "fp32", "free")
+        assert found.bundle.manifest.content == bundle.manifest.content
+    assert source_of(run, "bundle/good+entities").decoding == "entities"
+    assert source_of(run, "bundle/good+entities").identity != source_of(run, "bundle/good").identity
+
+
 def test_adapters_by_name_stand_beside_their_base(tmp_path, capsys, monkeypatch):
     store, base = Store(tmp_path / "store"), base_directory(tmp_path / "base")
     make_bundle(store, "good", base)
@@ -106,11 +123,14 @@ def test_adapters_by_name_stand_beside_their_base(tmp_path, capsys, monkeypatch)
         (["co-occurrence", "co-occurrence"], "stands there twice"),
         (["co-occurrence", "http://127.0.0.1:9/v1"], "model is not named"),
         (["co-occurrence", "bundle/nothing"], "no bundle 'nothing'"),
-        (["co-occurrence", "bundle/nothing@int8+wild"], "no way to decode"),
+        (["co-occurrence", "bundle/good@int8"], "has no int8"),
+        (["co-occurrence", "bundle/good@int2"], "no variant"),
+        (["co-occurrence", "bundle/good+wild"], "no way to decode"),
         (["co-occurrence", "http://127.0.0.1:9/v1#m"], "cannot be reached"),
     ],
 )
 def test_mistakes_end_before_anything_is_asked(tmp_path, capsys, models, said):
+    make_bundle(Store(tmp_path / "store"), "good", base_directory(tmp_path / "base"))
     code, _, err = call(tmp_path / "store", capsys, "compare", *models, "--data", str(held_out_file(tmp_path)))
     assert (code, said in err) == (2, True), err
 
