@@ -10,26 +10,24 @@ from ucotron_ray.wire import answer_items
 
 Triple = tuple[str, str, str]
 
-SYMMETRIC = frozenset(
-    (
-        "married to",
-        "spouse",
-        "spouse of",
-        "sibling of",
-        "friend of",
-        "partner of",
-        "colleague of",
-        "met",
-        "related to",
-        "associated with",
-        "communicated with",
-        "borders",
-    )
+SYMMETRIC = (
+    "married to",
+    "spouse",
+    "spouse of",
+    "sibling of",
+    "friend of",
+    "partner of",
+    "colleague of",
+    "met",
+    "related to",
+    "associated with",
+    "communicated with",
+    "borders",
 )
 """Predicates that mean the same in both directions, as `normalise` writes them."""
 
 MIN_TOKEN_F1 = 0.5
-ANSWER_KEYS = frozenset(("subject", "predicate", "object", "confidence"))
+ANSWER_KEYS = ("subject", "predicate", "object", "confidence")
 
 
 def relaxed_matches(predicted: Collection[Triple], expected: Collection[Triple], *, either_way: bool) -> int:
@@ -75,7 +73,7 @@ def squashed(text: str) -> str:
 
 
 def _is_relation(item: object) -> bool:
-    if not isinstance(item, dict) or set(item) != ANSWER_KEYS:
+    if not isinstance(item, dict) or set(item) != set(ANSWER_KEYS):
         return False
     names = [item[key] for key in ("subject", "predicate", "object")]
     confidence = item["confidence"]

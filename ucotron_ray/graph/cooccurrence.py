@@ -18,7 +18,7 @@ NER_CONFIDENCE = 0.9
 """The server multiplies in what its NER model is sure of; rows do not have it, so one value stands for all."""
 
 DEFAULT_PREDICATE = "related_to"
-PERSON_TO_PLACE = frozenset(("lives_in", "moved_to", "moved_from", "born_in", "traveled_to", "located_in"))
+PERSON_TO_PLACE = ("lives_in", "moved_to", "moved_from", "born_in", "traveled_to", "located_in")
 
 RULES: tuple[tuple[str, float, tuple[str, ...]], ...] = (
     ("lives_in", 0.3, ("lives in", "living in", "resides in", "home in", "vive en", "reside en")),
@@ -53,7 +53,7 @@ RULES: tuple[tuple[str, float, tuple[str, ...]], ...] = (
 )
 """Label, boost and words; the first rule with a word in the lower-cased text between the two mentions holds."""
 
-PREDICATES = frozenset((DEFAULT_PREDICATE, *(label for label, _, _ in RULES)))
+PREDICATES = (DEFAULT_PREDICATE, *(label for label, _, _ in RULES))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ucotron_ray import jsonl, registry
 from ucotron_ray.artifacts import Artifact, read_artifact
-from ucotron_ray.errors import ConfigError, GateFailed, MissingArtifact
+from ucotron_ray.errors import ConfigError, MissingArtifact
 from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, GATES_TAG, NAME_TAG, PREVIOUS
 from ucotron_ray.run import Run
 from ucotron_ray.stages.answers import Source, bundle_of, bundle_source
@@ -46,8 +46,8 @@ def registry_of(run: Run, *, must_exist: bool = False) -> Registry:
 def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
     """Move `champion` to a bundle if it passes the gates.
 
-    Raises CorruptArtifact for a changed byte, ArtifactError for a bundle whose parity failed, and GateFailed with the
-    numbers. A refused bundle stays registered as `candidate`, with its gates.
+    `refused` has what failed, with its numbers; such a bundle stays registered as `candidate`, with its gates. Raises
+    CorruptArtifact for a changed byte, and ArtifactError for a bundle whose parity failed.
     """
     bundle = _servable(run, reference)
     models = registry_of(run)
@@ -60,25 +60,20 @@ def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
     failed = [f"{gate['name']}: {gate['said']}" for gate in found if not gate["passed"]]
     event = {"bundle": bundle.manifest.name, "content": bundle.manifest.content, "version": version.number}
     shown = {**event, "registered_model": models.model, "gates": found, "artifact": str(bundle.path)}
+    shown |= {"refused": failed, "previous": _number(champion), "changed": False}
     is_champion = champion is not None and champion.number == version.number
     if failed:
         if not is_champion:
             models.point(CANDIDATE, version)
         registry.audit(run.store.root, models.model, {"action": "refuse", **event, "why": failed})
-        raise GateFailed(
-            f"the bundle '{bundle.manifest.name}' is not promoted",
-            where=f"{models.model} version {version.number}, alias {CANDIDATE}",
-            expected="; ".join(gate["name"] for gate in found),
-            found="; ".join(failed),
-            next_step="the alias champion stays where it is; train a better candidate, or change `promotion` knowingly",
-        )
-    if not is_champion:
+    elif not is_champion:
         if champion is not None:
             models.point(PREVIOUS, champion)
         models.point(CHAMPION, version)
         _leave_candidate(models, version)
         registry.audit(run.store.root, models.model, {"action": "promote", **event, "from": _number(champion)})
-    return {**shown, "previous": _number(champion), "changed": not is_champion}
+        shown["changed"] = True
+    return shown
 
 
 def rollback(run: Run) -> dict[str, Any]:
@@ -94,12 +89,8 @@ def rollback(run: Run) -> dict[str, Any]:
         )
     if previous.directory is not None:
         registry.verify_content(read_artifact(previous.directory), previous.tags[CONTENT_TAG])
-    elif previous.source.startswith("file:"):
-        raise MissingArtifact(
-            "the files of the previous champion are gone",
-            where=previous.source,
-            next_step="bring the directory back; nothing was moved",
-        )
+    else:
+        _refuse_unseen(previous)
     models.point(CHAMPION, previous)
     models.point(PREVIOUS, champion)
     event = {"action": "rollback", "from": _number(champion), "version": previous.number}
@@ -134,8 +125,18 @@ def fetch(models: Registry, version: Version, target: Path) -> Artifact:
         registry.verify_content(found, content)
         return found
     source = version.directory
+    _refuse_unseen(version)
     get = registry.copy_of(source) if source else lambda directory: models.download(version.source, directory)
     return registry.install(get, target, content)
+
+
+def _refuse_unseen(version: Version) -> None:
+    if version.directory is None and version.source.startswith("file:"):
+        raise MissingArtifact(
+            f"the files of version {version.number} cannot be seen from here",
+            where=version.source,
+            next_step="bring the directory back, or register it with `promote --upload` where it is",
+        )
 
 
 def _servable(run: Run, reference: str) -> Artifact:

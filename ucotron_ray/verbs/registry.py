@@ -1,9 +1,11 @@
 """The verbs `promote`, `rollback` and `pull`."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+from ucotron_ray.errors import GateFailed
 from ucotron_ray.verbs import flags
 
 
@@ -54,6 +56,16 @@ def _promote(args: argparse.Namespace) -> dict[str, Any]:
     promoted = promotion.promote(flags.run_of(args, name="promote"), args.bundle, upload=args.upload)
     for gate in promoted["gates"]:
         print(f"{'pass' if gate['passed'] else 'FAIL'}  {gate['name']}: {gate['said']}")
+    if promoted["refused"]:
+        error = GateFailed(
+            f"the bundle is not promoted: {promoted['bundle']}",
+            where=f"{promoted['registered_model']} version {promoted['version']}",
+            expected="every gate passed",
+            found="; ".join(promoted["refused"]),
+            next_step="champion stays where it is; train a better candidate, or change `promotion` in the recipe",
+        )
+        print(f"error: {error}", file=sys.stderr)
+        return {**promoted, "status": "failed", "error": error.problem, "exit_code": error.exit_code}
     before = promoted["previous"]
     came = f"it was version {before}" if before else "it was nothing"
     print(f"{promoted['registered_model']}: champion is version {promoted['version']}, {came}")
