@@ -136,6 +136,24 @@ def test_second_run_reuses_every_stage_and_needs_no_ray(place, ray_head):
         assert second[key] == first[key]
 
 
+def test_compare_takes_the_scores_of_the_chain_and_asks_the_bundle(place, ray_head, tiny_model):
+    store = Store(place["store"])
+    before = set(store.names("scores"))
+    where = ["--recipe", str(place["recipe"]), "--set", f"store={place['store']}"]
+    models = [str(tiny_model), "chain", "bundle/chain", "co-occurrence"]
+    result = finished(start(ray_head, "compare", *models, *where))
+    assert list(result["models"]) == ["qwen2", "chain", "bundle/chain", "co-occurrence"]
+    # Base and adapter were scored by the chain already; new are the bundle, the guesses, and the comparison.
+    assert len(set(store.names("scores")) - before) == 3
+    assert result["models"]["bundle/chain"]["rows"] == 6
+    page = Path(result["report"]).read_text(encoding="utf-8")
+    assert "Alice works at Google" in page
+    # A model that has learned nothing is not promoted, whatever else it is.
+    refused = finished(start(ray_head, "promote", "chain", *where), code=1)
+    assert refused["refused"]
+    assert "champion" not in refused["stderr"].split("champion stays")[0]
+
+
 def test_another_learning_rate_stops_with_the_field_named(place, ray_head):
     arguments = [
         "pipeline",
