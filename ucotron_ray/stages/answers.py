@@ -110,6 +110,13 @@ def bundle_of(run: Run, reference: str) -> Artifact:
     return bundle
 
 
+def adapter_of(run: Run, bundle: Artifact) -> Artifact | None:
+    """The adapter in a bundle, if the store still has those bytes: it knows what it was trained on."""
+    entry = next((entry for entry in bundle.manifest.inputs if entry.role == "adapter"), None)
+    adapter = run.store.find("adapter", entry.name) if entry else None
+    return adapter if adapter is not None and entry is not None and adapter.manifest.content == entry.content else None
+
+
 def answers_of(
     run: Run, source: Source, rows: Sequence[RawRow], questions: Sequence[Question], directory: Path
 ) -> tuple[list["Prediction"], dict[str, float]]:

@@ -10,7 +10,7 @@ from ucotron_ray.artifacts import Artifact, Build, Request, Result, write_json, 
 from ucotron_ray.errors import ConfigError
 from ucotron_ray.records import RawRow
 from ucotron_ray.run import Run
-from ucotron_ray.stages.answers import Source, source_of
+from ucotron_ray.stages.answers import Source, adapter_of, source_of
 from ucotron_ray.stages.datasets import ROWS, data_of, held_out
 from ucotron_ray.stages.scoring import PREDICTIONS, REPORT, scored, scores_of
 
@@ -39,9 +39,10 @@ def sources(run: Run, references: Sequence[str]) -> list[Source]:
 
 
 def rows_of(run: Run, sources: Sequence[Source]) -> Artifact:
-    """The rows to compare on: `evaluation.data`, else the validation rows of the first adapter's dataset."""
-    adapters = [source.adapter for source in sources if source.adapter is not None]
-    return held_out(run, run.config.recipe.evaluation.data, data_of(run, adapters[0]) if adapters else None)
+    """The rows to ask: `evaluation.data`, else the validation rows of what the first trained source learned from."""
+    trained = [source.adapter or (adapter_of(run, source.bundle) if source.bundle else None) for source in sources]
+    first = next((adapter for adapter in trained if adapter is not None), None)
+    return held_out(run, run.config.recipe.evaluation.data, data_of(run, first))
 
 
 def compare(run: Run, sources: Sequence[Source], data: Artifact, *, named: bool) -> Artifact:

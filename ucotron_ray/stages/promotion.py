@@ -16,7 +16,7 @@ from ucotron_ray.artifacts import Artifact, read_artifact
 from ucotron_ray.errors import ConfigError, MissingArtifact
 from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, GATES_TAG, NAME_TAG, PREVIOUS
 from ucotron_ray.run import Run
-from ucotron_ray.stages.answers import Source, bundle_of, bundle_source
+from ucotron_ray.stages.answers import Source, adapter_of, bundle_of, bundle_source
 from ucotron_ray.stages.comparison import answered, asked_rows
 from ucotron_ray.stages.datasets import TRAIN, data_of, held_out
 from ucotron_ray.stages.models import base_of
@@ -150,8 +150,7 @@ def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | No
     from ucotron_ray.evaluation import gates
 
     settings = run.config.recipe.evaluation
-    adapter = _adapter_of(run, bundle)
-    dataset = data_of(run, adapter)
+    dataset = data_of(run, adapter_of(run, bundle))
     data = held_out(run, settings.data, dataset)
     candidate = scored(run, bundle_source(bundle, bundle.manifest.name), data)
     base = scored(run, Source(f"{bundle.manifest.name}-base", "model", base=base_of(bundle)), data)
@@ -178,15 +177,8 @@ def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | No
     return gates.record(found)
 
 
-def _adapter_of(run: Run, bundle: Artifact) -> Artifact | None:
-    """The adapter in a bundle, if the store still has those bytes: it knows what it was trained on."""
-    entry = next((entry for entry in bundle.manifest.inputs if entry.role == "adapter"), None)
-    adapter = run.store.find("adapter", entry.name) if entry else None
-    return adapter if adapter is not None and entry is not None and adapter.manifest.content == entry.content else None
-
-
 def _dataset_digest(run: Run, bundle: Artifact) -> str | None:
-    adapter = _adapter_of(run, bundle)
+    adapter = adapter_of(run, bundle)
     data = next((entry for entry in adapter.manifest.inputs if entry.role == "data"), None) if adapter else None
     return data.content if data else None
 

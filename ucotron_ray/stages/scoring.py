@@ -79,11 +79,16 @@ def score(run: Run, name: str, source: Source, data: Artifact, *, stage: str) ->
 def scored(run: Run, source: Source, data: Artifact) -> Artifact:
     """The scores of a source: those that the store has of it, by whatever name, else new ones."""
     request = score_request(run, run.name, source, data)
-    own_name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source.label).strip('-.')}-{request.recipe[:8]}"
+    own_name = f"{name_of(source.label)}-{request.recipe[:8]}"
     # What an endpoint serves can change behind its name: its answers are kept for this comparison's name only.
     found = None if source.kind == "endpoint" else equal_scores(run, request)
     name = f"{run.name}-{own_name}" if source.kind == "endpoint" else found or own_name
     return score(run, name, source, data, stage=f"evaluate-{own_name}")
+
+
+def name_of(reference: str) -> str:
+    """A reference as a part of an artifact's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", reference).strip("-.")
 
 
 def equal_scores(run: Run, request: Request) -> str | None:

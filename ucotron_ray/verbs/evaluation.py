@@ -7,12 +7,15 @@ from typing import Any
 from ucotron_ray.verbs import flags
 
 
+MODEL_HELP = "bundle/NAME[@int8|@int4][+free|+entities|+vocabulary], http://HOST/v1#MODEL"
+
+
 def add_evaluate(verbs: Any) -> None:
     """`evaluate`: triples against held-out rows."""
     parser = flags.verb(
         verbs, "evaluate", "Score a model's triples on held-out rows and on the guide's five prompts.", _evaluate
     )
-    parser.add_argument("model", metavar="MODEL", help="an adapter's name or path, or a base model")
+    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}, an adapter's name or path, or a base model")
     parser.add_argument("--data", metavar="NAME|FILE", help="held-out rows (default: evaluation.data)")
     parser.add_argument("--max-rows", type=int, help="a seeded sample of so many rows")
     parser.add_argument("--no-base", action="store_true", help="do not score the base model beside an adapter")
@@ -30,8 +33,8 @@ def add_compare(verbs: Any) -> None:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="the first one is compared with: an adapter, a base model, bundle/NAME[@VARIANT][+DECODING], "
-        "http://HOST/v1#MODEL, or co-occurrence (what the server does without a model)",
+        help=f"the first one is compared with: {MODEL_HELP}, an adapter, a base model, or co-occurrence (what the "
+        "server does without a model)",
     )
     parser.add_argument("--data", metavar="NAME|FILE", help="held-out rows (default: evaluation.data)")
     parser.add_argument("--max-rows", type=int, help="a seeded sample of so many rows")
@@ -39,19 +42,23 @@ def add_compare(verbs: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, models, requirements, scoring
+    from ucotron_ray.stages import answers, comparison, requirements, scoring
 
     requirements.require_packages("ray", "torch", "transformers", "peft", "gguf")
-    with flags.run_of(args, name=Path(args.model).name) as run:
-        base, adapter = models.model(run, args.model)
-        data = datasets.held_out(run, run.config.recipe.evaluation.data, datasets.data_of(run, adapter))
-        artifact = scoring.evaluate(run, run.name, base, adapter, data)
+    # An adapter and the bundle that was made from it have one name; their scores do not.
+    plain = Path(args.model).name == args.model or Path(args.model).exists()
+    with flags.run_of(args, name=Path(args.model).name if plain else scoring.name_of(args.model)) as run:
+        source = answers.source_of(run, args.model)
+        data = comparison.rows_of(run, [source])
+        stage = "evaluate" if source.adapter or source.base is None else "evaluate-base"
+        artifact = scoring.score(run, run.name, source, data, stage=stage)
+        base, adapter = source.base, source.adapter
         scores = scoring.scores_of(artifact)
         result = {"artifact": str(artifact.path), **scores["overall"], "groups": scores["groups"]}
         result |= {"raw": scores["raw"], "end_to_end": scores["end_to_end"], "guide": scores["guide"]}
         result |= {"calibration": scores["calibration"], "report": str(artifact.path / scoring.REPORT)}
         beside = {run.name: scores}
-        if adapter and run.config.recipe.evaluation.base:
+        if base and adapter and run.config.recipe.evaluation.base:
             before = scoring.scores_of(scoring.evaluate(run, f"{run.name}-base", base, None, data))
             result["base"] = before["overall"]
             beside = {f"{run.name}-base": before, **beside}
