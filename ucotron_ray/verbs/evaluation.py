@@ -6,7 +6,6 @@ from typing import Any
 
 from ucotron_ray.verbs import flags
 
-
 MODEL_HELP = "bundle/NAME[@int8|@int4][+free|+entities|+vocabulary], http://HOST/v1#MODEL"
 
 
