@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 
 from ucotron_ray import cli, config
 from ucotron_ray.artifacts import Request, Result, Store
-from ucotron_ray.errors import ArtifactError, ConfigError, CorruptArtifact
+from ucotron_ray.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact
 from ucotron_ray.run import Run
 from ucotron_ray.serving import target as targets
-from ucotron_ray.stages import serving
+from ucotron_ray.stages import promotion, serving
+from ucotron_ray.tracking import Version
 
 
 def bundle(store: Path, name: str, *, content: str = "graph", state: str = "ok", decoding: str | None = None) -> Path:
@@ -36,17 +38,21 @@ def run(tmp_path):
     return made
 
 
+def found_by(run, reference):
+    return serving.target_of(serving.Reference(run, reference))
+
+
 def test_a_bundle_is_found_by_name_and_by_path_with_its_best_decoding(tmp_path, run):
     path = bundle(tmp_path, "relations", decoding="entities")
     for reference in ("relations", str(path)):
-        found = serving.target_of(run(), reference)
+        found = found_by(run(), reference)
         assert (found.model, found.backend, found.decoding, found.path) == ("relations", "onnx", "entities", str(path))
-    assert serving.target_of(run(decoding="free", variant="int8"), "relations").decoding == "free"
-    assert serving.target_of(run(variant="int8"), "relations").variant == "int8"
+    assert found_by(run(decoding="free", variant="int8"), "relations").decoding == "free"
+    assert found_by(run(variant="int8"), "relations").variant == "int8"
 
 
 def test_a_base_model_runs_on_transformers_and_a_bundle_does_not(tmp_path, run, tiny_model):
-    found = serving.target_of(run(), str(tiny_model))
+    found = found_by(run(), str(tiny_model))
     assert (found.backend, found.path, found.base, found.decoding) == (
         "transformers",
         None,
@@ -55,9 +61,9 @@ def test_a_base_model_runs_on_transformers_and_a_bundle_does_not(tmp_path, run, 
     )
     bundle(tmp_path, "relations")
     with pytest.raises(ConfigError, match="no weights for transformers"):
-        serving.target_of(run(backend="transformers"), "relations")
+        found_by(run(backend="transformers"), "relations")
     with pytest.raises(ConfigError, match="bundles only"):
-        serving.target_of(run(backend="onnx"), str(tiny_model))
+        found_by(run(backend="onnx"), str(tiny_model))
 
 
 def test_a_flipped_byte_in_any_file_is_caught_before_anything_is_started(tmp_path, run):
@@ -67,9 +73,9 @@ def test_a_flipped_byte_in_any_file_is_caught_before_anything_is_started(tmp_pat
         (path / file).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         for reference in ("relations", str(path)):
             with pytest.raises(CorruptArtifact, match="damaged"):
-                serving.target_of(run(), reference)
+                found_by(run(), reference)
         (path / file).write_bytes(whole)
-    serving.target_of(run(), "relations")
+    found_by(run(), "relations")
 
 
 def test_the_exit_code_of_a_damaged_bundle_is_1(tmp_path, capsys):
@@ -83,15 +89,15 @@ def test_a_bundle_that_failed_its_gates_is_refused_unless_that_is_accepted(tmp_p
     path = bundle(tmp_path, "relations", state="failed")
     for reference in ("relations", str(path)):
         with pytest.raises(ArtifactError, match="marked failed"):
-            serving.target_of(run(), reference)
+            found_by(run(), reference)
     accepting = run()
     accepting.accept_rejected = True
-    assert serving.target_of(accepting, "relations").path == str(path)
+    assert found_by(accepting, "relations").path == str(path)
 
 
 def test_replicas_check_the_bytes_that_they_see_themselves(tmp_path, run):
     path = bundle(tmp_path, "relations")
-    found = serving.target_of(run(), "relations")
+    found = found_by(run(), "relations")
     targets.check(found)
     bundle(tmp_path, "relations", content="another")
     with pytest.raises(CorruptArtifact, match="not those that were to be served"):
@@ -109,10 +115,9 @@ def free_port() -> int:
 
 def test_a_bundle_made_again_is_followed_and_a_damaged_one_is_not(tmp_path, run, caplog):
     bundle(tmp_path, "relations")
-    with_bundle = run()
     file = tmp_path / "serving" / "s.json"
-    first = serving.target_of(with_bundle, "relations")
-    following = serving.Following(with_bundle, "relations", file, first)
+    following = serving.Following(serving.Reference(run(), "relations"), file)
+    first = following.target
     following.look()
     assert not file.exists()
 
@@ -134,14 +139,63 @@ def test_a_link_that_is_turned_is_followed(tmp_path, run):
     one, two = (bundle(tmp_path, name, content=name) for name in ("one", "two"))
     link = tmp_path / "current"
     link.symlink_to(one)
-    linked, file = run(), tmp_path / "serving" / "s.json"
-    following = serving.Following(linked, str(link), file, serving.target_of(linked, str(link)))
+    file = tmp_path / "serving" / "s.json"
+    following = serving.Following(serving.Reference(run(), str(link)), file)
     aside = tmp_path / "aside"
     aside.symlink_to(two)
     os.replace(aside, link)
     following.look()
     # The replicas get the directory itself: the link may be turned again while they load.
     assert (targets.read(file).path, targets.read(file).model) == (str(two), "two")
+
+
+class Models:
+    """A registry that points where a test wants."""
+
+    model, uri = "ucotron-re-slm", "sqlite://"
+
+    def __init__(self):
+        self.champion = None
+
+    def version(self, alias):
+        return self.champion if alias == "champion" else None
+
+
+def test_an_alias_that_is_moved_is_followed_and_one_that_points_nowhere_is_an_error(tmp_path, run, monkeypatch):
+    one, two = (bundle(tmp_path, name, content=name) for name in ("one", "two"))
+    registered = Models()
+    monkeypatch.setattr(promotion, "registry_of", lambda run, must_exist: registered)
+    with pytest.raises(MissingArtifact, match="alias 'champion'"):
+        found_by(run(), "champion")
+    registered.champion = Version("1", one.as_uri(), {})
+    file = tmp_path / "serving" / "s.json"
+    following = serving.Following(serving.Reference(run(), "champion"), file)
+    assert following.target.model == "one"
+    registered.champion = Version("2", two.as_uri(), {})
+    following.look()
+    assert (targets.read(file).model, targets.read(file).path) == ("two", str(two))
+    # A registry that cannot be asked changes nothing.
+    registered.champion = None
+    following.look()
+    assert targets.read(file).model == "two"
+
+
+def test_a_version_whose_files_are_elsewhere_is_fetched_once(tmp_path, run, monkeypatch):
+    away, fetched = bundle(tmp_path / "away", "three"), []
+
+    def fetch(models, version, target):
+        fetched.append(target)
+        shutil.copytree(away, target)
+
+    registered = Models()
+    registered.champion = Version("3", "mlflow-artifacts:/3", {"ucotron.content": "0123456789abcdef0123"})
+    monkeypatch.setattr(promotion, "registry_of", lambda run, must_exist: registered)
+    monkeypatch.setattr(promotion, "fetch", fetch)
+    named = serving.Reference(run(), "champion")
+    for _ in range(2):
+        assert serving.target_of(named).model == "three"
+    assert len(fetched) == 1
+    assert fetched[0].is_relative_to(tmp_path)
 
 
 def test_another_address_than_loopback_needs_a_key_that_is_set(tmp_path, monkeypatch, capsys):
