@@ -12,6 +12,7 @@ import pytest
 from ucotron_ray import cli, config
 from ucotron_ray.artifacts import Request, Result, Store
 from ucotron_ray.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact
+from ucotron_ray.registry import CONTENT_TAG
 from ucotron_ray.run import Run
 from ucotron_ray.serving import target as targets
 from ucotron_ray.stages import promotion, serving
@@ -188,7 +189,7 @@ def test_a_version_whose_files_are_elsewhere_is_fetched_once(tmp_path, run, monk
         shutil.copytree(away, target)
 
     registered = Models()
-    registered.champion = Version("3", "mlflow-artifacts:/3", {"ucotron.content": "0123456789abcdef0123"})
+    registered.champion = Version("3", "mlflow-artifacts:/3", {CONTENT_TAG: "0123456789abcdef0123"})
     monkeypatch.setattr(promotion, "registry_of", lambda run, must_exist: registered)
     monkeypatch.setattr(promotion, "fetch", fetch)
     named = serving.Reference(run(), "champion")

@@ -112,6 +112,8 @@ def _refuse_a_second_one() -> None:
 
 
 def _start(job: ServeJob, settings: Serving) -> "DeploymentHandle":
+    # Its own lines about what it starts would bury ours.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     options = {"host": settings.host, "port": settings.port, "keep_alive_timeout_s": IDLE_SECONDS}
     serve.start(proxy_location="HeadOnly", http_options=options, logging_config=_quiet())
     replicas = serve.deployment(
