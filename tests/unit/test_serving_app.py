@@ -243,6 +243,50 @@ def test_an_error_of_ours_is_500_in_the_same_shape_and_frees_the_place():
     assert buggy.gate.inside == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("events", [0, 1, 3])
+def test_a_client_that_goes_frees_its_place_and_stops_the_answer(stream, events):
+    """Whether it goes before the first event, or after some of them."""
+
+    async def endless(question):
+        while True:
+            yield Piece("x", SERVED)
+            await asyncio.sleep(0)
+
+    scripted = Scripted(endless)
+    left = Front(scripted, Limits(**LIMITS))
+    sent, gone = [], asyncio.Event()
+
+    async def conversation():
+        messages = [{"type": "http.request", "body": json.dumps({**BODY, "stream": stream}).encode()}]
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+            if len(sent) > events:
+                gone.set()
+                await asyncio.sleep(0)
+
+        path = "/v1/chat/completions"
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+        asking = asyncio.create_task(left.app()({**scope, "asgi": {"spec_version": "2.3"}}, receive, send))
+        if not stream:
+            # Ray Serve cancels the call of a client that is gone.
+            await _done_or_waiting(asking)
+            asking.cancel()
+        await asyncio.wait([asking])
+
+    asyncio.run(asyncio.wait_for(conversation(), 30))
+    assert scripted.closed == 1
+    assert left.gate.inside == 0
+    assert 'ucotron_serving_requests_total{outcome="client_gone"} 1.0' in left.metrics.text().decode()
+
+
 def test_draining_answers_who_is_inside_and_refuses_who_comes():
     go = asyncio.Event()
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ucotron_ray.serving import openai
 from ucotron_ray.serving.exchange import Answering, Piece, Question, Refusal
@@ -75,7 +75,7 @@ class Front:
             await asyncio.sleep(IDLE_SECONDS)
         return self.gate.inside
 
-    async def _chat(self, request: Request) -> Response:
+    async def _chat(self, request: Request) -> ASGIApp:
         visit = _Visit(self, time.monotonic())
         try:
             self._authorise(request)
@@ -83,22 +83,28 @@ class Front:
             question = asked.question(limit=self._limits.max_tokens)
             self.gate.enter()
         except Refusal as refusal:
-            return visit.refused(refusal)
-        visit.entered = True
+            visit.count(refusal.code)
+            return _refused(refusal)
+        visit.inside = True
+        pieces = self._pieces(question, visit)
         try:
-            if not question.stream:
-                pieces = [piece async for piece in self._pieces(question, visit)]
-                visit.done(pieces)
-                return JSONResponse(openai.Reply.new().whole(pieces))
-            # Until the first piece is there an error can still be said by the status.
-            parts = self._pieces(question, visit)
-            first = await anext(parts)
-            with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            return _Streamed(self._events(first, parts, visit, with_usage=with_usage), parts, visit)
+            if question.stream:
+                # Until the first piece is there an error can still be said by the status.
+                first = await anext(pieces)
+                with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+                events = self._events(first, pieces, visit, with_usage=with_usage)
+                headers = {"Cache-Control": "no-cache"}
+                response = StreamingResponse(events, media_type="text/event-stream", headers=headers)
+                return _Sent(response, visit, events, pieces)
+            parts = [piece async for piece in pieces]
+            visit.done(parts)
+            return _Sent(JSONResponse(openai.Reply.new().whole(parts)), visit, pieces)
         except Refusal as refusal:
-            return visit.refused(refusal)
+            visit.count(refusal.code)
+            return _Sent(_refused(refusal), visit, pieces)
         except BaseException as error:
-            visit.leave("client_gone" if isinstance(error, asyncio.CancelledError) else "failed")
+            visit.count("client_gone" if isinstance(error, asyncio.CancelledError) else "failed")
+            visit.leave()
             raise
 
     async def _pieces(self, question: Question, visit: "_Visit") -> AsyncGenerator[Piece, None]:
@@ -134,7 +140,7 @@ class Front:
                     yield reply.chunk(piece.served.model, {"content": piece.text})
         except Refusal as refusal:
             # The status is gone; clients of OpenAI's raise what an event calls `error`.
-            visit.leave(refusal.code)
+            visit.count(refusal.code)
             yield openai.event(openai.error_body(refusal))
             return
         visit.done(pieces)
@@ -181,13 +187,14 @@ class Front:
 
 
 class _Visit:
-    """One request on its way through; it is counted once, and leaves once, however it ends."""
+    """One request on its way through: its outcome is counted once, and it leaves once, however it ends."""
 
     def __init__(self, front: Front, began: float) -> None:
         self._front = front
         self._began = began
         self._counted = False
-        self.entered = False
+        self.inside = False
+        """Whether it holds a place that has to be given back."""
         self.first_seconds = 0.0
 
     def seconds(self) -> float:
@@ -204,36 +211,35 @@ class _Visit:
         metrics.answered(last.usage, last.served.model, parsed=parse_answer(text) is not None)
         metrics.seconds.observe(self.seconds())
         metrics.first_seconds.observe(self.first_seconds)
-        self.leave("ok")
+        self.count("ok")
 
-    def refused(self, refusal: Refusal) -> Response:
-        """The reply to a request that gets no answer."""
-        self.leave(refusal.code)
-        return _refused(refusal)
+    def count(self, outcome: str) -> None:
+        """Say how it ended; the first word counts."""
+        if not self._counted:
+            self._counted = True
+            self._front.metrics.requests.labels(outcome).inc()
 
-    def leave(self, outcome: str) -> None:
-        """Give the place back; the first outcome counts."""
-        if self._counted:
-            return
-        self._counted = True
-        self._front.metrics.requests.labels(outcome).inc()
-        if self.entered:
+    def leave(self) -> None:
+        """Give the place back."""
+        if self.inside:
+            self.inside = False
             self._front.gate.leave()
 
 
-class _Streamed(StreamingResponse):
-    """A stream whose visitor leaves also when the client goes, be it before the first event was sent."""
+class _Sent:
+    """A response after which the visitor is out: once it is sent, or as soon as the client goes."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], parts: AsyncGenerator[Piece, None], visit: _Visit) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._generators = (events, parts)
+    def __init__(self, response: Response, visit: _Visit, *generators: AsyncGenerator[object, None]) -> None:
+        self._response = response
         self._visit = visit
+        self._generators = generators
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await self._response(scope, receive, send)
         finally:
-            self._visit.leave("client_gone")
+            self._visit.count("client_gone")
+            self._visit.leave()
             for generator in self._generators:
                 await generator.aclose()
 

@@ -41,6 +41,8 @@ FRESH_SECONDS = 10.0
 HEALTH_SECONDS = 2.0
 """Between Serve's looks whether a replica lives; the default of 10 s is how long a lost one would be missed."""
 LOST_RETRY_SECONDS = 1.0
+SERVER_SECONDS, PROXY_SECONDS = 30.0, 2.0
+"""When the Ucotron server gives up, and how long after our deadline Serve's proxy does (408)."""
 IDLE_SECONDS = 90
 """A client's connection may be idle so long; longer than the gaps in an ingestion, so that no request meets a close."""
 FRONT_REQUESTS = 10_000
@@ -114,7 +116,13 @@ def _refuse_a_second_one() -> None:
 def _start(job: ServeJob, settings: Serving) -> "DeploymentHandle":
     # Its own lines about what it starts would bury ours.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    options = {"host": settings.host, "port": settings.port, "keep_alive_timeout_s": IDLE_SECONDS}
+    options = {
+        "host": settings.host,
+        "port": settings.port,
+        "keep_alive_timeout_s": IDLE_SECONDS,
+        # Ours comes first; this one holds while the front itself is being started anew.
+        "request_timeout_s": min(settings.deadline + PROXY_SECONDS, SERVER_SECONDS - 0.5),
+    }
     serve.start(proxy_location="HeadOnly", http_options=options, logging_config=_quiet())
     replicas = serve.deployment(
         name="model",
