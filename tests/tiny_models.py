@@ -8,7 +8,9 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from ucotron_ray import wire
+from ucotron_ray.export import bundle, onnx
 from ucotron_ray.graph import demo_world
+from ucotron_ray.models import base as base_models
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -39,6 +41,18 @@ def save_tiny(directory: Path, family: str) -> Path:
     model.save_pretrained(directory, safe_serialization=True)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def save_tiny_bundle(directory: Path, family: str) -> Path:
+    """A bundle with the float32 graph of a random model; `merged` beside it is the model itself. It has no manifest."""
+    base = base_models.resolve(str(save_tiny(directory / "base", family)))
+    onnx.merge(base, None, directory / "merged")
+    graph = onnx.export(directory / "merged", directory / "bundle", opset=18)
+    tokenizer = base_models.load_tokenizer(base_models.resolve(str(directory / "merged")))
+    base_models.save_tokenizer(tokenizer, graph.parent)
+    io = onnx.io_contract(graph, graph.parent / "config.json", eos=tokenizer.eos_token_id)
+    bundle.write_contracts(graph.parent, tokenizer=tokenizer, io=io, name="tiny", predicates=["works_at", "lives_in"])
+    return graph.parent
 
 
 def tokenizer_of(family: str) -> PreTrainedTokenizerFast:

@@ -32,21 +32,10 @@ SETTINGS = config.load().recipe.export.model_copy(
 )
 
 
-def exported(directory: Path, family: str) -> Path:
+@pytest.fixture(params=["qwen2", "qwen3", "llama"])
+def made(request, tiny_bundle) -> Path:
     """A bundle with the float32 graph alone; the merged model is beside it."""
-    base = base_models.resolve(str(save_tiny(directory / "base", family)))
-    onnx.merge(base, None, directory / "merged")
-    graph = onnx.export(directory / "merged", directory / "bundle", opset=18)
-    tokenizer = base_models.load_tokenizer(base_models.resolve(str(directory / "merged")))
-    base_models.save_tokenizer(tokenizer, graph.parent)
-    io = onnx.io_contract(graph, graph.parent / "config.json", eos=tokenizer.eos_token_id)
-    bundle.write_contracts(graph.parent, tokenizer=tokenizer, io=io, name="tiny", predicates=["works_at", "lives_in"])
-    return graph.parent
-
-
-@pytest.fixture(scope="module", params=["qwen2", "qwen3", "llama"])
-def made(request, tmp_path_factory) -> Path:
-    return exported(tmp_path_factory.mktemp(request.param), request.param)
+    return tiny_bundle(request.param)
 
 
 def asked(made: Path) -> tuple[list[list[int]], int]:
