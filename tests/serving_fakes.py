@@ -72,8 +72,8 @@ class FakeSpeech:
     def constraint(self, prompt: str, decoding: str) -> None:
         return None
 
-    def answer(self, ids: Sequence[int], *, max_new_tokens: int, constraint: object = None) -> Answer:
-        return Answer(ids, max_new_tokens=max_new_tokens, eos=(EOS,), piece=lambda token: chr(token))
+    def answer(self, ids: Sequence[int], *, max_new_tokens: int, constraint: object, to_array_end: bool) -> Answer:
+        return Answer(ids, max_new_tokens=max_new_tokens, eos=(EOS,), piece=chr if to_array_end else None)
 
     def text(self, tokens: Sequence[int]) -> str:
         return bytes(tokens).decode(errors="replace")

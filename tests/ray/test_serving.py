@@ -13,11 +13,12 @@ import pytest
 
 from tests.ray.conftest import Head, free_port
 from tests.serving_load import Asked, Load, Service, serving
-from tests.tiny_models import publish_bundle, save_tiny_bundle
+from tests.tiny_models import publish_bundle
 from ucotron_ray.graph import demo_world
 from ucotron_ray.wire import parse_answer, server_request_body
 
-pytestmark = pytest.mark.ray
+# Tracing warns about every branch of the model's code that it fixes.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::Warning")]
 
 ROWS = [row for row in demo_world.rows(demo_world.graph_world(1), 60, seed=4) if len(row.entities) > 1][:16]
 NAME, KEY = "relations", "a-test-key"
@@ -25,8 +26,8 @@ BATCH = 4
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory, tiny_model):
-    return save_tiny_bundle(tmp_path_factory.mktemp("files") / "bundle", tiny_model)
+def files(tiny_bundle):
+    return tiny_bundle("qwen2")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,9 @@
 """ONNX computes what PyTorch computes, for tied and untied heads and another head_dim; and the gates notice if not."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from ucotron_ray.models import base as base_models
 from ucotron_ray.models import served, shape
 from ucotron_ray.models.runner import NUM_LOGITS, OnnxRunner
 from ucotron_ray.training.data import prompt_ids, server_row
+from ucotron_ray.wire import user_prompt
 
 # Tracing warns about every branch of the model's code that it fixes.
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")
@@ -28,21 +32,10 @@ SETTINGS = config.load().recipe.export.model_copy(
 )
 
 
-def exported(directory: Path, family: str) -> Path:
+@pytest.fixture(params=["qwen2", "qwen3", "llama"])
+def made(request, tiny_bundle) -> Path:
     """A bundle with the float32 graph alone; the merged model is beside it."""
-    base = base_models.resolve(str(save_tiny(directory / "base", family)))
-    onnx.merge(base, None, directory / "merged")
-    graph = onnx.export(directory / "merged", directory / "bundle", opset=18)
-    tokenizer = base_models.load_tokenizer(base_models.resolve(str(directory / "merged")))
-    base_models.save_tokenizer(tokenizer, graph.parent)
-    io = onnx.io_contract(graph, graph.parent / "config.json", eos=tokenizer.eos_token_id)
-    bundle.write_contracts(graph.parent, tokenizer=tokenizer, io=io, name="tiny", predicates=["works_at", "lives_in"])
-    return graph.parent
-
-
-@pytest.fixture(scope="module", params=["qwen2", "qwen3", "llama"])
-def made(request, tmp_path_factory) -> Path:
-    return exported(tmp_path_factory.mktemp(request.param), request.param)
+    return tiny_bundle(request.param)
 
 
 def asked(made: Path) -> tuple[list[list[int]], int]:
@@ -297,3 +290,56 @@ def _shift_one_tensor(path) -> None:
     name = next(name for name in sorted(tensors) if "down_proj" in name)
     tensors[name] = tensors[name] + 0.05
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.slow
+def test_every_graph_agrees_under_the_runtime_of_the_server(made, tmp_path):
+    """pip install --no-deps --target DIR onnxruntime==1.23.2; SERVER_ONNXRUNTIME=DIR"""
+    directory = os.environ.get("SERVER_ONNXRUNTIME")
+    if not directory:
+        pytest.skip("SERVER_ONNXRUNTIME does not name a directory with onnxruntime 1.23.2")
+    prompts, _ = asked(made)
+    for bits in (8, 4):
+        quantize.quantize(made / onnx.GRAPH, made / f"model_int{bits}.onnx", bits=bits, block=32)
+    script = (
+        "import json, sys, numpy as np, onnxruntime\n"
+        "from pathlib import Path\n"
+        "assert onnxruntime.__version__ == '1.23.2', onnxruntime.__version__\n"
+        "from ucotron_ray.models.runner import OnnxRunner\n"
+        "runner = OnnxRunner(Path(sys.argv[1]), num_threads=1)\n"
+        "np.save(sys.argv[3], runner.stepwise_logits(json.loads(sys.argv[2]), num_prefill=5))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{directory}:{Path(__file__).parents[2]}"}
+    for file in served.GRAPHS.values():
+        output = tmp_path / "logits.npy"
+        command = [sys.executable, "-c", script, str(made / file), json.dumps(prompts[0]), str(output)]
+        subprocess.run(command, env=environment, check=True, timeout=120)
+        pinned = OnnxRunner(made / file, num_threads=1).logits(prompts[0])
+        # Rounded activations fall on either side of a half where sums differ in the last bit.
+        assert np.abs(np.load(output) - pinned).max() < (1e-4 if file == onnx.GRAPH else 0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_llama_cpp_reads_the_files_splits_texts_alike_and_answers_the_same(tmp_path, family):
+    """pip install llama-cpp-python (it is compiled; not pinned, nothing else needs it)"""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    base = base_models.resolve(str(save_tiny(tmp_path / "base", family)))
+    onnx.merge(base, None, tmp_path / "merged")
+    tokenizer = base_models.load_tokenizer(base_models.resolve(str(tmp_path / "merged")))
+    prompts = [prompt_ids(server_row(row, "raw"), tokenizer) for row in ROWS]
+    eos = tokenizer.eos_token_id
+    expected = parity.greedy(parity.load(tmp_path / "merged"), prompts, max_new_tokens=6, eos=eos)
+    for kind in ("f16", "q8_0"):
+        file = gguf.path_of(tmp_path, "tiny", kind)
+        gguf.write(tmp_path / "merged", file, kind=kind, name="tiny")
+        model = llama_cpp.Llama(str(file), n_ctx=2048, n_threads=1, verbose=False)
+        for row, ids, wanted in zip(ROWS, prompts, expected, strict=True):
+            text = user_prompt(row.text, row.entities)
+            assert model.tokenize(text.encode(), add_bos=True, special=True) == ids
+            answer = []
+            for token in model.generate(ids, temp=0.0, repeat_penalty=1.0):
+                if token == eos or len(answer) == 6:
+                    break
+                answer.append(token)
+            assert kind == "q8_0" or answer == wanted

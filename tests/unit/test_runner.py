@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.unit.test_export import exported
 from ucotron_ray.models.runner import OnnxRunner, join, keep
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")
@@ -16,9 +15,9 @@ ROWS = [list(range(5, 45)), [7, 9, 11], list(range(100, 160, 3)), [42]]
 TOLERANCE = 2e-5
 
 
-@pytest.fixture(scope="module", params=["qwen2", "qwen3"])
-def runner(request, tmp_path_factory) -> OnnxRunner:
-    return OnnxRunner(exported(tmp_path_factory.mktemp("runner"), request.param) / "model.onnx", num_threads=1)
+@pytest.fixture(params=["qwen2", "qwen3"])
+def runner(request, tiny_bundle) -> OnnxRunner:
+    return OnnxRunner(tiny_bundle(request.param) / "model.onnx", num_threads=1)
 
 
 def alone(runner: OnnxRunner, ids: list[int]) -> np.ndarray:
@@ -60,8 +59,7 @@ def test_rows_come_and_go_between_steps_and_holes_close(runner):
     assert np.abs(again.logits_BV[0] - alone(runner, [*ROWS[0], 1, 2, 3, 4, 9])).max() < TOLERANCE
 
 
-def test_answering_needs_neither_torch_nor_transformers(tmp_path_factory):
-    bundle = exported(tmp_path_factory.mktemp("bare"), "qwen2")
+def test_answering_needs_neither_torch_nor_transformers(tiny_bundle):
     script = (
         "import sys\n"
         "class Refuse:\n"
@@ -72,7 +70,7 @@ def test_answering_needs_neither_torch_nor_transformers(tmp_path_factory):
         "from pathlib import Path\n"
         "from ucotron_ray.evaluation import onnx_answers\n"
         "from ucotron_ray.models import served\n"
-        f"model = served.load(Path({str(bundle)!r}), num_threads=1)\n"
+        f"model = served.load(Path({str(tiny_bundle('qwen2'))!r}), num_threads=1)\n"
         "ids = model.chat_ids([{'role': 'user', 'content': 'Ana'}])\n"
         "print(len(model.generate([ids, ids[:3]], max_new_tokens=5)))\n"
     )

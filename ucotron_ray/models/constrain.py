@@ -5,6 +5,7 @@ the entities that `wire.parse_prompt` reads back from the prompt; a prompt in an
 freely. llguidance says which tokens may follow and which must; it needs neither torch nor a network.
 """
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,12 @@ class Grammars:
         self._tokenizer = llguidance.LLTokenizer(str(tokenizer_file), n_vocab=num_words, eos_token=list(eos))
         self._num_words = num_words
         self._predicates = tuple(predicates)
+
+    def limited_to(self, predicates: Sequence[str]) -> "Grammars":
+        """The same for these predicates alone."""
+        other = copy.copy(self)
+        other._predicates = tuple(predicates)
+        return other
 
     def of_prompt(self, prompt: str) -> "Constraint | None":
         """The constraint of one request; None if the prompt has another layout than the server's, or no entities."""

@@ -129,12 +129,13 @@ def load(bundle: Path, *, variant: str = "fp32", num_threads: int = 0) -> Bundle
     settings = _read(bundle / "tokenizer_config.json")
     tokenizer_file = bundle / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    special = {name: _token(settings[name]) for name in settings if name.endswith("_token") and settings[name]}
+    special = {name: token for name in settings if name.endswith("_token") and (token := _token(settings[name]))}
     eos = contract["eos_token_id"]
     eos = tuple(eos) if isinstance(eos, list) else (int(eos),)
     num_words = int(contract["vocabulary"])
     relations = bundle / RELATIONS
     predicates = _read(relations)["predicates"] if relations.is_file() else ()
+    grammars = Grammars(tokenizer_file, num_words=num_words, eos=eos)
     return BundleModel(
         runner=OnnxRunner(graph, num_threads=num_threads),
         tokenizer=tokenizer,
@@ -144,8 +145,8 @@ def load(bundle: Path, *, variant: str = "fp32", num_threads: int = 0) -> Bundle
         eos=eos,
         num_words=num_words,
         piece=cache(lambda token: str(tokenizer.decode([token], skip_special_tokens=True))),
-        entities=Grammars(tokenizer_file, num_words=num_words, eos=eos),
-        vocabulary=Grammars(tokenizer_file, num_words=num_words, eos=eos, predicates=predicates),
+        entities=grammars,
+        vocabulary=grammars.limited_to(predicates),
     )
 
 
@@ -178,9 +179,10 @@ def _template_text(bundle: Path, settings: dict[str, Any]) -> str:
     return file.read_text(encoding="utf-8") if file.is_file() else str(settings["chat_template"])
 
 
-def _token(value: object) -> str:
-    """A special token stands as its text, or as a mapping that describes it."""
-    return str(value["content"]) if isinstance(value, dict) else str(value)
+def _token(value: object) -> str | None:
+    """A special token stands as its text, or as a mapping that describes it; `add_bos_token` and the like are none."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
 
 
 def _read(path: Path) -> dict[str, Any]:

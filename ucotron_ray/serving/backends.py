@@ -29,8 +29,10 @@ class Speech(Protocol):
         """The grammar of the answer to the server's prompt; None for another layout."""
         ...
 
-    def answer(self, ids: Sequence[int], *, max_new_tokens: int, constraint: Constraint | None = None) -> Answer:
-        """An answer that has not begun."""
+    def answer(
+        self, ids: Sequence[int], *, max_new_tokens: int, constraint: Constraint | None, to_array_end: bool
+    ) -> Answer:
+        """An answer that has not begun. It ends with its JSON array, or only with the end token."""
         ...
 
     def text(self, tokens: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ from ucotron_ray.serving.backends import Loaded
 from ucotron_ray.serving.batcher import Batcher, Row
 from ucotron_ray.serving.exchange import Piece, Question, Refusal, Served, Turn, Usage
 from ucotron_ray.serving.target import Target
+from ucotron_ray.wire import parse_prompt
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class Engine:
             ids,
             max_new_tokens=min(question.max_tokens, self._context - len(ids)),
             constraint=self._constraint(question.turns),
+            # What is no question of the server's may be answered with more than an array.
+            to_array_end=parse_prompt(question.turns[-1].content) is not None,
         )
         writing = _Writing(self, answer, question, prompt_tokens=len(ids))
         if not self._batcher.submit(writing.row):

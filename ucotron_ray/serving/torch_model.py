@@ -110,8 +110,11 @@ class TokenizerSpeech:
         # An adapter has no list of predicates beside it: `vocabulary` holds the names alone.
         return None if decoding == "free" else self._grammars.of_prompt(prompt)
 
-    def answer(self, ids: Sequence[int], *, max_new_tokens: int, constraint: Constraint | None = None) -> Answer:
-        return Answer(ids, max_new_tokens=max_new_tokens, eos=self._eos, piece=self._piece, constraint=constraint)
+    def answer(
+        self, ids: Sequence[int], *, max_new_tokens: int, constraint: Constraint | None, to_array_end: bool
+    ) -> Answer:
+        piece = self._piece if to_array_end else None
+        return Answer(ids, max_new_tokens=max_new_tokens, eos=self._eos, piece=piece, constraint=constraint)
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
