@@ -280,9 +280,10 @@ def test_a_client_that_goes_frees_its_place_and_stops_the_answer(stream, events)
             await _done_or_waiting(asking)
             asking.cancel()
         await asyncio.wait([asking])
+        # By then, and not by some later sweep of what nobody holds any more.
+        assert scripted.closed == 1
 
     asyncio.run(asyncio.wait_for(conversation(), 30))
-    assert scripted.closed == 1
     assert left.gate.inside == 0
     assert 'ucotron_serving_requests_total{outcome="client_gone"} 1.0' in left.metrics.text().decode()
 
