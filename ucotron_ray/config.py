@@ -297,6 +297,7 @@ class Evaluation(Section):
     data: str | None
     max_rows: Count | None
     raw_rows: NonNegative
+    end_to_end_rows: NonNegative
     max_new_tokens: Count
     base: bool
     resamples: Count
@@ -304,13 +305,36 @@ class Evaluation(Section):
 
 
 class Export(Section):
-    """ONNX export and its parity gates."""
+    """What a bundle holds, and the gates that it has to pass."""
 
     opset: Annotated[int, Field(ge=14, le=20)]
+    variants: list[Literal["int8", "int4"]]
+    block: Literal[16, 32, 64, 128, 256]
+    gguf: list[Literal["f16", "q8_0"]]
+    decodings: list[Literal["free", "entities", "vocabulary"]]
+    predicates: list[Text] | None
     parity_rows: Count
     parity_new_tokens: Count
+    task_rows: Count
+    task_new_tokens: Count
     max_logit_difference: Positive
+    max_mean_logit_difference: Positive
+    min_top1_agreement: Share
     min_greedy_match: Share
+    min_int8_agreement: Share
+    max_int8_f1_drop: Share
+    max_int8_size: Share
+    min_gguf_match: Share
+
+
+class Promotion(Section):
+    """What a bundle has to reach before the alias `champion` moves to it (reference §4.10). Shares from 0 to 1."""
+
+    significance: Annotated[float, Field(gt=0, lt=1)]
+    max_f1_loss: Share
+    min_valid_answers: Share
+    min_schema_answers: Share
+    max_invented_gain: Share
 
 
 class Projection(Section):
@@ -385,6 +409,8 @@ class Tracking(Section):
     wandb_project: str | None
     mlflow_uri: str | None
     experiment: Text
+    registry_uri: str | None
+    registered_model: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^'\"/:]+$")]
 
 
 class Recipe(Section):
@@ -397,6 +423,7 @@ class Recipe(Section):
     graph: Graph
     evaluation: Evaluation
     export: Export
+    promotion: Promotion
     projection: Projection
 
     @property
@@ -447,12 +474,35 @@ class Workers(Section):
     max_failures: NonNegative
 
 
+class Serving(Section):
+    """The endpoint that the Ucotron server calls."""
+
+    host: Text
+    port: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)]
+    key_variable: Text | None
+    backend: Literal["auto", "onnx", "transformers"]
+    variant: Literal["fp32", "int8", "int4"]
+    decoding: Literal["auto", "free", "entities", "vocabulary"]
+    num_replicas: Count
+    cpus_per_replica: Positive | None
+    gpus_per_replica: Annotated[float, Field(ge=0)] | None
+    max_batch: Count
+    max_queue: NonNegative
+    deadline: Annotated[float, Field(gt=0, lt=30)]
+    max_body_kb: Count
+    max_prompt_tokens: Count
+    max_tokens: Count
+    drain: Annotated[float, Field(ge=0)]
+    watch: Positive
+
+
 class Place(Section):
     """Where a run happens. Nothing in it changes the result."""
 
     store: Text
     ray: RayPlace
     workers: Workers
+    serving: Serving
     api: Api
     output: Output
     polling: Polling

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "ucotron_ray"
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
-STAGES = ("training", "projection", "evaluation", "export", "synthesis")
+STAGES = ("training", "projection", "evaluation", "export", "synthesis", "serving")
 ALLOWED_BETWEEN_STAGES = {
     ("export", "evaluation"),
     # One place knows how a row becomes a prompt: what is asked in scoring and parity is what was trained on.

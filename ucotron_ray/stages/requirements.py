@@ -15,6 +15,7 @@ PACKAGES = {
     "optimum": "optimum optimum-onnx",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
+    "llguidance": "llguidance",
     "mlflow": "mlflow",
     "aiohttp": "aiohttp",
     "gguf": "gguf",

@@ -37,6 +37,8 @@ SHORTHANDS = {
     "max_rounds": "api.max_rounds",
     "generation_seed": "generation.seed",
     "max_rows": "evaluation.max_rows",
+    "registry_uri": "tracking.registry_uri",
+    "registered_model": "tracking.registered_model",
     "projection_epochs": "projection.epochs",
     "projection_batch_size": "projection.batch_size",
     "projection_learning_rate": "projection.learning_rate",
@@ -46,6 +48,11 @@ SHORTHANDS = {
     "projection_patience": "projection.patience",
     "projection_seed": "projection.seed",
     "projection_opset": "projection.opset",
+    "serve_host": "serving.host",
+    "serve_port": "serving.port",
+    "serve_replicas": "serving.num_replicas",
+    "serve_variant": "serving.variant",
+    "serve_key": "serving.key_variable",
 }
 """Flags of the guide that are another way to say --set KEY=VALUE."""
 
