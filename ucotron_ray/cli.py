@@ -22,6 +22,7 @@ from ucotron_ray.verbs import (
     projection,
     simulators,
     training,
+    tuning,
     validation,
 )
 from ucotron_ray.verbs.flags import Handler
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_sft(verbs)
     training.add_dpo(verbs)
     projection.add_projection(verbs)
+    tuning.add_tune(verbs)
     evaluation.add_evaluate(verbs)
     export.add_export(verbs)
     chain.add_pipeline(verbs)

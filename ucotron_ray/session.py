@@ -5,11 +5,12 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import ray
 
@@ -29,6 +30,12 @@ WORKER_ENVIRONMENT = {
     # The default of 2 s would hold every report back that long; each poll takes time from the workers.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
     "RAY_TRAIN_ENABLE_V2": "1",
+    # A sweep has its own record, TensorBoard files and MLflow runs.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A stopped trial that does not end by itself is killed after so many seconds; by default it is waited for.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "15",
+    # Trials wait in the sweep's own queue.
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
 }
 
 
@@ -120,6 +127,12 @@ def check_resources(workers: Workers) -> None:
         )
 
 
+def room_for(workers: Workers) -> int:
+    """How many such workers the living nodes hold together."""
+    one = worker_resources(workers).as_ray()
+    return sum(_fitting(one, node["Resources"]) for node in ray.nodes() if node["Alive"])
+
+
 def accelerator() -> str | None:
     """The type of the cluster's GPUs as Ray names it (`H100`); None if there is none, or more than one type."""
     prefix = "accelerator_type:"
@@ -174,6 +187,30 @@ def stopping(request: Path) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def aside(work: Callable[[], Any]) -> Any:
+    """Do the work in a thread: in the main thread Ray has a handler of its own for Ctrl-C, which ends with exit 0."""
+    done: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            done["result"] = work()
+        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread, whatever it is
+            done["error"] = error
+
+    thread = threading.Thread(target=run, name="aside", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(1.0)
+    if "error" in done:
+        raise done["error"]
+    return done["result"]
+
+
+def set_environment(values: Mapping[str, object]) -> None:
+    """Set variables of this process, for libraries that ask for nothing else."""
+    os.environ.update({name: str(value) for name, value in values.items()})
 
 
 def cause_of(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, read_predictions
-from ucotron_ray.evaluation.scoring import score_row
+from ucotron_ray.evaluation.scoring import RowScore, score_row
 from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
@@ -63,12 +63,17 @@ def predict(job: PredictJob) -> dict[str, float]:
 
 
 def triples_of(
-    val_file: Path, num_rows: int, *, max_new_tokens: int, batch_size: int
+    val_file: Path,
+    num_rows: int,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    each: Callable[[RowScore], None] | None = None,
 ) -> Callable[["PreTrainedModel", "PreTrainedTokenizerBase", int, int], tuple[int, int, int]]:
     """A scorer for a model in training: (model, tokenizer, worker, workers) → right, predicted, expected triples.
 
     Of the first rows of the file that say what is right, as many as wanted (a preference pair does by its chosen
-    answer); each worker answers its share of them.
+    answer); each worker answers its share of them. `each` is told the counts of every row of this worker's.
     """
     rows = [row for row in map(_relation_row, read_rows(val_file)) if row is not None][:num_rows]
 
@@ -83,6 +88,8 @@ def triples_of(
             answers = greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
             for row, (answer, _, _) in zip(batch, answers, strict=True):
                 scored = score_row(row, answer)
+                if each is not None:
+                    each(scored)
                 right, predicted, expected = (
                     right + scored.right,
                     predicted + scored.predicted,
