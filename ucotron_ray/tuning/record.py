@@ -209,4 +209,7 @@ def resumed(record: Record) -> Record:
 def steps_run(record: Record, trials: Sequence[Trial]) -> int:
     """Optimizer steps that these trials made, by their scores."""
     last = [max((score.step for score in record.curve(trial.id)), default=0) for trial in trials]
-    return sum(trial.steps if trial.state == "finished" else step for trial, step in zip(trials, last, strict=True))
+    return sum(
+        int(trial.metrics.get("steps", trial.steps)) if trial.state == "finished" else step
+        for trial, step in zip(trials, last, strict=True)
+    )
