@@ -133,6 +133,12 @@ def room_for(workers: Workers) -> int:
     return sum(_fitting(one, node["Resources"]) for node in ray.nodes() if node["Alive"])
 
 
+def groups_on_gpus(workers: Workers) -> int:
+    """How many such groups of workers the cluster's GPUs hold; 1 for workers without any."""
+    gpus = worker_resources(workers).gpus * workers.num_workers
+    return max(1, math.floor(ray.cluster_resources().get("GPU", 0.0) / gpus)) if gpus else 1
+
+
 def accelerator() -> str | None:
     """The type of the cluster's GPUs as Ray names it (`H100`); None if there is none, or more than one type."""
     prefix = "accelerator_type:"

@@ -103,5 +103,8 @@ def test_readmes_figures_are_those_of_the_result_files():
     assert gate_table() in README
     assert table() in README
     assert synthesis_table() in README
+    from tests.benchmarks.sweeps_table import sweeps_table
+
+    assert sweeps_table() in README
     if list(RESULTS.glob("training_*.json")):
         assert training_table() in README

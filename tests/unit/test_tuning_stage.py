@@ -38,6 +38,7 @@ def place(tmp_path, tiny_model, monkeypatch):
     monkeypatch.setattr(session, "worker_resources", lambda workers: session.WorkerResources(1.0, 0.0))
     monkeypatch.setattr(session, "check_resources", lambda workers: None)
     monkeypatch.setattr(session, "room_for", lambda workers: 1)
+    monkeypatch.setattr(session, "groups_on_gpus", lambda workers: 1)
     monkeypatch.setattr(on_ray, "sweep_on_ray", in_process())
     (tmp_path / "r.yaml").write_text(RECIPE.replace("MODEL", str(tiny_model)), encoding="utf-8")
     jsonl.write_rows(tmp_path / "rows.jsonl", ROWS[:16])
