@@ -8,6 +8,7 @@ import yaml
 from tests.tuning import Killed, in_process
 from tests.unit.test_cli import call
 from tests.unit.test_dpo_stage import ROWS
+from tests.unit.test_dpo_stage import in_process as in_one_process  # noqa: F401 - a fixture
 from tests.unit.test_projection_fit import data as data  # the fixture, again for this file
 from ucotron_ray import artifacts, config, jsonl, run, session
 from ucotron_ray.artifacts import Store
@@ -207,6 +208,32 @@ def test_a_dry_run_names_the_trials_and_starts_nothing(place, capsys, monkeypatc
     assert [trial["id"] for trial in result["trials"]] == [f"slm-{number:03d}" for number in range(4)]
     assert result["plans"]["slm"]["work"]["steps"] == 4
     assert not (place / "store/sweep").exists()
+
+
+def test_preferences_are_tuned_on_an_adapter_with_one_reference_for_all_trials(place, capsys, request):
+    request.getfixturevalue("in_one_process")
+    files = ["--train-data", str(place / "rows.jsonl"), "--val-data", str(place / "val.jsonl")]
+    code, _, err = call(place, capsys, "sft", "--recipe", str(place / "r.yaml"), "--name", "a", *files)
+    assert code == 0, err
+    store = Store(place / "store")
+    dataset = store.get("adapter", "a").manifest.inputs[0].name
+    own = {"batch_size": 4, "epochs": 1, "eval_rows": 4, "on_policy.samples": 2, "on_policy.max_tokens": 6}
+    settings = {f"training.dpo.slm.{key}": value for key, value in own.items()}
+    settings |= {"tuning.space.dpo.learning_rate": "[1.0e-5]", "tuning.space.dpo.lora_rank": "[2]"}
+    settings |= {"tuning.space.dpo.beta": "[0.05, 0.3]"}
+    overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    arguments = ["tune", "dpo", "--recipe", str(place / "r.yaml"), "--data", dataset, "--from", "a", *overrides]
+    code, result, err = call(place, capsys, *arguments)
+    assert code == 0, err
+    assert result["states"]["finished"] + result["states"]["stopped"] == 2
+    made = store.get("sweep", "a-dpo")
+    assert len([name for name in store.names("cache") if name.startswith("reference-")]) == 1
+    best = config.load(recipe=place / "r.yaml", overlays=[made.path / "best.yaml"]).recipe
+    assert best.dpo.beta == result["winners"]["slm"]["params"]["beta"]
+    assert best.tuned.stage == "dpo"
+    # The base is that of the adapter: an overlay does not name another.
+    assert "models:" not in (made.path / "best.yaml").read_text(encoding="utf-8")
+    assert {entry.role for entry in made.manifest.inputs} == {"data", "adapter"}
 
 
 def test_the_projection_is_tuned_by_its_validation_loss(place, capsys, data, monkeypatch):

@@ -123,7 +123,14 @@ def sweep_on_ray(sweep: Sweep, launch: Launch) -> None:
         stop.unlink(missing_ok=True)
 
 
-class _Next(Searcher):  # type: ignore[misc]  # ray has no types
+class _Unkept:
+    """Tune pickles what it is given into its scratch directory: nothing of a sweep's goes there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (type(self).__name__,)
+
+
+class _Next(_Unkept, Searcher):  # type: ignore[misc]  # ray has no types
     """Gives Tune the trials that the sweep has left, in the sweep's order."""
 
     def __init__(self, sweep: Sweep, launch: Launch, stop: Path) -> None:
@@ -150,7 +157,7 @@ class _Next(Searcher):  # type: ignore[misc]  # ray has no types
         """Never called."""
 
 
-class _Judge(FIFOScheduler):  # type: ignore[misc]
+class _Judge(_Unkept, FIFOScheduler):  # type: ignore[misc]
     """Takes every score into the sweep's record, and stops the trials that the sweep wants stopped."""
 
     supports_buffered_results = False
@@ -167,7 +174,7 @@ class _Judge(FIFOScheduler):  # type: ignore[misc]
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
 
-class _Ends(tune.Callback):  # type: ignore[misc]
+class _Ends(_Unkept, tune.Callback):  # type: ignore[misc]
     """Tells the sweep when a trial's process starts and how it ended."""
 
     def __init__(self, sweep: Sweep, resources: Mapping[str, list[dict[str, float]]]) -> None:
