@@ -258,12 +258,12 @@ def _own_error(error: BaseException) -> UcotronRayError | None:
     return None
 
 
-def set_up_worker(log_file: str) -> None:
+def set_up_worker(log_file: str, *, prefix: str = "") -> None:
     """Logging of a worker: our own lines into the run's log, which the driver follows and which outlives Ray."""
     path = Path(log_file)
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(logging.Formatter(prefix.replace("%", "%%") + "%(message)s"))
     logger = logging.getLogger("ucotron_ray")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)

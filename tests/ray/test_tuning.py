@@ -219,7 +219,7 @@ def test_a_trial_whose_process_is_killed_goes_on_and_sigterm_ends_with_75(place,
     partial = store.partial("sweep", "v")
     wait_for(lambda: len(record(partial)["scores"]) >= 3, process)
     logs = "".join(path.read_text() for path in (place["store"] / "tracking/logs").glob("tune-v-*.log"))
-    os.kill(int(re.findall(r"tune: slm-000, worker 0 of 1, pid (\d+)", logs)[-1]), signal.SIGKILL)
+    os.kill(int(re.findall(r"trial slm-000, worker 0 of 1, pid (\d+)", logs)[-1]), signal.SIGKILL)
     wait_for(lambda: "finished" in states(partial).values(), process)
     process.send_signal(signal.SIGTERM)
     assert finished(process, code=75)["status"] == "stopped"

@@ -216,7 +216,7 @@ def _trial(config: dict[str, Any]) -> None:
     from ucotron_ray.tuning import trial  # noqa: PLC0415
 
     job = jobs.read(Path(config["directory"]))
-    session.set_up_worker(job.log_file)
+    session.set_up_worker(job.log_file, prefix=f"{job.trial}: ")
     bundles = tune.get_context().get_trial_resources().bundles
     world = len(bundles)
     if world == 1:
@@ -249,7 +249,7 @@ class _Peer:
         from ucotron_ray.tuning import trial  # noqa: PLC0415
 
         job = jobs.read(Path(directory))
-        session.set_up_worker(job.log_file)
+        session.set_up_worker(job.log_file, prefix=f"{job.trial}: ")
         _join_group(rank, world, address)
         trial.run(job, lambda score: None, rank=rank, world=world)
 

@@ -42,7 +42,8 @@ def run(job: TrialJob, tell: Tell, *, rank: int = 0, world: int = 1) -> dict[str
     kept = outcome_of(directory)
     if kept is not None:
         return kept
-    log.info("tune: %s, worker %d of %d, pid %d", job.trial, rank, world, os.getpid())
+    log.info("trial %s, worker %d of %d, pid %d", job.trial, rank, world, os.getpid())
+    outcome: dict[str, Any]
     try:
         outcome = {"state": "finished", "cause": None, "metrics": _train(job, tell, rank)}
     except Stopped:
