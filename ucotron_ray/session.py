@@ -34,8 +34,8 @@ WORKER_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # A stopped trial that does not end by itself is killed after so many seconds; by default it is waited for.
     "TUNE_FORCE_TRIAL_CLEANUP_S": "15",
-    # Trials wait in the sweep's own queue.
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    # How many trials may be starting; how many there are is the sweep's own business.
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",
 }
 
 

@@ -80,7 +80,8 @@ def _subject(run: "Run", args: argparse.Namespace) -> "Subject":
 def _refuse_foreign(args: argparse.Namespace) -> None:
     """Flags of another stage would be passed over in silence, and what a stage needs must be there."""
     own = {
-        "sft": ("train_data", "val_data", "tiers"),
+        # The guide's flags are those of sft.
+        "sft": ("train_data", "val_data", "tiers", "epochs", "batch_size", "learning_rate", "max_seq_length"),
         "dpo": ("pairs", "start"),
         "projection": ("input",),
     }
