@@ -356,11 +356,11 @@ class Confirmation(Section):
 
 
 class Space(Section):
-    """What is searched, by the name of the setting; null = it stays what the recipe says."""
+    """What is searched, by the name of the setting; an empty list = it stays what the recipe says."""
 
-    sft: dict[str, Span | Choices | None]
-    dpo: dict[str, Span | Choices | None]
-    projection: dict[str, Span | Choices | None]
+    sft: dict[str, Span | Choices]
+    dpo: dict[str, Span | Choices]
+    projection: dict[str, Span | Choices]
 
 
 class Tuning(Section):

@@ -11,7 +11,8 @@ import pytest
 from tests.tuning import STEPS, begun, opened, plan, played
 from ucotron_ray.tuning import png, report
 from ucotron_ray.tuning.axes import scale
-from ucotron_ray.tuning.figures import Bars, Chart, Heat, Parallel, figures
+from ucotron_ray.tuning.drawing import Bars, Chart, Heat, Parallel
+from ucotron_ray.tuning.figures import figures
 from ucotron_ray.tuning.record import Record, Score
 from ucotron_ray.tuning.summary import binned, summary
 
@@ -85,11 +86,11 @@ def test_it_reloads_itself_while_the_sweep_runs_and_no_longer_after_its_end(tmp_
     played(sweep, until=10)
     page = report.page(sweep.record)
     assert 'http-equiv="refresh"' in page
-    assert "so far" in page
+    assert "Winner so far" in page
     played(opened(tmp_path, plan()))
     ended = opened(tmp_path, plan()).record
     assert 'http-equiv="refresh"' not in report.page(ended)
-    assert "so far" not in report.page(ended)
+    assert "Winner so far" not in report.page(ended)
 
 
 def test_the_pictures_show_each_trial_where_its_numbers_say(record):
@@ -133,7 +134,7 @@ def test_every_picture_is_a_png_too(record, tmp_path):
 
 
 def test_a_sweep_with_nothing_yet_one_trial_or_one_value_has_a_page_too(tmp_path):
-    wanted = plan(**{"space.sft": {"learning_rate": [1e-3], "lora_rank": None}})
+    wanted = plan(**{"space.sft": {"learning_rate": [1e-3], "lora_rank": []}})
     for number, record in enumerate((begun(plan()), begun(wanted, searched=["learning_rate"]))):
         (tmp_path / str(number)).mkdir()
         assert "<h1>" in report.page(record)

@@ -42,7 +42,7 @@ def test_random_draws_follow_the_seed_stay_in_bounds_and_never_repeat():
 
 
 def test_whole_numbers_between_bounds_stay_whole():
-    wanted = tuning(trials=8, **{"space.sft": {"learning_rate": None, "lora_rank": {"low": 4, "high": 64}}})
+    wanted = tuning(trials=8, **{"space.sft": {"learning_rate": [], "lora_rank": {"low": 4, "high": 64}}})
     made = space.planned(wanted, "sft", SFT)
     assert all(type(params["lora_rank"]) is int and 4 <= params["lora_rank"] <= 64 for params in made)
     assert all(set(params) == {"lora_rank"} for params in made)
@@ -56,11 +56,10 @@ def test_whole_numbers_between_bounds_stay_whole():
         ("sft", {"max_context_length": [512]}, "random", "the same for all trials"),
         ("sft", {"beta": [0.1]}, "random", "`beta` cannot be searched"),
         ("sft", {"lora_rank": [0]}, "random", "greater than or equal to 1"),
-        ("sft", {"lora_rank": [8, 2.5]}, "grid", "valid integer"),
+        ("sft", {"learning_rate": [], "lora_rank": [8, 2.5]}, "grid", "valid integer"),
         ("sft", {"learning_rate": {"low": 1e-3, "high": 1e-4}}, "random", "the wrong way round"),
         ("sft", {"learning_rate": {"low": 1e-4, "high": 1e-3}}, "grid", "a grid needs values"),
-        ("sft", {"learning_rate": [], "lora_rank": [8]}, "random", "no values to try"),
-        ("sft", {"learning_rate": None, "lora_rank": None}, "random", "nothing is searched"),
+        ("sft", {"learning_rate": [], "lora_rank": []}, "random", "nothing is searched"),
         ("dpo", {"beta": [-1.0]}, "random", "greater than 0"),
         ("projection", {"dropout": [1.5]}, "random", "less than 1"),
     ],
@@ -73,6 +72,11 @@ def test_what_cannot_be_searched_is_refused_where_it_stands(stage, values, searc
         space.planned(wanted, stage, settings)
     assert said in str(caught.value)
     assert f"tuning.space.{stage}" in str(caught.value)
+
+
+def test_one_bound_over_the_default_ones_is_enough_and_an_empty_list_takes_a_setting_out():
+    made = space.planned(tuning(**{"space.sft": {"learning_rate": {"low": 1e-3}, "lora_rank": []}}), "sft", SFT)
+    assert all(set(params) == {"learning_rate"} and params["learning_rate"] >= 1e-3 for params in made)
 
 
 def test_a_scheduler_that_would_need_more_than_stopping_is_refused():

@@ -1,120 +1,16 @@
 """The pictures of a sweep as data: what is drawn, not how. `svg.py` and `png.py` draw the same ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ucotron_ray.tuning.record import Record, Trial
+from ucotron_ray.tuning.drawing import Axis, Bars, Cell, Chart, Dot, Figure, Heat, Line, Parallel
+from ucotron_ray.tuning.record import Record, Trial, rungs
 from ucotron_ray.tuning.summary import best_so_far, binned, importance, shown
-
-Point = tuple[float, float]
 
 SCALE = ("#3b4cc0", "#2f86c1", "#1aa39a", "#4fb84a", "#e3a008")
 """From the worst score to the best."""
 
 STOPPED, FAILED, PLAIN = "#8b95a1", "#c5303c", "#2f86c1"
-
-
-@dataclass(frozen=True)
-class Line:
-    """A curve. `ends` marks its last point: `dot`, `cross` (stopped) or nothing."""
-
-    trial: str
-    points: tuple[Point, ...]
-    color: str
-    text: str
-    strong: bool = False
-    ends: str = "dot"
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A point with its interval."""
-
-    trial: str
-    x: float
-    y: float
-    color: str
-    text: str
-    low: float | None = None
-    high: float | None = None
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Curves and points over two axes."""
-
-    key: str
-    title: str
-    note: str
-    x_label: str
-    y_label: str
-    lines: tuple[Line, ...] = ()
-    dots: tuple[Dot, ...] = ()
-    x_log: bool = False
-    stairs: bool = False
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A field of a heat map. `value` None = nothing was tried there."""
-
-    x: int
-    y: int
-    value: float | None
-    color: str
-    text: str
-    trial: str
-
-
-@dataclass(frozen=True)
-class Heat:
-    """Scores over two settings."""
-
-    key: str
-    title: str
-    note: str
-    x_label: str
-    y_label: str
-    columns: tuple[str, ...]
-    rows: tuple[str, ...]
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One setting of the parallel coordinates: its marks, each with its height from 0 to 1."""
-
-    name: str
-    marks: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
-class Parallel:
-    """A line a trial over all settings and its score."""
-
-    key: str
-    title: str
-    note: str
-    axes: tuple[Axis, ...]
-    lines: tuple[tuple[str, tuple[float, ...], str, str], ...]
-    """(trial, height on each axis, colour, text)."""
-
-
-@dataclass(frozen=True)
-class Bars:
-    """Horizontal bars; `part` is the darker share of one."""
-
-    key: str
-    title: str
-    note: str
-    unit: str
-    bars: tuple[tuple[str, float, float, str, str], ...]
-    """(label, value, part, colour, text)."""
-
-
-Figure = Chart | Heat | Parallel | Bars
 
 
 def figures(record: Record, summary: dict[str, Any]) -> list[Figure]:
@@ -187,6 +83,10 @@ def _curves(
         for trial in trials
     )
     note = "A line a trial; × is where one was stopped or failed. The thick one is the winner. Colour: its best score."
+    facts = record.tiers[tier]
+    stops = rungs(facts.grace_steps, record.reduction_factor, facts.steps)
+    if record.scheduler != "none" and stops:
+        note += f" Trials are compared at steps {', '.join(map(str, stops))}."
     return Chart(f"curves-{tier}", f"{_metric(record)} over steps{of}", note, "optimizer step", _metric(record), lines)
 
 

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Sheet
 
 from ucotron_ray.tuning.axes import label
-from ucotron_ray.tuning.figures import Bars, Chart, Figure, Heat, Parallel
+from ucotron_ray.tuning.drawing import Bars, Chart, Figure, Heat, Parallel
 
 DPI = 144
 

@@ -40,7 +40,7 @@ MAX_DRAWS = 1000
 def space_of(tuning: Tuning, stage: Stage) -> dict[str, Span | list[Any]]:
     """What is searched for a stage. Raises ConfigError for a setting that it does not have or that must not vary."""
     wanted: Mapping[str, Any] = getattr(tuning.space, stage)
-    space = {name: values for name, values in wanted.items() if values is not None}
+    space = {name: values for name, values in wanted.items() if values}
     allowed = sorted(set(SETTINGS[stage].model_fields) - FIXED[stage] - HOW_OFTEN)
     for name, values in space.items():
         where = f"tuning.space.{stage}.{name}"
@@ -62,8 +62,6 @@ def space_of(tuning: Tuning, stage: Stage) -> dict[str, Span | list[Any]]:
                 expected="a list of values" if tuning.search == "grid" else "low <= high",
                 found=f"{values.low:g} to {values.high:g}",
             )
-        if isinstance(values, list) and not values:
-            raise ConfigError("there are no values to try", where=where, expected="at least one value, or null")
     if not space:
         raise ConfigError("nothing is searched", where=f"tuning.space.{stage}", expected="at least one setting")
     return space

@@ -5,7 +5,7 @@ from html import escape
 from itertools import pairwise
 
 from ucotron_ray.tuning.axes import Scale, label, scale
-from ucotron_ray.tuning.figures import Bars, Chart, Figure, Heat, Parallel, Point
+from ucotron_ray.tuning.drawing import Bars, Chart, Figure, Heat, Parallel, Point
 
 WIDTH, HEIGHT = 560, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 12, 44
