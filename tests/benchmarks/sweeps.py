@@ -15,7 +15,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ RATES, RANKS = [2.5e-4, 8.0e-4, 2.5e-3, 8.0e-3], [4, 16, 64]
 TRAIN_ROWS, VAL_ROWS, BATCH, REPORT = 144, 20, 4, 6
 STEPS = TRAIN_ROWS // BATCH
 PREDICATES = 8
+TRAIN_WORLD, VAL_WORLD = 42, 43
 AT_ONCE, ORDERS = 2, 100
 DEFAULT = (REPORT, 3)
 VARIANTS = (DEFAULT, (REPORT, 2), (REPORT, 4), (2 * REPORT, 2), (2 * REPORT, 3))
@@ -45,21 +47,21 @@ VARIANTS = (DEFAULT, (REPORT, 2), (REPORT, 4), (2 * REPORT, 2), (2 * REPORT, 3))
 WANTED_BEST, WANTED_SPREAD = 0.5, 0.10
 
 
-def rows(world: int, count: int) -> list[Any]:
-    """Rows that state one relation, of the most frequent predicates. GENERATED DATA."""
-    every = list(demo_world.rows(demo_world.graph_world(world), 4000, seed=world))
-    single = [row for row in every if len(row.expected_relations) == 1]
-    return [row for row in single if row.expected_relations[0].predicate in kept()][:count]
+def rows(world: int, count: int, predicates: Collection[str]) -> list[Any]:
+    """Rows of a world that state one relation, of these predicates. GENERATED DATA."""
+    return [row for row in single(world) if row.expected_relations[0].predicate in predicates][:count]
 
 
-def kept() -> set[str]:
-    """The predicates of the benchmark: the most frequent ones of the demo's first world."""
-    counts: dict[str, int] = {}
-    for row in demo_world.rows(demo_world.graph_world(42), 4000, seed=42):
-        if len(row.expected_relations) == 1:
-            name = row.expected_relations[0].predicate
-            counts[name] = counts.get(name, 0) + 1
-    return set(sorted(counts, key=lambda name: (-counts[name], name))[:PREDICATES])
+def single(world: int) -> list[Any]:
+    """Rows that state one relation, in an order of their own."""
+    every = demo_world.rows(demo_world.graph_world(world), 2000, seed=world)
+    return [row for row in every if len(row.expected_relations) == 1]
+
+
+def frequent(world: int) -> set[str]:
+    """The most frequent predicates of such rows."""
+    counts = Counter(row.expected_relations[0].predicate for row in single(world))
+    return {name for name, _ in counts.most_common(PREDICATES)}
 
 
 def tune(
@@ -69,8 +71,9 @@ def tune(
     root.mkdir(parents=True, exist_ok=True)
     files = {"train": root / "train.jsonl", "val": root / "val.jsonl"}
     if not files["val"].is_file():
-        jsonl.write_rows(files["train"], rows(42, TRAIN_ROWS))
-        jsonl.write_rows(files["val"], rows(43, VAL_ROWS))
+        predicates = frequent(TRAIN_WORLD)
+        jsonl.write_rows(files["train"], rows(TRAIN_WORLD, TRAIN_ROWS, predicates))
+        jsonl.write_rows(files["val"], rows(VAL_WORLD, VAL_ROWS, predicates))
     settings = {
         "training.sft.slm.epochs": 1,
         "training.sft.slm.batch_size": BATCH,
