@@ -210,8 +210,9 @@ def test_a_dry_run_names_the_trials_and_starts_nothing(place, capsys, monkeypatc
     assert not (place / "store/sweep").exists()
 
 
-def test_preferences_are_tuned_on_an_adapter_with_one_reference_for_all_trials(place, capsys, request):
+def test_preferences_are_tuned_on_an_adapter_with_one_reference_for_all_trials(place, capsys, request, monkeypatch):
     request.getfixturevalue("in_one_process")
+    monkeypatch.setattr(session, "worker_resources", lambda workers: session.WorkerResources(1.0, 0.0))
     files = ["--train-data", str(place / "rows.jsonl"), "--val-data", str(place / "val.jsonl")]
     code, _, err = call(place, capsys, "sft", "--recipe", str(place / "r.yaml"), "--name", "a", *files)
     assert code == 0, err
