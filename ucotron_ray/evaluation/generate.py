@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, read_predictions
-from ucotron_ray.evaluation.scoring import RowScore, score_row
+from ucotron_ray.evaluation.scoring import RowScore, relation_row, score_row
 from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
-from ucotron_ray.records import GeneratedRow, PreferenceRow, RawRow, Row
 from ucotron_ray.training.data import prompt_ids, server_row
-from ucotron_ray.wire import parse_answer, parse_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,7 +73,7 @@ def triples_of(
     Of the first rows of the file that say what is right, as many as wanted (a preference pair does by its chosen
     answer); each worker answers its share of them. `each` is told the counts of every row of this worker's.
     """
-    rows = [row for row in map(_relation_row, read_rows(val_file)) if row is not None][:num_rows]
+    rows = [row for row in map(relation_row, read_rows(val_file)) if row is not None][:num_rows]
 
     def score(
         model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rank: int, world: int
@@ -98,18 +96,6 @@ def triples_of(
         return right, predicted, expected
 
     return score
-
-
-def _relation_row(row: Row) -> RawRow | None:
-    if isinstance(row, GeneratedRow):
-        return row.raw()
-    if isinstance(row, RawRow):
-        return row
-    asked = parse_prompt(row.prompt) if isinstance(row, PreferenceRow) else None
-    right = parse_answer(row.chosen) if isinstance(row, PreferenceRow) else None
-    if asked is None or right is None:
-        return None
-    return RawRow(text=asked[0], entities=asked[1], expected_relations=right)
 
 
 def load_for_inference(

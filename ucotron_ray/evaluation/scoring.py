@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ucotron_ray.records import RawRow, Relation
-from ucotron_ray.wire import parse_answer
+from ucotron_ray.records import GeneratedRow, PreferenceRow, RawRow, Relation, Row
+from ucotron_ray.wire import parse_answer, parse_prompt
 
 Triple = tuple[str, str, str]
 
@@ -66,6 +66,19 @@ def score_row(row: RawRow, answer: str) -> RowScore:
         predicted_by_predicate=Counter(triple[1] for triple in predicted),
         expected_by_predicate=Counter(triple[1] for triple in expected),
     )
+
+
+def relation_row(row: Row) -> RawRow | None:
+    """The row with its right triples, a preference pair's being those of its chosen answer; None if it has none."""
+    if isinstance(row, GeneratedRow):
+        return row.raw()
+    if isinstance(row, RawRow):
+        return row
+    asked = parse_prompt(row.prompt) if isinstance(row, PreferenceRow) else None
+    right = parse_answer(row.chosen) if isinstance(row, PreferenceRow) else None
+    if asked is None or right is None:
+        return None
+    return RawRow(text=asked[0], entities=asked[1], expected_relations=right)
 
 
 def f1_of(row: RawRow, answer: str) -> float:

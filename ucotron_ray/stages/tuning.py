@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel
 
+from ucotron_ray import jsonl
 from ucotron_ray.artifacts import Artifact, Build, Input, Request, Result
 from ucotron_ray.config import Config, LoraSettings, Projection, TrialShare, Workers
 from ucotron_ray.errors import ConfigError, InputError
@@ -253,6 +254,8 @@ def _share(run: Run, tier: str) -> TrialShare:
 def _check_rows(data: Artifact, settings: Iterable[LoraSettings]) -> None:
     if any(entry.eval_rows == 0 for entry in settings):
         raise ConfigError("trials are compared on validation rows", where="eval_rows", expected="1 or more", found="0")
+    from ucotron_ray.evaluation.scoring import relation_row
+
     val = data.path / VAL
     if not val.is_file() or not val.stat().st_size:
         raise InputError(
@@ -260,6 +263,12 @@ def _check_rows(data: Artifact, settings: Iterable[LoraSettings]) -> None:
             where=str(data.path),
             expected="a dataset with validation rows, or --val-data FILE",
             next_step="keep some rows back, for example with graph.train_ratio",
+        )
+    if not any(relation_row(row) for row in jsonl.read_rows(val)):
+        raise InputError(
+            "no validation row says which triples are right: there is no F1 to compare trials by",
+            where=str(val),
+            expected="relation rows, or rows in the server's prompt",
         )
 
 
