@@ -13,7 +13,18 @@ from ucotron_ray.errors import InputError, MissingArtifact
 from ucotron_ray.graph.export import is_server, read_file
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
-from ucotron_ray.stages import datasets, export, models, preferences, requirements, scoring, synthesis, training, tuning
+from ucotron_ray.stages import (
+    datasets,
+    export,
+    models,
+    preferences,
+    requirements,
+    scoring,
+    subjects,
+    synthesis,
+    training,
+    tuning,
+)
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +130,7 @@ def tune_stage(run: Run, options: Options, dataset: Artifact) -> Artifact | None
     """With `--tune` the sweep of the run's tier; from then on the run has the settings that it chose."""
     if not options.tune:
         return None
-    made = tuning.tune(run, tuning.sft_subject(run, dataset))
+    made = tuning.tune(run, subjects.sft_subject(run, dataset))
     run.config = tuning.with_winner(run, made)
     return made
 
@@ -221,7 +232,7 @@ def _planned_sweep(run: Run, options: Options, dataset: Artifact, steps: list[di
     """Adds the sweep to the steps, if one is wanted; whether the settings of what follows are known."""
     if not options.tune:
         return True
-    made = _step(run, steps, "tune", tuning.request(run, tuning.sft_subject(run, dataset)))
+    made = _step(run, steps, "tune", tuning.request(run, subjects.sft_subject(run, dataset)))
     if made is not None:
         run.config = tuning.with_winner(run, made)
     return made is not None

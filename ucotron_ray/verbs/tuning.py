@@ -10,7 +10,7 @@ from ucotron_ray.verbs import flags
 
 if TYPE_CHECKING:
     from ucotron_ray.run import Run
-    from ucotron_ray.stages.tuning import Subject
+    from ucotron_ray.stages.subjects import Subject
 
 STAGES = ("sft", "dpo", "projection")
 
@@ -61,20 +61,20 @@ def _name(args: argparse.Namespace) -> str | None:
 
 
 def _subject(run: "Run", args: argparse.Namespace) -> "Subject":
-    from ucotron_ray.stages import datasets, embeddings, models, preferences, tuning
+    from ucotron_ray.stages import datasets, embeddings, models, preferences, subjects
 
     _refuse_foreign(args)
     if args.stage == "sft":
-        return tuning.sft_subject(run, datasets.training_data(run, args.train_data, args.val_data))
+        return subjects.sft_subject(run, datasets.training_data(run, args.train_data, args.val_data))
     if args.stage == "projection":
-        return tuning.projection_subject(run, embeddings.pairs_of(run, args.input or "projection"))
+        return subjects.projection_subject(run, embeddings.pairs_of(run, args.input or "projection"))
     base, adapter = models.model(run, args.start)
     if adapter is None:
         raise ConfigError(
             "DPO starts from an adapter", where="--from", expected="an adapter of the store", found=args.start
         )
     data = preferences.data_of(run, args.pairs)
-    return tuning.dpo_subject(run, preferences.pairs_of(run, data, base, adapter), base, adapter)
+    return subjects.dpo_subject(run, preferences.pairs_of(run, data, base, adapter), base, adapter)
 
 
 def _refuse_foreign(args: argparse.Namespace) -> None:
@@ -97,7 +97,7 @@ def _refuse_foreign(args: argparse.Namespace) -> None:
 
 
 def _planned(run: "Run", subject: "Subject") -> dict[str, Any]:
-    from ucotron_ray.stages import preparation, tuning
+    from ucotron_ray.stages import preparation, subjects, tuning
 
     trials = tuning.check(run, subject)
     for trial in trials:
@@ -110,7 +110,7 @@ def _planned(run: "Run", subject: "Subject") -> dict[str, Any]:
         from ucotron_ray.training.plan import lines
 
         for tier in subject.settings:
-            with tuning.at_tier(run, tier):
+            with subjects.at_tier(run, tier):
                 base = base_models.resolve(run.config.recipe.tier_model.local_model)
                 plan = preparation.dry_run(run, "sft", subject.data, base)
             print(f"one trial of {tier}:")
