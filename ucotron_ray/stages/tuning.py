@@ -26,6 +26,7 @@ def request(run: Run, subject: Subject) -> Request:
         "space": tuning.model_dump()["space"][subject.stage],
         "settings": {tier: settings.model_dump() for tier, settings in subject.settings.items()},
         "base": dict(subject.identity),
+        "resamples": run.config.recipe.evaluation.resamples,
     }
     if subject.stage != "projection":
         fields["prompt"] = prompt_identity()
