@@ -25,6 +25,7 @@ from ucotron_ray.verbs import (
     serving,
     simulators,
     training,
+    tuning,
     validation,
 )
 from ucotron_ray.verbs.flags import Handler
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_sft(verbs)
     training.add_dpo(verbs)
     projection.add_projection(verbs)
+    tuning.add_tune(verbs)
     evaluation.add_evaluate(verbs)
     evaluation.add_compare(verbs)
     export.add_export(verbs)

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, asked_row, read_predictions
-from ucotron_ray.evaluation.scoring import score_row
+from ucotron_ray.evaluation.scoring import RowScore, relation_row, score_row
 from ucotron_ray.evaluation.sureness import sureness
 from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
-from ucotron_ray.records import GeneratedRow, PreferenceRow, RawRow, Row
 from ucotron_ray.training.data import prompt_ids, server_row
-from ucotron_ray.wire import parse_answer, parse_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,14 +66,19 @@ def predict(job: PredictJob) -> dict[str, float]:
 
 
 def triples_of(
-    val_file: Path, num_rows: int, *, max_new_tokens: int, batch_size: int
+    val_file: Path,
+    num_rows: int,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    each: Callable[[RowScore], None] | None = None,
 ) -> Callable[["PreTrainedModel", "PreTrainedTokenizerBase", int, int], tuple[int, int, int]]:
     """A scorer for a model in training: (model, tokenizer, worker, workers) → right, predicted, expected triples.
 
     Of the first rows of the file that say what is right, as many as wanted (a preference pair does by its chosen
-    answer); each worker answers its share of them.
+    answer); each worker answers its share of them. `each` is told the counts of every row of this worker's.
     """
-    rows = [row for row in map(_relation_row, read_rows(val_file)) if row is not None][:num_rows]
+    rows = [row for row in map(relation_row, read_rows(val_file)) if row is not None][:num_rows]
 
     def score(
         model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rank: int, world: int
@@ -88,6 +91,8 @@ def triples_of(
             answers = greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
             for row, (answer, _, _) in zip(batch, answers, strict=True):
                 scored = score_row(row, answer)
+                if each is not None:
+                    each(scored)
                 right, predicted, expected = (
                     right + scored.right,
                     predicted + scored.predicted,
@@ -96,18 +101,6 @@ def triples_of(
         return right, predicted, expected
 
     return score
-
-
-def _relation_row(row: Row) -> RawRow | None:
-    if isinstance(row, GeneratedRow):
-        return row.raw()
-    if isinstance(row, RawRow):
-        return row
-    asked = parse_prompt(row.prompt) if isinstance(row, PreferenceRow) else None
-    right = parse_answer(row.chosen) if isinstance(row, PreferenceRow) else None
-    if asked is None or right is None:
-        return None
-    return RawRow(text=asked[0], entities=asked[1], expected_relations=right)
 
 
 @torch.inference_mode()
