@@ -62,12 +62,11 @@ class ServeJob:
     log_file: str
 
 
-def resources_of(serving: Serving, *, gpu: bool) -> session.WorkerResources:
+def resources_of(serving: Serving, place: Workers, *, gpu: bool) -> session.WorkerResources:
     """What one replica holds. Raises ResourceError if the cluster cannot hold all of them."""
     gpus = serving.gpus_per_replica if gpu else 0.0
-    workers = Workers.model_construct(
-        num_workers=serving.num_replicas, cpus_per_worker=serving.cpus_per_replica, gpus_per_worker=gpus
-    )
+    asked = {"num_workers": serving.num_replicas, "cpus_per_worker": serving.cpus_per_replica, "gpus_per_worker": gpus}
+    workers = place.model_copy(update=asked)
     try:
         session.check_resources(workers)
     except ResourceError as error:

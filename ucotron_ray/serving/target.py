@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ucotron_ray import artifacts
+from ucotron_ray.errors import CorruptArtifact
 
 Backend = Literal["onnx", "transformers"]
 
@@ -54,7 +55,7 @@ def check(target: Target) -> None:
     artifact = artifacts.read_artifact(Path(target.path))
     artifacts.verify(artifact)
     if artifact.manifest.content != target.content:
-        raise artifacts.CorruptArtifact(
+        raise CorruptArtifact(
             "the files are not those that were to be served",
             where=target.path,
             expected=target.content,

@@ -37,7 +37,7 @@ def serve(run: Run, reference: str, *, ready: Callable[[str, str], None]) -> dic
     from ucotron_ray.serving.app import digest_of
     from ucotron_ray.serving.on_ray import ServeJob, resources_of, serve_on_ray
 
-    resources = resources_of(settings, gpu=target.backend == "transformers")
+    resources = resources_of(settings, run.config.place.workers, gpu=target.backend == "transformers")
     job = ServeJob(
         target_file=str(file),
         settings=settings.model_dump(),
