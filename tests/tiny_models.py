@@ -83,12 +83,12 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
     )
 
 
-def publish_bundle(store: Path, name: str, files: Path, note: str) -> Path:
+def publish_bundle(store: Path, name: str, files: Path, note: str, *, decoding: str = "entities") -> Path:
     """A bundle with these files under a name; another note makes it another one."""
     with Store(store).building(Request("bundle", name, {"note": note}), replace=True) as build:
         if build.artifact is None:
             shutil.copytree(files, build.path, dirs_exist_ok=True)
-            write_json(build.path / "decoding.json", {"default": "entities"})
+            write_json(build.path / "decoding.json", {"default": decoding})
             (build.path / "note.txt").write_text(note, encoding="utf-8")
             build.publish(Result({}, {}, ["a random model, for tests"]))
     return store / "bundle" / name
