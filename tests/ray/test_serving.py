@@ -182,13 +182,14 @@ def test_a_stop_answers_what_is_inside_and_ends_with_0(service):
 
 
 @pytest.mark.slow
-def test_a_head_of_its_own_is_gone_after_ctrl_c(store):
+def test_a_head_of_its_own_is_gone_after_ctrl_c(tmp_path, files):
+    publish_bundle(tmp_path, NAME, files, "alone")
     environment = {**os.environ, "RAY_ADDRESS": ""}
     with (
         # Not pytest's own directory: the names of Ray's sockets below it would be too long.
         tempfile.TemporaryDirectory(prefix="ur-", dir="/tmp") as ray_files,
         serving(
-            *(NAME, "--set", f"store={store}", "--set", f"ray.temp_dir={ray_files}"),
+            *(NAME, "--set", f"store={tmp_path}", "--set", f"ray.temp_dir={ray_files}"),
             environment=environment,
             port=free_port(),
         ) as own,
