@@ -14,12 +14,14 @@ from ucotron_ray.errors import Stopped, UcotronRayError
 from ucotron_ray.verbs import (
     chain,
     data,
+    deploy,
     estimating,
     evaluation,
     export,
     fireworks,
     inspection,
     projection,
+    registry,
     simulators,
     training,
     validation,
@@ -74,7 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     training.add_dpo(verbs)
     projection.add_projection(verbs)
     evaluation.add_evaluate(verbs)
+    evaluation.add_compare(verbs)
     export.add_export(verbs)
+    registry.add_promote(verbs)
+    registry.add_rollback(verbs)
+    registry.add_pull(verbs)
+    deploy.add_deploy(verbs)
     chain.add_pipeline(verbs)
     fireworks.add_fireworks(verbs)
     estimating.add_estimate(verbs)

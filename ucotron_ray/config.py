@@ -297,6 +297,7 @@ class Evaluation(Section):
     data: str | None
     max_rows: Count | None
     raw_rows: NonNegative
+    end_to_end_rows: NonNegative
     max_new_tokens: Count
     base: bool
     resamples: Count
@@ -324,6 +325,16 @@ class Export(Section):
     max_int8_f1_drop: Share
     max_int8_size: Share
     min_gguf_match: Share
+
+
+class Promotion(Section):
+    """What a bundle has to reach before the alias `champion` moves to it (reference §4.10). Shares from 0 to 1."""
+
+    significance: Annotated[float, Field(gt=0, lt=1)]
+    max_f1_loss: Share
+    min_valid_answers: Share
+    min_schema_answers: Share
+    max_invented_gain: Share
 
 
 class Projection(Section):
@@ -398,6 +409,8 @@ class Tracking(Section):
     wandb_project: str | None
     mlflow_uri: str | None
     experiment: Text
+    registry_uri: str | None
+    registered_model: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^'\"/:]+$")]
 
 
 class Recipe(Section):
@@ -410,6 +423,7 @@ class Recipe(Section):
     graph: Graph
     evaluation: Evaluation
     export: Export
+    promotion: Promotion
     projection: Projection
 
     @property

@@ -1,5 +1,6 @@
 """Greedy answers of a model to the server's prompts, in batches, each answer kept in a file as soon as it is there."""
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, read_predictions
+from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, asked_row, read_predictions
 from ucotron_ray.evaluation.scoring import score_row
+from ucotron_ray.evaluation.sureness import sureness
 from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
@@ -37,16 +39,19 @@ def predict(job: PredictJob) -> dict[str, float]:
         base, Path(job.adapter) if job.adapter else None, base_models.compute_dtype(job.dtype, rows=job.batch_size)
     )
     rows = read_relations(Path(job.rows_file))
-    prompts = [prompt_ids(server_row(rows[row], layout), tokenizer) for row, layout in questions]
+    prompts = [prompt_ids(server_row(*asked_row(rows[row], layout)), tokenizer) for row, layout in questions]
     # Equal lengths side by side: less padding, and the answers of short texts end together.
     order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))
     began, new_tokens = time.monotonic(), 0
     for start in range(0, len(order), job.batch_size):
         batch = order[start : start + job.batch_size]
-        answers = greedy(model, tokenizer, [prompts[index] for index in batch], max_new_tokens=job.max_new_tokens)
+        sure: list[list[float] | None] = []
+        answers = greedy(
+            model, tokenizer, [prompts[index] for index in batch], max_new_tokens=job.max_new_tokens, sure=sure
+        )
         predictions = [
-            Prediction(*questions[index], text, num_tokens, cut)
-            for index, (text, num_tokens, cut) in zip(batch, answers, strict=True)
+            Prediction(*questions[index], *answer, sureness=sureness_of)
+            for index, answer, sureness_of in zip(batch, answers, sure, strict=True)
         ]
         append_predictions(Path(job.output_file), predictions)
         new_tokens += sum(prediction.num_tokens for prediction in predictions)
@@ -128,12 +133,17 @@ def greedy(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    sure: list[list[float] | None] | None = None,
 ) -> list[tuple[str, int, bool]]:
-    """For each prompt the answer, the number of its tokens, and whether it was cut before its end token."""
+    """For each prompt the answer, the number of its tokens, and whether it was cut before its end token.
+
+    A list given as `sure` gets the sureness of the relations of each answer.
+    """
     longest = max(len(prompt) for prompt in prompts)
     pad = tokenizer.pad_token_id
     ids_BT = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     mask_BT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    recorder = _Recorder()
     output_BT = model.generate(
         input_ids=ids_BT.to(model.device),
         attention_mask=mask_BT.to(model.device),
@@ -145,10 +155,46 @@ def greedy(
         top_k=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad,
+        logits_processor=[recorder] if sure is not None else None,
     )
     answers = []
-    for row_T in output_BT[:, longest:].tolist():
+    logprobs_BT = recorder.logprobs()
+    for index, row_T in enumerate(output_BT[:, longest:].tolist()):
         end = row_T.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row_T else None
         tokens = row_T if end is None else row_T[:end]
-        answers.append((tokenizer.decode(tokens, skip_special_tokens=True), len(tokens), end is None))
+        answer = tokenizer.decode(tokens, skip_special_tokens=True)
+        answers.append((answer, len(tokens), end is None))
+        if sure is not None:
+            sure.append(sureness(answer, _pieces(tokenizer, tokens, answer), logprobs_BT[index][: len(tokens)]))
     return answers
+
+
+class _Recorder:
+    """Notes the log-probability of the most likely token at every step, which is the one that greedy search takes.
+
+    `output_scores` of transformers would keep all logits: 1.6 GB for 32 answers of 256 tokens and 49,152 words.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[torch.Tensor] = []
+
+    def __call__(self, ids_BT: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
+        floats_BV = logits_BV.float()
+        self._steps.append(floats_BV.amax(-1) - floats_BV.logsumexp(-1))
+        return logits_BV
+
+    def logprobs(self) -> list[list[float]]:
+        """[batch][step]."""
+        logprobs: list[list[float]] = torch.stack(self._steps, dim=1).tolist() if self._steps else []
+        return logprobs
+
+
+def _pieces(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], answer: str) -> list[str]:
+    """The text of each token. Where letters are split over tokens, what each adds to the text before it."""
+    pieces = [tokenizer.decode([token], skip_special_tokens=True) for token in tokens]
+    if "".join(pieces) == answer:
+        return pieces
+    grown = [tokenizer.decode(tokens[:end], skip_special_tokens=True) for end in range(len(tokens) + 1)]
+    # An unfinished letter shows as a sign of its own and goes with the next token.
+    whole = [text.rstrip("\ufffd") for text in grown]
+    return [after[len(before) :] for before, after in itertools.pairwise(whole)]

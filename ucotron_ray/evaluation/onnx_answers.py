@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, read_predictions
+from ucotron_ray.evaluation.sureness import sureness
 from ucotron_ray.jsonl import read_relations
 from ucotron_ray.models import served
+from ucotron_ray.models.decoding import Answer
 from ucotron_ray.records import RawRow
 from ucotron_ray.wire import chat_messages, user_prompt
 
@@ -64,10 +66,14 @@ def answers(
         ]
         for _ in model.run(running):
             pass
-        yield [
-            Prediction(*question, model.finished(answer), len(answer.tokens), answer.reason == "length")
-            for (question, _, _), answer in zip(batch, running, strict=True)
-        ]
+        yield [_prediction(model, question, answer) for (question, _, _), answer in zip(batch, running, strict=True)]
+
+
+def _prediction(model: served.BundleModel, question: Question, answer: Answer) -> Prediction:
+    """An answer that is over. Tokens that the grammar forced count as sure: there was nothing to choose."""
+    text = model.finished(answer)
+    sure = sureness(text, [model.piece(token) for token in answer.tokens], answer.logprobs)
+    return Prediction(*question, text, len(answer.tokens), answer.reason == "length", sure)
 
 
 def _asked(model: served.BundleModel, row: RawRow, layout: str) -> tuple[list[int], str]:

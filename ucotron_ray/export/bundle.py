@@ -46,15 +46,17 @@ def prompt_contract(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     return {**contract, "sha256": canonical_hash(contract)}
 
 
-def server_lines(name: str) -> str:
+def server_lines(
+    name: str, *, endpoint: str = "http://127.0.0.1:8000/v1", key_variable: str = "UCOTRON_RE_API_KEY"
+) -> str:
     """The `ucotron.toml` lines with the server's real key names, and what they do."""
     return f"""\
 # The Ucotron server loads no ONNX relation model by itself. It calls an OpenAI-compatible endpoint once these three
 # keys are set and the variable that is named here is not empty.
 [models]
 fine_tuned_re_model = {json.dumps(name)}
-fine_tuned_re_endpoint = "http://127.0.0.1:8000/v1"
-fine_tuned_re_api_key_env = "UCOTRON_RE_API_KEY"
+fine_tuned_re_endpoint = {json.dumps(endpoint)}
+fine_tuned_re_api_key_env = {json.dumps(key_variable)}
 # The directory key is `models_dir`; a key `model_dir` is ignored without a word.
 """
 

@@ -37,6 +37,8 @@ SHORTHANDS = {
     "max_rounds": "api.max_rounds",
     "generation_seed": "generation.seed",
     "max_rows": "evaluation.max_rows",
+    "registry_uri": "tracking.registry_uri",
+    "registered_model": "tracking.registered_model",
     "projection_epochs": "projection.epochs",
     "projection_batch_size": "projection.batch_size",
     "projection_learning_rate": "projection.learning_rate",
