@@ -217,7 +217,7 @@ def _raw_score(bench: Bench, model: Any, tokenizer: Any) -> tasks.Score:
     texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
     scores = [scoring.score_row(row, text) for row, text in zip(bench.rows, texts, strict=True)]
     summary = scoring.summary(scores, resamples=tasks.RESAMPLES, seed=tasks.SEED)
-    return tasks.Score(summary, np.array([(s.right, s.predicted, s.expected) for s in scores], dtype=np.float64))
+    return tasks.Score(summary, scoring.counts_of(scores))
 
 
 ARMS: dict[str, Callable[[Bench], Result]] = {
