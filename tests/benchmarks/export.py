@@ -24,7 +24,7 @@ from tests.benchmarks.run import processor
 from tests.benchmarks.table import RESULTS
 from ucotron_ray import config, jsonl
 from ucotron_ray.artifacts import Store, provenance
-from ucotron_ray.evaluation import generate, scoring
+from ucotron_ray.evaluation import scoring
 from ucotron_ray.export import gguf, layout, parity, tasks
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora, served
