@@ -24,7 +24,7 @@ from tests.benchmarks.run import processor
 from tests.benchmarks.table import RESULTS
 from ucotron_ray import config, jsonl
 from ucotron_ray.artifacts import Store, provenance
-from ucotron_ray.evaluation import generate, scoring
+from ucotron_ray.evaluation import scoring
 from ucotron_ray.export import gguf, layout, parity, tasks
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora, served
@@ -217,7 +217,7 @@ def _raw_score(bench: Bench, model: Any, tokenizer: Any) -> tasks.Score:
     texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
     scores = [scoring.score_row(row, text) for row, text in zip(bench.rows, texts, strict=True)]
     summary = scoring.summary(scores, resamples=tasks.RESAMPLES, seed=tasks.SEED)
-    return tasks.Score(summary, np.array([(s.right, s.predicted, s.expected) for s in scores], dtype=np.float64))
+    return tasks.Score(summary, scoring.counts_of(scores))
 
 
 ARMS: dict[str, Callable[[Bench], Result]] = {

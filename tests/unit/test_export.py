@@ -28,7 +28,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::Warning")
 ROWS = list(demo_world.rows(demo_world.graph_world(1), 3, seed=1))
 LAYOUTS = ("chat", "raw", "chat")
 SETTINGS = config.load().recipe.export.model_copy(
-    update={"parity_new_tokens": 6, "parity_rows": 3, "task_rows": 2, "task_new_tokens": 6, "min_int8_agreement": 0.5}
+    update={
+        "parity_new_tokens": 6,
+        "parity_rows": 3,
+        "task_rows": 2,
+        "task_new_tokens": 6,
+        "min_int8_agreement": 0.5,
+        "max_int8_size": 0.6,
+    }
 )
 
 
@@ -110,15 +117,17 @@ def test_int8_and_int4_round_every_matrix_once_and_stay_close(made):
         target = made / f"model_int{bits}.onnx"
         figures = quantize.quantize(graph, target, bits=bits, block=32)
         assert figures["rounded_share"] > 0.99
-        operators = {node.op_type for node in onnx_package.load(str(target), load_external_data=False).graph.node}
-        assert {"MatMulNBits", "GatherBlockQuantized"} <= operators
-        assert "MatMul" not in operators - {"MatMul"}
-        assert layout.data_file(target).stat().st_size > 0
+        proto, weights = layout.read(target)
+        assert {"MatMulNBits", "GatherBlockQuantized"} <= {node.op_type for node in proto.graph.node}
+        assert not [
+            node.name for node in proto.graph.node if node.op_type == "MatMul" and set(node.input) & set(weights)
+        ]
         errors[bits] = np.abs(OnnxRunner(target).logits(prompts[0]) - reference).mean()
         sizes[bits] = layout.data_file(target).stat().st_size
     spread = reference.std()
     assert errors[8] < 0.02 * spread < errors[4] < 0.5 * spread
-    assert sizes[4] < sizes[8] < 0.40 * layout.data_file(graph).stat().st_size
+    # Pages cost a small model more than a large one: see the plan's test for those.
+    assert sizes[4] < sizes[8] < 0.45 * layout.data_file(graph).stat().st_size
 
 
 def test_a_tied_head_reads_the_bytes_of_the_table(made):

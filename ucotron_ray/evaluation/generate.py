@@ -1,6 +1,5 @@
 """Greedy answers of a model to the server's prompts, in batches, each answer kept in a file as soon as it is there."""
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ import torch
 
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, asked_row, read_predictions
 from ucotron_ray.evaluation.scoring import RowScore, relation_row, score_row
-from ucotron_ray.evaluation.sureness import sureness
+from ucotron_ray.evaluation.sureness import pieces, sureness
 from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
@@ -48,8 +47,8 @@ def predict(job: PredictJob) -> dict[str, float]:
             model, tokenizer, [prompts[index] for index in batch], max_new_tokens=job.max_new_tokens, sure=sure
         )
         predictions = [
-            Prediction(*questions[index], *answer, sureness=sureness_of)
-            for index, answer, sureness_of in zip(batch, answers, sure, strict=True)
+            Prediction(*questions[index], text, num_tokens, cut, sureness_of)
+            for index, (text, num_tokens, cut), sureness_of in zip(batch, answers, sure, strict=True)
         ]
         append_predictions(Path(job.output_file), predictions)
         new_tokens += sum(prediction.num_tokens for prediction in predictions)
@@ -136,13 +135,17 @@ def greedy(
     )
     answers = []
     logprobs_BT = recorder.logprobs()
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
     for index, row_T in enumerate(output_BT[:, longest:].tolist()):
         end = row_T.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row_T else None
         tokens = row_T if end is None else row_T[:end]
-        answer = tokenizer.decode(tokens, skip_special_tokens=True)
+        answer = decode(tokens)
         answers.append((answer, len(tokens), end is None))
         if sure is not None:
-            sure.append(sureness(answer, _pieces(tokenizer, tokens, answer), logprobs_BT[index][: len(tokens)]))
+            sure.append(sureness(answer, pieces(decode, tokens, answer), logprobs_BT[index][: len(tokens)]))
     return answers
 
 
@@ -164,14 +167,3 @@ class _Recorder:
         """[batch][step]."""
         logprobs: list[list[float]] = torch.stack(self._steps, dim=1).tolist() if self._steps else []
         return logprobs
-
-
-def _pieces(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], answer: str) -> list[str]:
-    """The text of each token. Where letters are split over tokens, what each adds to the text before it."""
-    pieces = [tokenizer.decode([token], skip_special_tokens=True) for token in tokens]
-    if "".join(pieces) == answer:
-        return pieces
-    grown = [tokenizer.decode(tokens[:end], skip_special_tokens=True) for end in range(len(tokens) + 1)]
-    # An unfinished letter shows as a sign of its own and goes with the next token.
-    whole = [text.rstrip("\ufffd") for text in grown]
-    return [after[len(before) :] for before, after in itertools.pairwise(whole)]

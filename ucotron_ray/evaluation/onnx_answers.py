@@ -5,8 +5,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, read_predictions
-from ucotron_ray.evaluation.sureness import sureness
+from ucotron_ray.evaluation.predictions import (
+    Prediction,
+    PredictJob,
+    append_predictions,
+    asked_row,
+    read_predictions,
+)
+from ucotron_ray.evaluation.sureness import pieces, sureness
 from ucotron_ray.jsonl import read_relations
 from ucotron_ray.models import served
 from ucotron_ray.models.decoding import Answer
@@ -72,12 +78,12 @@ def answers(
 def _prediction(model: served.BundleModel, question: Question, answer: Answer) -> Prediction:
     """An answer that is over. Tokens that the grammar forced count as sure: there was nothing to choose."""
     text = model.finished(answer)
-    sure = sureness(text, [model.piece(token) for token in answer.tokens], answer.logprobs)
+    sure = sureness(text, pieces(model.text, answer.tokens, text), answer.logprobs)
     return Prediction(*question, text, len(answer.tokens), answer.reason == "length", sure)
 
 
 def _asked(model: served.BundleModel, row: RawRow, layout: str) -> tuple[list[int], str]:
-    """Token ids of a question and the user's part of it. End to end the list of entities is empty."""
-    entities = [] if layout == "end_to_end" else row.entities
-    prompt = user_prompt(row.text, entities)
-    return model.raw_ids(prompt) if layout == "raw" else model.chat_ids(chat_messages(row.text, entities)), prompt
+    """Token ids of a question, and the user's part of it."""
+    row, layout = asked_row(row, layout)
+    prompt = user_prompt(row.text, row.entities)
+    return model.raw_ids(prompt) if layout == "raw" else model.chat_ids(chat_messages(row.text, row.entities)), prompt

@@ -3,10 +3,11 @@
 Stated confidences are what the training rows had, often one value for all; this is the model's own (reference §4.9).
 """
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ucotron_ray.wire import parse_answer
 
@@ -30,6 +31,17 @@ def sureness(answer: str, pieces: Sequence[str], logprobs: Sequence[float]) -> l
     for piece in pieces:
         ends.append((ends[-1] if ends else 0) + len(piece))
     return [_mean_probability(answer, span, ends, logprobs) for span in kept]
+
+
+def pieces(decode: Callable[[Sequence[int]], str], tokens: Sequence[int], answer: str) -> list[str]:
+    """The text of each token. Where letters are split over tokens, what each adds to the text before it."""
+    alone = [decode([token]) for token in tokens]
+    if "".join(alone) == answer:
+        return alone
+    grown = [decode(tokens[:end]) for end in range(len(tokens) + 1)]
+    # An unfinished letter shows as a sign of its own and goes with the next token.
+    whole = [text.rstrip("\ufffd") for text in grown]
+    return [after[len(before) :] for before, after in itertools.pairwise(whole)]
 
 
 def _items(answer: str) -> list[tuple[object, tuple[int, int]]]:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from ucotron_ray.errors import InputError
 from ucotron_ray.export.layout import Array
+from ucotron_ray.models import splitting
 
 Kind = Literal["f16", "q8_0"]
 DIRECTORY = "gguf"
@@ -31,11 +32,6 @@ _ARCHITECTURES = {
 }
 _FILE_TYPES = {"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
 _TENSOR_TYPES = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}
-
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3_SPLIT = _QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 
 @dataclass(frozen=True)
@@ -95,21 +91,12 @@ def write(model: Path, target: Path, *, kind: Kind, name: str) -> None:
 def pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
     """llama.cpp's name for how a tokenizer splits a text before its merges. Raises InputError for an unknown way."""
     found = tokenizer.get("pre_tokenizer") or {}
-    steps = found.get("pretokenizers", [found])
-    kinds = [step.get("type") for step in steps]
-    pattern = steps[0].get("pattern", {}).get("Regex") if kinds and kinds[0] == "Split" else None
-    known = {
-        (("ByteLevel",), None): "gpt-2",
-        (("Digits", "ByteLevel"), None): "smollm",
-        (("Split", "ByteLevel"), _QWEN2_SPLIT): "qwen2",
-        (("Split", "ByteLevel"), _LLAMA3_SPLIT): "llama-bpe",
-    }
-    name = known.get((tuple(kinds), pattern))
-    if tokenizer["model"]["type"] != "BPE" or name is None or steps[-1].get("add_prefix_space"):
+    name = splitting.name_of(found) if tokenizer["model"]["type"] == "BPE" else None
+    if name is None:
         raise InputError(
             "no GGUF can be written with this tokenizer: llama.cpp would split texts in another way than training did",
-            expected="byte-level BPE that splits as one of " + ", ".join(known.values()),
-            found=" + ".join(str(kind) for kind in kinds) + (f" by {pattern}" if pattern else ""),
+            expected="byte-level BPE that splits as one of " + ", ".join(splitting.NAMES),
+            found=f"{tokenizer['model']['type']}, {json.dumps(found)[:200]}",
             next_step="export without GGUF: --set export.gguf=[]",
         )
     return name

@@ -12,7 +12,7 @@ from ucotron_ray.errors import StageFailed
 from ucotron_ray.models.runner import NUM_LOGITS
 
 LOGITS = "logits"
-_ALL = np.iinfo(np.int64).max
+_ALL = 2**63 - 1
 
 
 def add_num_logits(proto: onnx.ModelProto) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ucotron_ray.config import Export
-from ucotron_ray.evaluation import onnx_answers, scoring
+from ucotron_ray.evaluation import bootstrap, onnx_answers, scoring
 from ucotron_ray.models import served
 from ucotron_ray.records import RawRow
 
@@ -58,7 +58,7 @@ def score(model: served.BundleModel, rows: Sequence[RawRow], settings: Export, *
     }
     figures["tokens_per_second"] = sum(entry.num_tokens for entry in predictions) / seconds
     figures["answers_per_second"] = len(rows) / seconds
-    return Score(figures, np.array([(s.right, s.predicted, s.expected) for s in scores], dtype=np.float64))
+    return Score(figures, scoring.counts_of(scores))
 
 
 def reference(
@@ -130,18 +130,8 @@ def _log_softmax(logits_SV: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def f1_drop(before_N3: NDArray[np.float64], after_N3: NDArray[np.float64]) -> dict[str, float]:
     """How much lower the second F1 is, with the ends of 95 % of the bootstrap resamples of the same rows."""
-    rng = np.random.default_rng(SEED)
-    picks_RN = rng.integers(0, len(before_N3), size=(RESAMPLES, len(before_N3)))
-    drops_R = _f1(before_N3[picks_RN].sum(axis=1)) - _f1(after_N3[picks_RN].sum(axis=1))
-    low, high = np.quantile(drops_R, [0.025, 0.975])
-    drop = _f1(before_N3.sum(axis=0)) - _f1(after_N3.sum(axis=0))
-    return {"f1_drop": float(drop), "f1_drop_low": float(low), "f1_drop_high": float(high)}
-
-
-def _f1(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    counted = sums[..., 1] + sums[..., 2]
-    result: NDArray[np.float64] = np.where(counted > 0, 2 * sums[..., 0] / np.maximum(counted, 1), 1.0)
-    return result
+    drop = bootstrap.paired(before_N3, after_N3, resamples=RESAMPLES, seed=SEED)
+    return {"f1_drop": drop.difference, "f1_drop_low": drop.low, "f1_drop_high": drop.high}
 
 
 def failures(variants: Mapping[str, Mapping[str, float]], settings: Export) -> list[str]:
