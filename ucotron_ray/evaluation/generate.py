@@ -49,8 +49,8 @@ def predict(job: PredictJob) -> dict[str, float]:
             model, tokenizer, [prompts[index] for index in batch], max_new_tokens=job.max_new_tokens, sure=sure
         )
         predictions = [
-            Prediction(*questions[index], *answer, sureness=sureness_of)
-            for index, answer, sureness_of in zip(batch, answers, sure, strict=True)
+            Prediction(*questions[index], text, num_tokens, cut, sureness_of)
+            for index, (text, num_tokens, cut), sureness_of in zip(batch, answers, sure, strict=True)
         ]
         append_predictions(Path(job.output_file), predictions)
         new_tokens += sum(prediction.num_tokens for prediction in predictions)

@@ -59,7 +59,7 @@ def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
     models.tag(version, {GATES_TAG: json.dumps(found, ensure_ascii=False)})
     failed = [f"{gate['name']}: {gate['said']}" for gate in found if not gate["passed"]]
     event = {"bundle": bundle.manifest.name, "content": bundle.manifest.content, "version": version.number}
-    shown = {**event, "registered_model": models.model, "gates": found, "artifact": str(bundle.path)}
+    shown: dict[str, Any] = {**event, "registered_model": models.model, "gates": found, "artifact": str(bundle.path)}
     shown |= {"refused": failed, "previous": _number(champion), "changed": False}
     is_champion = champion is not None and champion.number == version.number
     if failed:
