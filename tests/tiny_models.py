@@ -1,5 +1,6 @@
 """Tiny random language models with tokenizers trained on the tests' own text. They speak no language."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from ucotron_ray import wire
+from ucotron_ray.artifacts import Request, Result, Store, write_json
 from ucotron_ray.export import bundle, onnx
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
@@ -79,3 +81,14 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
         chat_template=CHATML.replace("THINK", thinking),
         clean_up_tokenization_spaces=False,
     )
+
+
+def publish_bundle(store: Path, name: str, files: Path, note: str) -> Path:
+    """A bundle with these files under a name; another note makes it another one."""
+    with Store(store).building(Request("bundle", name, {"note": note}), replace=True) as build:
+        if build.artifact is None:
+            shutil.copytree(files, build.path, dirs_exist_ok=True)
+            write_json(build.path / "decoding.json", {"default": "entities"})
+            (build.path / "note.txt").write_text(note, encoding="utf-8")
+            build.publish(Result({}, {}, ["a random model, for tests"]))
+    return store / "bundle" / name

@@ -22,8 +22,10 @@ from ucotron_ray.verbs import (
     inspection,
     projection,
     registry,
+    serving,
     simulators,
     training,
+    tuning,
     validation,
 )
 from ucotron_ray.verbs.flags import Handler
@@ -75,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_sft(verbs)
     training.add_dpo(verbs)
     projection.add_projection(verbs)
+    tuning.add_tune(verbs)
     evaluation.add_evaluate(verbs)
     evaluation.add_compare(verbs)
     export.add_export(verbs)
@@ -82,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     registry.add_rollback(verbs)
     registry.add_pull(verbs)
     deploy.add_deploy(verbs)
+    serving.add_serve(verbs)
     chain.add_pipeline(verbs)
     fireworks.add_fireworks(verbs)
     estimating.add_estimate(verbs)

@@ -361,6 +361,58 @@ class Projection(Section):
     seed: NonNegative
 
 
+class Span(Section):
+    """Values between two bounds, evenly spread over their logarithms unless `log` is false."""
+
+    low: Positive
+    high: Positive
+    log: bool = True
+
+
+Choices = list[bool | int | float | str | None]
+
+
+class Confirmation(Section):
+    """The best trials of each tier again with other seeds: the best mean wins. `top` 0 = no such trials."""
+
+    top: NonNegative
+    seeds: list[NonNegative]
+
+
+class Space(Section):
+    """What is searched, by the name of the setting; an empty list = it stays what the recipe says."""
+
+    sft: dict[str, Span | Choices]
+    dpo: dict[str, Span | Choices]
+    projection: dict[str, Span | Choices]
+
+
+class Tuning(Section):
+    """A sweep. Its time unit is the optimizer step."""
+
+    tiers: list[Tier] | None
+    search: Literal["grid", "random", "optuna"]
+    trials: Count
+    seed: NonNegative
+    space: Space
+    scheduler: Literal["asha", "none"]
+    report_steps: Count | None
+    grace_steps: Count | None
+    reduction_factor: Annotated[int, Field(ge=2)]
+    f1_rows: Count
+    max_new_tokens: Count
+    confirm: Confirmation
+
+
+class Tuned(Section):
+    """What a sweep says about the settings that it chose. Changes nothing: the settings themselves stand beside it."""
+
+    stage: Literal["sft", "dpo", "projection"]
+    sweep: Text
+    recipe: Text
+    winners: dict[str, dict[str, bool | int | float | str | list[int] | None]]
+
+
 class Api(Section):
     """The vendor's addresses and retry rules."""
 
@@ -425,6 +477,8 @@ class Recipe(Section):
     export: Export
     promotion: Promotion
     projection: Projection
+    tuning: Tuning
+    tuned: Tuned | None
 
     @property
     def tier_model(self) -> TierModel:
@@ -468,9 +522,51 @@ class Workers(Section):
     memory_gb: Positive | None
     gradient_checkpointing: bool | None
     attention: Literal["auto", "sdpa", "flash_attention_2"]
+    shard_base: bool
     compile: bool
     liger: bool
     max_failures: NonNegative
+
+
+class Serving(Section):
+    """The endpoint that the Ucotron server calls."""
+
+    host: Text
+    port: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)]
+    key_variable: Text | None
+    backend: Literal["auto", "onnx", "transformers"]
+    variant: Literal["fp32", "int8", "int4"]
+    decoding: Literal["auto", "free", "entities", "vocabulary"]
+    num_replicas: Count
+    cpus_per_replica: Positive | None
+    gpus_per_replica: Annotated[float, Field(ge=0)] | None
+    max_batch: Count
+    max_queue: NonNegative
+    deadline: Annotated[float, Field(gt=0, lt=30)]
+    max_body_kb: Count
+    max_prompt_tokens: Count
+    max_tokens: Count
+    drain: Annotated[float, Field(ge=0)]
+    watch: Positive
+
+
+class TrialShare(Section):
+    """What one trial of a tier holds, and how many there are at once. null = what `workers` says; as many as fit."""
+
+    num_workers: Count | None
+    cpus_per_worker: Positive | None
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None
+    at_once: Count | None
+
+
+class Trials(Section):
+    """The trials of a sweep. Tiers come one after the other, or `side_by_side`, each within its own share."""
+
+    slm: TrialShare
+    small: TrialShare
+    medium: TrialShare
+    projection: TrialShare
+    side_by_side: bool
 
 
 class Place(Section):
@@ -479,6 +575,8 @@ class Place(Section):
     store: Text
     ray: RayPlace
     workers: Workers
+    serving: Serving
+    trials: Trials
     api: Api
     output: Output
     polling: Polling
@@ -492,11 +590,20 @@ class Config(Section):
     place: Place
 
 
-def load(*, recipe: Path | None = None, place: Path | None = None, overrides: Iterable[tuple[str, Any]] = ()) -> Config:
-    """Read and check everything. Raises ConfigError that names the key, what was expected and what was found."""
+def load(
+    *,
+    recipe: Path | None = None,
+    place: Path | None = None,
+    overrides: Iterable[tuple[str, Any]] = (),
+    overlays: Iterable[Path] = (),
+) -> Config:
+    """Read and check everything; `overlays` are further recipes, each over the ones before.
+
+    Raises ConfigError that names the key, what was expected and what was found.
+    """
     merged = read_yaml(Path(__file__).parent / "defaults.yaml")
-    if recipe is not None:
-        merged = _merge(merged, _checked_file(recipe, forbidden=PLACE_ONLY, home="a place file"))
+    for file in (*filter(None, (recipe,)), *overlays):
+        merged = _merge(merged, _checked_file(file, forbidden=PLACE_ONLY, home="a place file"))
     if place is not None:
         merged = _merge(merged, _checked_file(place, forbidden=RECIPE_ONLY, home="a recipe file"))
     for key, value in overrides:
@@ -506,6 +613,12 @@ def load(*, recipe: Path | None = None, place: Path | None = None, overrides: It
         _check_keys(nested, where=f"--set {key}")
         merged = _merge(merged, nested)
     return _validated(merged)
+
+
+def with_overlay(config: Config, overlay: Mapping[str, Any]) -> Config:
+    """The same configuration with some recipe settings over it, checked like a file's."""
+    _check_keys(overlay, where="the overlay")
+    return _validated(_merge({**config.recipe.model_dump(), **config.place.model_dump()}, overlay))
 
 
 def parse_override(text: str) -> tuple[str, Any]:

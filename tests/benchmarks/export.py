@@ -24,10 +24,10 @@ from tests.benchmarks.run import processor
 from tests.benchmarks.table import RESULTS
 from ucotron_ray import config, jsonl
 from ucotron_ray.artifacts import Store, provenance
-from ucotron_ray.evaluation import generate, scoring
+from ucotron_ray.evaluation import scoring
 from ucotron_ray.export import gguf, layout, parity, tasks
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import served
+from ucotron_ray.models import lora, served
 from ucotron_ray.records import RawRow
 from ucotron_ray.training.data import prompt_ids, server_row
 
@@ -65,7 +65,7 @@ def decode(bench: Bench) -> Result:
     base = base_models.resolve(str(bench.model))
     eos = int(base_models.load_tokenizer(base).eos_token_id)
     # `load_for_inference` sets eager attention, which is the faster one on a processor.
-    by_torch = generate.load_for_inference(base, None, "float32")
+    by_torch = lora.load_for_inference(base, None, "float32")
     arms: dict[str, Callable[[list[int]], int]] = {
         "torch": lambda ids: len(parity.greedy(by_torch, [ids], max_new_tokens=DECODE_TOKENS, eos=eos)[0])
     }

@@ -86,7 +86,7 @@ def overhead(root: Path, repeats: int) -> Result:
 
 def stock(root: Path, repeats: int) -> Result:
     """Against TRL with its own defaults on the same rows, model and adapter; also without checkpointing there."""
-    settings = {"rows": 24, "batch": 8, "learning_rate": 2e-5, "real": REAL.is_dir(), "dtype": "auto"}
+    settings = {"rows": 48, "batch": 8, "learning_rate": 2e-5, "real": REAL.is_dir(), "dtype": "auto"}
     arms = {
         "ours": lambda path: arm("plain", path, **settings),
         "trl": lambda path: arm("trl", path, **settings, checkpointing=True),
@@ -103,15 +103,15 @@ def stock(root: Path, repeats: int) -> Result:
         "rows": "real" if settings["real"] else "demo",
         "dtype": made["ours"][0]["dtype"],
         "repeats": repeats,
-        "steps": 3,
+        "steps": 6,
     }
 
 
 def workers(root: Path, repeats: int) -> Result:
     """Two workers of one thread against one: twice the rows in the same time would be 1."""
     arms = {
-        "1 worker": lambda path: arm("ray", path, rows=2 * 8, batch=2, threads=1, workers=1),
-        "2 workers": lambda path: arm("ray", path, rows=4 * 8, batch=4, threads=1, workers=2),
+        "1 worker": lambda path: arm("ray", path, rows=2 * 12, batch=2, threads=1, workers=1),
+        "2 workers": lambda path: arm("ray", path, rows=4 * 12, batch=4, threads=1, workers=2),
     }
     made = turns(repeats, root, arms)
     speed = {name: median(every, "tokens_per_second") for name, every in made.items()}
@@ -119,15 +119,15 @@ def workers(root: Path, repeats: int) -> Result:
         "arms": spread(made, "tokens_per_second", "step_p50"),
         "efficiency": speed["2 workers"] / (2 * speed["1 worker"]),
         "repeats": repeats,
-        "steps": 8,
+        "steps": 12,
     }
 
 
 def reference(root: Path, repeats: int) -> Result:
     """DPO with the reference kept, against one that computes it in every step by switching the adapter off."""
     arms = {
-        "kept": lambda path: arm("dpo", path, rows=2 * 6, batch=2, inline=False, save_steps=5),
-        "in the step": lambda path: arm("dpo", path, rows=2 * 6, batch=2, inline=True, save_steps=5),
+        "kept": lambda path: arm("dpo", path, rows=2 * 12, batch=2, inline=False, save_steps=10),
+        "in the step": lambda path: arm("dpo", path, rows=2 * 12, batch=2, inline=True, save_steps=10),
     }
     made = turns(repeats, root, arms)
     return {

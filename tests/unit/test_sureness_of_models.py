@@ -5,13 +5,15 @@ import torch
 from ucotron_ray.evaluation import generate
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import lora
+from ucotron_ray.models import lora
 from ucotron_ray.training.data import prompt_ids, server_row
 
 
 def test_noted_log_probabilities_are_those_of_a_full_pass_and_pieces_make_up_the_answer(tiny_model, monkeypatch):
     base = base_models.resolve(str(tiny_model))
     tokenizer = base_models.load_tokenizer(base)
-    model = generate.load_for_inference(base, None, "float32")
+    model = lora.load_for_inference(base, None, "float32")
     rows = list(demo_world.rows(demo_world.graph_world(1), 3, seed=1))
     # Different lengths: the shorter ones are padded on the left.
     prompts = [

@@ -115,11 +115,25 @@ def test_a_training_that_does_not_fit_is_refused_with_what_would_help(made):
     lengths, labels = tokens.lengths(made.train)
     work = plan.work_of(lengths, labels, global_batch=8, per_device=8, seed=1)
 
-    def planned(*, available: float | None, checkpointing: bool, quantize: str = "none") -> plan.Plan:
+    def planned(*, available: float | None, checkpointing: bool, quantize: str = "none", workers: int = 1) -> plan.Plan:
         settings = SETTINGS.model_copy(update={"quantize": quantize})
         memory = plan.memory_of(shape, settings, work, bytes_per_value=2, gradient_checkpointing=checkpointing)
         return plan.Plan(
-            "sft", work, {}, 1, 1, 8, 1, "bfloat16", checkpointing, memory, available, 1.0, None, (24, (1, 2))
+            "sft",
+            work,
+            {},
+            1,
+            workers,
+            8,
+            1,
+            "bfloat16",
+            checkpointing,
+            False,
+            memory,
+            available,
+            1.0,
+            None,
+            (24, (1, 2)),
         )
 
     with pytest.raises(ResourceError, match="too little memory") as caught:
@@ -127,11 +141,19 @@ def test_a_training_that_does_not_fit_is_refused_with_what_would_help(made):
     assert caught.value.exit_code == 2
     assert "QLoRA" in str(caught.value)
     assert "gradient_checkpointing" in str(caught.value)
+    assert "shard_base" not in str(caught.value)
+    with pytest.raises(ResourceError, match="shard_base"):
+        plan.check_memory(planned(available=12e9, checkpointing=False, workers=8), SETTINGS)
     plan.check_memory(planned(available=80e9, checkpointing=False), SETTINGS)
     plan.check_memory(planned(available=None, checkpointing=False), SETTINGS)
     full, recomputed = (planned(available=None, checkpointing=flag).memory_total for flag in (False, True))
     quantized = planned(available=None, checkpointing=True, quantize="nf4").memory_total
     assert full > recomputed > quantized
+    sizes = {"bytes_per_value": 2, "gradient_checkpointing": True}
+    whole, spread = (plan.memory_of(shape, SETTINGS, work, **sizes, shares=shares) for shares in (1, 8))
+    # An eighth of 15.2 GB, beside the embedding and the head (1.1e9 weights) and two of 28 blocks.
+    assert 4.5e9 < spread.pop("base weights") < 5.5e9 < whole.pop("base weights")
+    assert spread == whole
     # Of the 7.6e9 weights only the blocks' are in 4 bits.
     assert 5e9 < planned(available=None, checkpointing=True, quantize="nf4").memory["base weights"] < 6e9
 

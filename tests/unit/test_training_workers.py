@@ -72,6 +72,31 @@ def test_two_workers_train_what_one_does_and_share_the_score(straight, tmp_path,
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 2e-3
 
 
+def test_a_base_spread_over_two_workers_trains_what_one_does(straight, tmp_path, tiny_model):
+    from safetensors.torch import load_file
+
+    told = run_two(job(tmp_path / "run", tiny_model, per_device_batch=None, shard_base=True), stop_after=-1)
+    # Both score all rows: their passes must be as many.
+    assert told == [{"end": "done", "told": [[4.0, 2 * 1 / 6]]}] * 2
+    ours, theirs = load_file(tmp_path / "run" / WEIGHTS), load_file(straight / WEIGHTS)
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 2e-3
+
+
+def test_one_worker_ends_what_two_with_a_spread_base_began(straight, tmp_path, tiny_model):
+    from safetensors.torch import load_file
+
+    directory = tmp_path / "run"
+    run_two(job(directory, tiny_model, per_device_batch=None, shard_base=True), stop_after=1)
+    newest = checkpoints.newest_checkpoint(directory / "checkpoints")
+    assert newest is not None
+    assert not list(newest.glob("pytorch_model*")), "the base is in no checkpoint"
+    (directory / STOP).unlink()
+    sft.train(job(directory, tiny_model, per_device_batch=None), lambda _: None)
+    ours, theirs = load_file(directory / WEIGHTS), load_file(straight / WEIGHTS)
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 2e-3
+
+
 def test_both_stop_at_one_step_and_one_worker_ends_what_two_began(straight, tmp_path, tiny_model):
     from safetensors.torch import load_file
 

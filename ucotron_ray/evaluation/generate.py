@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, asked_row, read_predictions
-from ucotron_ray.evaluation.scoring import score_row
+from ucotron_ray.evaluation.scoring import RowScore, relation_row, score_row
 from ucotron_ray.evaluation.sureness import pieces, sureness
 from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
-from ucotron_ray.records import GeneratedRow, PreferenceRow, RawRow, Row
 from ucotron_ray.training.data import prompt_ids, server_row
-from ucotron_ray.wire import parse_answer, parse_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +32,7 @@ def predict(job: PredictJob) -> dict[str, float]:
         torch.set_num_threads(job.num_threads)
     base = base_models.resolve(job.base)
     tokenizer = base_models.load_tokenizer(base)
-    model = load_for_inference(
+    model = lora.load_for_inference(
         base, Path(job.adapter) if job.adapter else None, base_models.compute_dtype(job.dtype, rows=job.batch_size)
     )
     rows = read_relations(Path(job.rows_file))
@@ -67,14 +65,19 @@ def predict(job: PredictJob) -> dict[str, float]:
 
 
 def triples_of(
-    val_file: Path, num_rows: int, *, max_new_tokens: int, batch_size: int
+    val_file: Path,
+    num_rows: int,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    each: Callable[[RowScore], None] | None = None,
 ) -> Callable[["PreTrainedModel", "PreTrainedTokenizerBase", int, int], tuple[int, int, int]]:
     """A scorer for a model in training: (model, tokenizer, worker, workers) → right, predicted, expected triples.
 
     Of the first rows of the file that say what is right, as many as wanted (a preference pair does by its chosen
-    answer); each worker answers its share of them.
+    answer); each worker answers its share of them. `each` is told the counts of every row of this worker's.
     """
-    rows = [row for row in map(_relation_row, read_rows(val_file)) if row is not None][:num_rows]
+    rows = [row for row in map(relation_row, read_rows(val_file)) if row is not None][:num_rows]
 
     def score(
         model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rank: int, world: int
@@ -87,6 +90,8 @@ def triples_of(
             answers = greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
             for row, (answer, _, _) in zip(batch, answers, strict=True):
                 scored = score_row(row, answer)
+                if each is not None:
+                    each(scored)
                 right, predicted, expected = (
                     right + scored.right,
                     predicted + scored.predicted,
@@ -95,34 +100,6 @@ def triples_of(
         return right, predicted, expected
 
     return score
-
-
-def _relation_row(row: Row) -> RawRow | None:
-    if isinstance(row, GeneratedRow):
-        return row.raw()
-    if isinstance(row, RawRow):
-        return row
-    asked = parse_prompt(row.prompt) if isinstance(row, PreferenceRow) else None
-    right = parse_answer(row.chosen) if isinstance(row, PreferenceRow) else None
-    if asked is None or right is None:
-        return None
-    return RawRow(text=asked[0], entities=asked[1], expected_relations=right)
-
-
-def load_for_inference(
-    base: base_models.BaseModel, adapter: Path | None, dtype: base_models.Dtype
-) -> "PreTrainedModel":
-    """The base, or base and adapter merged in float32 and then cast, on the GPU if there is one."""
-    if adapter is None:
-        model = base_models.load_model(base, dtype)
-    else:
-        model = lora.load_merged(base_models.load_model(base, "float32"), adapter)
-        model = model.to(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
-    if torch.cuda.is_available():
-        return model.to("cuda").eval()
-    # On a CPU torch's fused attention is slow for single tokens: 61 tokens/s at batch 32, eager 100 (SmolLM2, bf16).
-    model.set_attn_implementation("eager")
-    return model.eval()
 
 
 @torch.inference_mode()

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ucotron_ray.evaluation.bootstrap import interval
 from ucotron_ray.evaluation.matching import Triple, is_whole_array, keeps_schema, relaxed_matches, squashed
-from ucotron_ray.records import RawRow, Relation
-from ucotron_ray.wire import parse_answer
+from ucotron_ray.records import GeneratedRow, PreferenceRow, RawRow, Relation, Row
+from ucotron_ray.wire import parse_answer, parse_prompt
 
 _EDGES = string.punctuation + string.whitespace + "“”‘’«»„"
 
@@ -109,6 +109,19 @@ def judged(row: RawRow, relations: Sequence[Relation], confidences: Sequence[flo
         (triple,) = _triples([relation])
         first.setdefault(triple, confidence)
     return tuple((confidence, triple in expected) for triple, confidence in sorted(first.items()))
+
+
+def relation_row(row: Row) -> RawRow | None:
+    """The row with its right triples, a preference pair's being those of its chosen answer; None if it has none."""
+    if isinstance(row, GeneratedRow):
+        return row.raw()
+    if isinstance(row, RawRow):
+        return row
+    asked = parse_prompt(row.prompt) if isinstance(row, PreferenceRow) else None
+    right = parse_answer(row.chosen) if isinstance(row, PreferenceRow) else None
+    if asked is None or right is None:
+        return None
+    return RawRow(text=asked[0], entities=asked[1], expected_relations=right)
 
 
 def f1_of(row: RawRow, answer: str) -> float:

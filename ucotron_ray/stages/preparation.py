@@ -66,6 +66,13 @@ def check(run: Run, stage: Stage, base: base_models.BaseModel) -> None:
             )
     if settings.quantize == "nf4":
         require_packages("bitsandbytes")
+        if workers.shard_base:
+            raise ConfigError(
+                "weights in 4 bits cannot be spread over the workers",
+                where=f"workers.shard_base, training.{stage}.{run.config.recipe.tier}.quantize",
+                expected="one of the two: either makes a large base fit a small GPU",
+                found="shard_base: true, quantize: nf4",
+            )
     if workers.liger:
         require_packages("liger_kernel")
     if workers.attention == "flash_attention_2":
@@ -159,7 +166,10 @@ def plan_of(
     )
     work = plans.work_of(lengths, labels, global_batch=settings.global_batch, per_device=per_device, seed=settings.seed)
     device = _device(run)
-    sizes = {"bytes_per_value": 2 if device.dtype == "bfloat16" else 4}
+    sizes = {
+        "bytes_per_value": 2 if device.dtype == "bfloat16" else 4,
+        "shares": workers.num_workers if workers.shard_base else 1,
+    }
     memory = plans.memory_of(shape, settings, work, **sizes, gradient_checkpointing=False)
     recompute = workers.gradient_checkpointing
     if recompute is None:
@@ -177,6 +187,7 @@ def plan_of(
         accumulation=settings.global_batch // (per_device * workers.num_workers),
         dtype=device.dtype,
         gradient_checkpointing=recompute,
+        shard_base=workers.shard_base,
         memory=plans.memory_of(shape, settings, work, **sizes, gradient_checkpointing=recompute),
         available=device.memory,
         flops=flops,
@@ -215,7 +226,9 @@ def _device(run: Run) -> _Device:
     if gpus:
         flops, size = (gpu(accelerator) if accelerator else None) or (None, None)
         dtype = "bfloat16" if workers.dtype == "auto" else workers.dtype
-        return _Device(dtype, given or size, flops, plans.MFU_EXPECTED)
+        # Who shares a GPU has its share of the memory.
+        memory = size * min(1.0, gpus) if size else None
+        return _Device(dtype, given or memory, flops, plans.MFU_EXPECTED)
     dtype = base_models.compute_dtype(workers.dtype)
     return _Device(dtype, given or memory, processor_flops(dtype), plans.CPU_SHARES)
 

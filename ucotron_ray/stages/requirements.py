@@ -21,6 +21,9 @@ PACKAGES = {
     "gguf": "gguf",
     "datasketch": "datasketch",
     "json_repair": "json-repair",
+    "matplotlib": "matplotlib",
+    # The extra `optuna`.
+    "optuna": "optuna",
     # Only where a place or a recipe asks for them, on a GPU: not pinned.
     "bitsandbytes": "bitsandbytes",
     "liger_kernel": "liger-kernel",

@@ -25,6 +25,7 @@ class TrainingJob:
     """Directory of the tokenized rows (`tokens.py`); None = the worker tokenizes the files itself."""
     gradient_checkpointing: bool = False
     attention: str = "auto"
+    shard_base: bool = False
     compile: bool = False
     liger: bool = False
 

@@ -98,7 +98,10 @@ def adapted(worker: Worker, job: TrainingJob, settings: LoraSettings) -> Any:
     """The base with a fresh adapter, which is the same on every worker and in every run."""
     model = levers.load(worker.base, worker.dtype, job, settings)
     torch.manual_seed(settings.seed)
-    return lora.attach(model, settings)
+    adapted = lora.attach(model, settings)
+    if job.shard_base and worker.world > 1:
+        levers.spread(adapted)
+    return adapted
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -301,7 +304,8 @@ def save_adapter(
 def _f1(hooks: Hooks, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
     """Micro F1 over all workers' shares."""
     assert hooks.score is not None
-    rank, world = rank_and_world()
+    # The passes of a spread model are collective, and shares of rows would need different numbers of them.
+    rank, world = (0, 1) if levers.is_spread(model) else rank_and_world()
     model.eval()
     with torch.no_grad():
         counts = torch.tensor(hooks.score(model, tokenizer, rank, world), dtype=torch.float64)

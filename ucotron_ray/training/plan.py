@@ -60,6 +60,7 @@ class Plan:
     accumulation: int
     dtype: str
     gradient_checkpointing: bool
+    shard_base: bool
     memory: dict[str, float]
     """Bytes per worker, by what takes them."""
     available: float | None
@@ -140,18 +141,28 @@ def flops_4n(shape: Shape, settings: LoraSettings, work: Work, *, padded: bool, 
 
 
 def memory_of(
-    shape: Shape, settings: LoraSettings, work: Work, *, bytes_per_value: int, gradient_checkpointing: bool
+    shape: Shape,
+    settings: LoraSettings,
+    work: Work,
+    *,
+    bytes_per_value: int,
+    gradient_checkpointing: bool,
+    shares: int = 1,
 ) -> dict[str, float]:
     """Bytes of one worker at its peak, by what takes them.
 
     What a block keeps for the backward pass, in values a token (counted with torch's saved-tensor hooks): the
     residual stream twice, in float32 (2 h), and normed (2 h); queries, keys and values repeated to all heads, and the
     output of attention (4 Q); gate, its activation, up, and their product (4 i); a row of the mask. Logits stand in
-    float32, twice, with their gradient.
+    float32, twice, with their gradient. A base in `shares` is whole for one block at a time, and for the next one that
+    is fetched meanwhile; the root of it (embedding and head) is whole all the while.
     """
     lora = shape.lora(settings.lora_rank, settings.target_modules)
     quantized = settings.quantize == "nf4"
     base = shape.body * NF4_BYTES + (shape.total - shape.body) * 2 if quantized else shape.total * bytes_per_value
+    if shares > 1:
+        whole = (shape.total - shape.body) + 2 * shape.body / shape.layers
+        base = shape.total * bytes_per_value / shares + whole * bytes_per_value
     attention = shape.heads * shape.head_dim
     values = 2 * shape.hidden + 4 * attention + 4 * shape.mlp + work.longest
     block = work.step_tokens * (values * bytes_per_value + 2 * shape.hidden * 4) * HEAP
@@ -172,6 +183,8 @@ def check_memory(plan: Plan, settings: LoraSettings) -> None:
     steps = [f"lower workers.tokens_per_step (a forward pass has {plan.work.step_tokens:,} tokens now)"]
     if not plan.gradient_checkpointing:
         steps.append("set workers.gradient_checkpointing=true (a third more arithmetic)")
+    if plan.workers > 1 and not plan.shard_base:
+        steps.append(f"set workers.shard_base=true (the frozen base spread over {plan.workers} workers)")
     if settings.quantize == "none":
         steps.append(f"QLoRA: --set training.{plan.stage}.<tier>.quantize=nf4 (base in 4 bits; needs a GPU)")
     raise ResourceError(
