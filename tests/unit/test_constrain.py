@@ -103,7 +103,7 @@ def test_one_entity_has_no_relation(tokenizer):
 
 def test_what_is_forced_costs_no_step_of_the_model(tokenizer):
     constraint = grammars(tokenizer, "works_at").of_entities(entities(["Ana", "Bo"]))
-    answer = Answer([1], max_new_tokens=99, eos=[2], piece=lambda t: tokenizer.decode([t]), constraint=constraint)
+    answer = Answer([1], max_new_tokens=400, eos=[2], piece=lambda t: tokenizer.decode([t]), constraint=constraint)
     steps = 0
     open_brace = tokenizer.encode("[{", add_special_tokens=False)[-1]
     logits_V = np.zeros(len(tokenizer) + 7, dtype=np.float32)

@@ -74,6 +74,7 @@ def bundle(job: ExportJob) -> Figures:
     from ucotron_ray.export import bundle as contents  # noqa: PLC0415 - torch and transformers, in the task only
     from ucotron_ray.export import gguf, gguf_parity, onnx, parity, tasks  # noqa: PLC0415
     from ucotron_ray.models import base as base_models  # noqa: PLC0415
+    from ucotron_ray.models import served  # noqa: PLC0415
 
     assert job.bundle_directory is not None
     settings, directory = Export.model_validate(job.settings), Path(job.bundle_directory)
@@ -116,7 +117,7 @@ def bundle(job: ExportJob) -> Figures:
     best = tasks.best_decoding(decodings)
     report = {"figures": figures, "variants": variants, "decodings": decodings, "gguf": files, "missed": missed}
     write_json(directory / contents.PARITY, {**report, "settings": job.settings})
-    write_json(directory / contents.DECODING, {"default": best, "figures": decodings})
+    write_json(directory / served.DECODING, {"default": best, "figures": decodings})
     facts = {**job.facts, "graph sha256": file_hash(graph), "decoding": best}
     contents.write_card(directory, name=job.name, base=job.base_label, report=report, facts=facts)
     return figures | flat(variants) | flat(decodings, "decoding_") | flat(files, "gguf_")

@@ -71,7 +71,7 @@ class DataFile:
             return tensor
         offset = -(-self._file.tell() // PAGE) * PAGE
         self._file.write(b"\0" * (offset - self._file.tell()))
-        self._file.write(memoryview(array).cast("B"))
+        self._file.write(array.data)
         self._places[name] = (offset, array.nbytes)
         return self._tensor(name, name, array.dtype, array.shape)
 

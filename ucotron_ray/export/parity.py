@@ -72,18 +72,16 @@ def compare(
     model = load(model_directory)
     runner = OnnxRunner(graph, num_threads=num_threads)
     alone, batched, cached = _Differences(), _Differences(), _Differences()
-    for ids in [*prompts, *_other_lengths(prompts)]:
+    for ids in _other_lengths(prompts):
         alone.add(_logits(model, ids), runner.logits(ids))
-    for ids in prompts:
-        num_prefill = max(1, len(ids) - CACHED_STEPS)
-        cached.add(
-            runner.logits(ids)[num_prefill - 1 :],
-            runner.stepwise_logits(ids, num_prefill=num_prefill)[num_prefill - 1 :],
-        )
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
-        for ids, found_SV in zip(batch, runner.logits_of(batch), strict=True):
-            batched.add(_logits(model, ids), found_SV)
+        for ids, padded_SV in zip(batch, runner.logits_of(batch), strict=True):
+            reference_SV, found_SV = _logits(model, ids), runner.logits(ids)
+            alone.add(reference_SV, found_SV)
+            batched.add(reference_SV, padded_SV)
+            first = max(1, len(ids) - CACHED_STEPS)
+            cached.add(found_SV[first - 1 :], runner.stepwise_logits(ids, num_prefill=first)[first - 1 :])
     return {
         "prompts": float(len(prompts)),
         "positions": float(alone.positions),

@@ -164,8 +164,7 @@ def nibbles(blocks_NGB: Floats) -> tuple[Bytes, Floats, Bytes]:
 
 def _pairs(values: NDArray[np.floating]) -> Bytes:
     codes = values.astype(np.uint8)
-    paired: Bytes = codes[..., 0::2] | (codes[..., 1::2] << 4)
-    return paired
+    return np.bitwise_or(codes[..., 0::2], codes[..., 1::2] * np.uint8(16)).astype(np.uint8)
 
 
 def _nonzero(scales: Floats) -> Floats:
