@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 SEND_EVERY_SECONDS = 5.0
 CLOSE_SECONDS = 30.0
+ASK_SECONDS, FILE_SECONDS = 60, 600
+"""For a question to the registry, and for one file of a bundle: a server answers once it has kept all of it."""
+
 KEY_TAG = "ucotron.key"
 NO_TRACKING = "none"
 
@@ -188,7 +191,7 @@ class Registry:
                 "there is no registry", where="tracking.registry_uri, tracking.mlflow_uri", found=self.uri
             )
         with self._asking():
-            self._client = _client(where.uri, self.uri)
+            self._client = _client(where.uri, self.uri, timeout=ASK_SECONDS)
 
     def aliases(self) -> dict[str, str]:
         """Alias → version number. Empty where the model was never registered."""
@@ -220,6 +223,7 @@ class Registry:
 
     def upload(self, artifact: Artifact) -> str:
         """Log an artifact's files as a run of its own; where they are then."""
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FILE_SECONDS)
         with self._asking():
             experiment = _experiment(self._client, self._where)
             tags = {"mlflow.runName": f"upload {artifact.manifest.name}", "ucotron.content": artifact.manifest.content}
@@ -232,6 +236,7 @@ class Registry:
         """Copy what is at a version's `source` into a directory; where it lies there."""
         from mlflow.artifacts import download_artifacts  # noqa: PLC0415
 
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FILE_SECONDS)
         with self._asking():
             return Path(download_artifacts(artifact_uri=source, dst_path=str(directory), tracking_uri=self._where.uri))
 
@@ -352,10 +357,10 @@ def _send(pending: list[tuple[str, int, dict[str, Any]]], where: Destination, se
         write_json(directory / "sent.json", vars(sent))
 
 
-def _client(uri: str, registry_uri: str | None = None) -> "MlflowClient":
+def _client(uri: str, registry_uri: str | None = None, *, timeout: int = 10) -> "MlflowClient":
     # mlflow retries for minutes by default; the spool is our retry.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient  # noqa: PLC0415 - 1.2 s, and only who sends or asks the registry needs it
 

@@ -59,7 +59,8 @@ def test_a_bundle_goes_to_the_server_and_comes_back_whole_without_the_store(serv
         out, err = capsys.readouterr()
         return code, json.loads(out.splitlines()[-1]), err
 
-    assert call("promote", "good", "--data", str(data))[0] == 0
+    code, _, err = call("promote", "good", "--data", str(data))
+    assert code == 0, err
     code, result, _ = call("promote", "worse", "--data", str(data))
     assert (code, len(result["refused"])) == (1, 1)
     shutil.rmtree(store.path("bundle", "good"))
