@@ -214,15 +214,15 @@ class Registry:
             found = self._client.search_model_versions(f"name = '{self.model}'")
         return sorted(map(_version, found), key=lambda version: -int(version.number))
 
-    def register(self, source: str, tags: Mapping[str, str]) -> Version:
-        """A new version whose files are at `source`."""
+    def register(self, source: str, tags: Mapping[str, str], *, run: str | None = None) -> Version:
+        """A new version whose files are at `source`; a server wants to know the run that logged them."""
         with self._asking():
             if not self._client.search_registered_models(f"name = '{self.model}'"):
                 self._client.create_registered_model(self.model)
-            return _version(self._client.create_model_version(self.model, source, tags=dict(tags)))
+            return _version(self._client.create_model_version(self.model, source, run, tags=dict(tags)))
 
-    def upload(self, artifact: Artifact) -> str:
-        """Log an artifact's files as a run of its own; where they are then."""
+    def upload(self, artifact: Artifact) -> tuple[str, str]:
+        """Log an artifact's files as a run of its own; where they are then, and the run's id."""
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FILE_SECONDS)
         with self._asking():
             experiment = _experiment(self._client, self._where)
@@ -230,7 +230,7 @@ class Registry:
             run = self._client.create_run(experiment, tags=tags)
             self._client.log_artifacts(run.info.run_id, str(artifact.path), artifact.path.name)
             self._client.set_terminated(run.info.run_id)
-        return f"{str(run.info.artifact_uri).rstrip('/')}/{artifact.path.name}"
+        return f"{str(run.info.artifact_uri).rstrip('/')}/{artifact.path.name}", str(run.info.run_id)
 
     def download(self, source: str, directory: Path) -> Path:
         """Copy what is at a version's `source` into a directory; where it lies there."""

@@ -199,8 +199,8 @@ def _registered(models: Registry, bundle: Artifact, dataset_digest: str | None, 
         if version.tags.get(CONTENT_TAG) == bundle.manifest.content:
             return version
     upload = upload or models.uri.startswith(("http://", "https://"))
-    source = models.upload(bundle) if upload else bundle.path.as_uri()
-    return models.register(source, registry.tags_of(bundle, dataset_digest))
+    source, logged = models.upload(bundle) if upload else (bundle.path.as_uri(), None)
+    return models.register(source, registry.tags_of(bundle, dataset_digest), run=logged)
 
 
 def _leave_candidate(models: Registry, version: Version) -> None:
