@@ -183,15 +183,16 @@ class Registry:
 
     def __init__(self, where: Destination, place: Place, model: str, *, must_exist: bool = False) -> None:
         self.model = model
-        self._where = where
         self.uri = place.tracking.registry_uri or where.uri
+        # Files are logged where the registry is, wherever the runs are.
+        self._where = where if self.uri == where.uri else Destination(self.uri, where.experiment, None)
         database = self.uri.removeprefix("sqlite:///")
         if must_exist and database != self.uri and not Path(database).is_file():
             raise ConfigError(
                 "there is no registry", where="tracking.registry_uri, tracking.mlflow_uri", found=self.uri
             )
         with self._asking():
-            self._client = _client(where.uri, self.uri, timeout=ASK_SECONDS)
+            self._client = _client(self.uri, self.uri, timeout=ASK_SECONDS)
 
     def aliases(self) -> dict[str, str]:
         """Alias → version number. Empty where the model was never registered."""
@@ -238,7 +239,7 @@ class Registry:
 
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FILE_SECONDS)
         with self._asking():
-            return Path(download_artifacts(artifact_uri=source, dst_path=str(directory), tracking_uri=self._where.uri))
+            return Path(download_artifacts(artifact_uri=source, dst_path=str(directory), tracking_uri=self.uri))
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
         """Say more of a version."""
