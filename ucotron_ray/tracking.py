@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 SEND_EVERY_SECONDS = 5.0
 CLOSE_SECONDS = 30.0
+ASK_SECONDS, FILE_SECONDS = 60, 600
+"""For a question to the registry, and for one file of a bundle: a server answers once it has kept all of it."""
+
 KEY_TAG = "ucotron.key"
 NO_TRACKING = "none"
 
@@ -180,15 +183,16 @@ class Registry:
 
     def __init__(self, where: Destination, place: Place, model: str, *, must_exist: bool = False) -> None:
         self.model = model
-        self._where = where
         self.uri = place.tracking.registry_uri or where.uri
+        # Files are logged where the registry is, wherever the runs are.
+        self._where = where if self.uri == where.uri else Destination(self.uri, where.experiment, None)
         database = self.uri.removeprefix("sqlite:///")
         if must_exist and database != self.uri and not Path(database).is_file():
             raise ConfigError(
                 "there is no registry", where="tracking.registry_uri, tracking.mlflow_uri", found=self.uri
             )
         with self._asking():
-            self._client = _client(where.uri, self.uri)
+            self._client = _client(self.uri, self.uri, timeout=ASK_SECONDS)
 
     def aliases(self) -> dict[str, str]:
         """Alias → version number. Empty where the model was never registered."""
@@ -211,29 +215,31 @@ class Registry:
             found = self._client.search_model_versions(f"name = '{self.model}'")
         return sorted(map(_version, found), key=lambda version: -int(version.number))
 
-    def register(self, source: str, tags: Mapping[str, str]) -> Version:
-        """A new version whose files are at `source`."""
+    def register(self, source: str, tags: Mapping[str, str], *, run: str | None = None) -> Version:
+        """A new version whose files are at `source`; a server wants to know the run that logged them."""
         with self._asking():
             if not self._client.search_registered_models(f"name = '{self.model}'"):
                 self._client.create_registered_model(self.model)
-            return _version(self._client.create_model_version(self.model, source, tags=dict(tags)))
+            return _version(self._client.create_model_version(self.model, source, run, tags=dict(tags)))
 
-    def upload(self, artifact: Artifact) -> str:
-        """Log an artifact's files as a run of its own; where they are then."""
+    def upload(self, artifact: Artifact) -> tuple[str, str]:
+        """Log an artifact's files as a run of its own; where they are then, and the run's id."""
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FILE_SECONDS)
         with self._asking():
             experiment = _experiment(self._client, self._where)
             tags = {"mlflow.runName": f"upload {artifact.manifest.name}", "ucotron.content": artifact.manifest.content}
             run = self._client.create_run(experiment, tags=tags)
             self._client.log_artifacts(run.info.run_id, str(artifact.path), artifact.path.name)
             self._client.set_terminated(run.info.run_id)
-        return f"{str(run.info.artifact_uri).rstrip('/')}/{artifact.path.name}"
+        return f"{str(run.info.artifact_uri).rstrip('/')}/{artifact.path.name}", str(run.info.run_id)
 
     def download(self, source: str, directory: Path) -> Path:
         """Copy what is at a version's `source` into a directory; where it lies there."""
         from mlflow.artifacts import download_artifacts  # noqa: PLC0415
 
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FILE_SECONDS)
         with self._asking():
-            return Path(download_artifacts(artifact_uri=source, dst_path=str(directory), tracking_uri=self._where.uri))
+            return Path(download_artifacts(artifact_uri=source, dst_path=str(directory), tracking_uri=self.uri))
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
         """Say more of a version."""
@@ -352,10 +358,10 @@ def _send(pending: list[tuple[str, int, dict[str, Any]]], where: Destination, se
         write_json(directory / "sent.json", vars(sent))
 
 
-def _client(uri: str, registry_uri: str | None = None) -> "MlflowClient":
+def _client(uri: str, registry_uri: str | None = None, *, timeout: int = 10) -> "MlflowClient":
     # mlflow retries for minutes by default; the spool is our retry.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient  # noqa: PLC0415 - 1.2 s, and only who sends or asks the registry needs it
 

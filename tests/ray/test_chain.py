@@ -22,7 +22,10 @@ models: {fine_tuning: {slm: {local_model: MODEL}}}
 training: {sft: {slm: {epochs: 10, learning_rate: 3.0e-3, batch_size: 4, max_rows: 32, eval_rows: 4, save_steps: 5}}}
 graph: {source: GRAPH, min_relations: 0}
 evaluation: {data: HELDOUT, max_rows: 6, raw_rows: 3, end_to_end_rows: 2, max_new_tokens: 16, resamples: 50}
-export: {parity_rows: 2, parity_new_tokens: 8, task_rows: 2, task_new_tokens: 8, min_int8_agreement: 0.5, max_int8_size: 0.6}
+export:
+  # A model of a few thousand weights is no smaller in int8, and its tokenizer is of no family that llama.cpp knows.
+  {parity_rows: 2, parity_new_tokens: 8, task_rows: 2, task_new_tokens: 8, min_int8_agreement: 0.5, max_int8_size: 1.0,
+   gguf: []}
 """
 WEIGHTS = "adapter/adapter_model.safetensors"
 TIMEOUT = 400

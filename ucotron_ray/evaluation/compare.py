@@ -53,12 +53,12 @@ def scores_of_rows(rows: Sequence[RawRow], answers: Sequence[str]) -> list[RowSc
 
 def _row(row: RawRow, models: Sequence[Answered], index: int) -> dict[str, Any]:
     """What each model said to a row; the winner is the one with the best F1, or `tie`."""
-    said = {}
+    said: dict[str, dict[str, Any]] = {}
     for model in models:
         relations = parse_answer(model.answers[index])
         predicted = None if relations is None else [relation.model_dump() for relation in relations]
         said[model.label] = {"f1": f1_of(row, model.answers[index]), "predicted": predicted}
-    best = max(entry["f1"] for entry in said.values())
+    best = max(float(entry["f1"]) for entry in said.values())
     first = [label for label, entry in said.items() if entry["f1"] == best]
     return {
         "text": row.text,

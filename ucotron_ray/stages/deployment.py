@@ -112,7 +112,7 @@ def prove(
     learned = probe.learn(server, api_key=config.variable("UCOTRON_API_KEY"), namespace=namespace)
     strategy = str(learned.health.get("relation_strategy", "unknown"))
     # Without a model the server can only have guessed; of a GGUF model nobody knows the answer beforehand.
-    expected = [] if strategy == "co_occurrence" else None
+    expected: list[Relation] | None = [] if strategy == "co_occurrence" else None
     if strategy == "fireworks":
         expected = _own_answers(run, bundle, learned.rows, endpoint, key)
     found, why = probe.verdict(learned, expected)

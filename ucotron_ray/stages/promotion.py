@@ -59,7 +59,7 @@ def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
     models.tag(version, {GATES_TAG: json.dumps(found, ensure_ascii=False)})
     failed = [f"{gate['name']}: {gate['said']}" for gate in found if not gate["passed"]]
     event = {"bundle": bundle.manifest.name, "content": bundle.manifest.content, "version": version.number}
-    shown = {**event, "registered_model": models.model, "gates": found, "artifact": str(bundle.path)}
+    shown: dict[str, Any] = {**event, "registered_model": models.model, "gates": found, "artifact": str(bundle.path)}
     shown |= {"refused": failed, "previous": _number(champion), "changed": False}
     is_champion = champion is not None and champion.number == version.number
     if failed:
@@ -199,8 +199,8 @@ def _registered(models: Registry, bundle: Artifact, dataset_digest: str | None, 
         if version.tags.get(CONTENT_TAG) == bundle.manifest.content:
             return version
     upload = upload or models.uri.startswith(("http://", "https://"))
-    source = models.upload(bundle) if upload else bundle.path.as_uri()
-    return models.register(source, registry.tags_of(bundle, dataset_digest))
+    source, logged = models.upload(bundle) if upload else (bundle.path.as_uri(), None)
+    return models.register(source, registry.tags_of(bundle, dataset_digest), run=logged)
 
 
 def _leave_candidate(models: Registry, version: Version) -> None:
