@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check format bench test-slow test-faults clean
+.PHONY: help setup demo serve-demo test check format bench test-slow test-faults clean
 
 help: ## What there is to do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,6 +26,10 @@ demo: setup ## Graph and teacher → rows → fine-tuned model → scores → ON
 	$(BIN)/python -m ucotron_ray.graph.demo_world data/demo >&2
 	$(BIN)/ucotron-ray simulate-fireworks -- $(BIN)/ucotron-ray pipeline --recipe jobs/recipes/demo.yaml \
 	  --place cluster/places/laptop.yaml --set api.inference_base_url={url}/inference/v1 --json
+
+serve-demo: setup ## Serve the demo's bundle on http://127.0.0.1:8000/v1, until Ctrl-C (runs `demo` first if there is none)
+	test -f store/bundle/demo/manifest.json || $(MAKE) demo
+	$(BIN)/ucotron-ray serve demo --place cluster/places/laptop.yaml
 
 check: setup ## Format, lint, types
 	$(BIN)/ruff format --check .
@@ -50,6 +54,8 @@ bench: setup ## Measure what README claims
 	$(BIN)/python -m tests.benchmarks.synthesis
 	$(BIN)/python -m tests.benchmarks.generators
 	$(BIN)/python -m tests.benchmarks.training
+	test -f store/bundle/demo/manifest.json || $(MAKE) demo
+	$(BIN)/python -m tests.benchmarks.serving store/bundle/demo
 	store=$$(mktemp -d) && $(BIN)/python -m tests.benchmarks.projection $$store --minutes 60; rm -rf $$store
 
 clean: ## Remove the store, generated data and caches (not .venv)

@@ -2,6 +2,8 @@
 
 import os
 import socket
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("tiny") / "qwen2", "qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """For a family the directory of a bundle, made once. Tracing warns about every branch of the model's code."""
+    from tests.tiny_models import save_tiny_bundle
+
+    @cache
+    def made(family: str) -> Path:
+        return save_tiny_bundle(tmp_path_factory.mktemp(family), family)
+
+    return made
 
 
 @pytest.fixture(scope="session")

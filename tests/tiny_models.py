@@ -1,5 +1,6 @@
 """Tiny random language models with tokenizers trained on the tests' own text. They speak no language."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -8,7 +9,10 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from ucotron_ray import wire
+from ucotron_ray.artifacts import Request, Result, Store, write_json
+from ucotron_ray.export import bundle, onnx
 from ucotron_ray.graph import demo_world
+from ucotron_ray.models import base as base_models
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -41,6 +45,18 @@ def save_tiny(directory: Path, family: str) -> Path:
     return directory
 
 
+def save_tiny_bundle(directory: Path, family: str) -> Path:
+    """A bundle with the float32 graph of a random model; `merged` beside it is the model itself. It has no manifest."""
+    base = base_models.resolve(str(save_tiny(directory / "base", family)))
+    onnx.merge(base, None, directory / "merged")
+    graph = onnx.export(directory / "merged", directory / "bundle", opset=18)
+    tokenizer = base_models.load_tokenizer(base_models.resolve(str(directory / "merged")))
+    base_models.save_tokenizer(tokenizer, graph.parent)
+    io = onnx.io_contract(graph, graph.parent / "config.json", eos=tokenizer.eos_token_id)
+    bundle.write_contracts(graph.parent, tokenizer=tokenizer, io=io, name="tiny", predicates=["works_at", "lives_in"])
+    return graph.parent
+
+
 def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
     """Byte-level BPE over prompts of the demo's world; only `qwen3` knows a thinking mode."""
     rows = list(demo_world.rows(demo_world.graph_world(1), 60, seed=1))
@@ -65,3 +81,14 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
         chat_template=CHATML.replace("THINK", thinking),
         clean_up_tokenization_spaces=False,
     )
+
+
+def publish_bundle(store: Path, name: str, files: Path, note: str, *, decoding: str = "entities") -> Path:
+    """A bundle with these files under a name; another note makes it another one."""
+    with Store(store).building(Request("bundle", name, {"note": note}), replace=True) as build:
+        if build.artifact is None:
+            shutil.copytree(files, build.path, dirs_exist_ok=True)
+            write_json(build.path / "decoding.json", {"default": decoding})
+            (build.path / "note.txt").write_text(note, encoding="utf-8")
+            build.publish(Result({}, {}, ["a random model, for tests"]))
+    return store / "bundle" / name

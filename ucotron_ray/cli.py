@@ -14,14 +14,18 @@ from ucotron_ray.errors import Stopped, UcotronRayError
 from ucotron_ray.verbs import (
     chain,
     data,
+    deploy,
     estimating,
     evaluation,
     export,
     fireworks,
     inspection,
     projection,
+    registry,
+    serving,
     simulators,
     training,
+    tuning,
     validation,
 )
 from ucotron_ray.verbs.flags import Handler
@@ -73,8 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     training.add_sft(verbs)
     training.add_dpo(verbs)
     projection.add_projection(verbs)
+    tuning.add_tune(verbs)
     evaluation.add_evaluate(verbs)
+    evaluation.add_compare(verbs)
     export.add_export(verbs)
+    registry.add_promote(verbs)
+    registry.add_rollback(verbs)
+    registry.add_pull(verbs)
+    deploy.add_deploy(verbs)
+    serving.add_serve(verbs)
     chain.add_pipeline(verbs)
     fireworks.add_fireworks(verbs)
     estimating.add_estimate(verbs)

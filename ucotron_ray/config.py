@@ -297,6 +297,7 @@ class Evaluation(Section):
     data: str | None
     max_rows: Count | None
     raw_rows: NonNegative
+    end_to_end_rows: NonNegative
     max_new_tokens: Count
     base: bool
     resamples: Count
@@ -304,13 +305,36 @@ class Evaluation(Section):
 
 
 class Export(Section):
-    """ONNX export and its parity gates."""
+    """What a bundle holds, and the gates that it has to pass."""
 
     opset: Annotated[int, Field(ge=14, le=20)]
+    variants: list[Literal["int8", "int4"]]
+    block: Literal[16, 32, 64, 128, 256]
+    gguf: list[Literal["f16", "q8_0"]]
+    decodings: list[Literal["free", "entities", "vocabulary"]]
+    predicates: list[Text] | None
     parity_rows: Count
     parity_new_tokens: Count
+    task_rows: Count
+    task_new_tokens: Count
     max_logit_difference: Positive
+    max_mean_logit_difference: Positive
+    min_top1_agreement: Share
     min_greedy_match: Share
+    min_int8_agreement: Share
+    max_int8_f1_drop: Share
+    max_int8_size: Share
+    min_gguf_match: Share
+
+
+class Promotion(Section):
+    """What a bundle has to reach before the alias `champion` moves to it (reference §4.10). Shares from 0 to 1."""
+
+    significance: Annotated[float, Field(gt=0, lt=1)]
+    max_f1_loss: Share
+    min_valid_answers: Share
+    min_schema_answers: Share
+    max_invented_gain: Share
 
 
 class Projection(Section):
@@ -335,6 +359,58 @@ class Projection(Section):
     target: Positive
     opset: Annotated[int, Field(ge=17, le=20)]
     seed: NonNegative
+
+
+class Span(Section):
+    """Values between two bounds, evenly spread over their logarithms unless `log` is false."""
+
+    low: Positive
+    high: Positive
+    log: bool = True
+
+
+Choices = list[bool | int | float | str | None]
+
+
+class Confirmation(Section):
+    """The best trials of each tier again with other seeds: the best mean wins. `top` 0 = no such trials."""
+
+    top: NonNegative
+    seeds: list[NonNegative]
+
+
+class Space(Section):
+    """What is searched, by the name of the setting; an empty list = it stays what the recipe says."""
+
+    sft: dict[str, Span | Choices]
+    dpo: dict[str, Span | Choices]
+    projection: dict[str, Span | Choices]
+
+
+class Tuning(Section):
+    """A sweep. Its time unit is the optimizer step."""
+
+    tiers: list[Tier] | None
+    search: Literal["grid", "random", "optuna"]
+    trials: Count
+    seed: NonNegative
+    space: Space
+    scheduler: Literal["asha", "none"]
+    report_steps: Count | None
+    grace_steps: Count | None
+    reduction_factor: Annotated[int, Field(ge=2)]
+    f1_rows: Count
+    max_new_tokens: Count
+    confirm: Confirmation
+
+
+class Tuned(Section):
+    """What a sweep says about the settings that it chose. Changes nothing: the settings themselves stand beside it."""
+
+    stage: Literal["sft", "dpo", "projection"]
+    sweep: Text
+    recipe: Text
+    winners: dict[str, dict[str, bool | int | float | str | list[int] | None]]
 
 
 class Api(Section):
@@ -385,6 +461,8 @@ class Tracking(Section):
     wandb_project: str | None
     mlflow_uri: str | None
     experiment: Text
+    registry_uri: str | None
+    registered_model: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^'\"/:]+$")]
 
 
 class Recipe(Section):
@@ -397,7 +475,10 @@ class Recipe(Section):
     graph: Graph
     evaluation: Evaluation
     export: Export
+    promotion: Promotion
     projection: Projection
+    tuning: Tuning
+    tuned: Tuned | None
 
     @property
     def tier_model(self) -> TierModel:
@@ -447,12 +528,55 @@ class Workers(Section):
     max_failures: NonNegative
 
 
+class Serving(Section):
+    """The endpoint that the Ucotron server calls."""
+
+    host: Text
+    port: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)]
+    key_variable: Text | None
+    backend: Literal["auto", "onnx", "transformers"]
+    variant: Literal["fp32", "int8", "int4"]
+    decoding: Literal["auto", "free", "entities", "vocabulary"]
+    num_replicas: Count
+    cpus_per_replica: Positive | None
+    gpus_per_replica: Annotated[float, Field(ge=0)] | None
+    max_batch: Count
+    max_queue: NonNegative
+    deadline: Annotated[float, Field(gt=0, lt=30)]
+    max_body_kb: Count
+    max_prompt_tokens: Count
+    max_tokens: Count
+    drain: Annotated[float, Field(ge=0)]
+    watch: Positive
+
+
+class TrialShare(Section):
+    """What one trial of a tier holds, and how many there are at once. null = what `workers` says; as many as fit."""
+
+    num_workers: Count | None
+    cpus_per_worker: Positive | None
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None
+    at_once: Count | None
+
+
+class Trials(Section):
+    """The trials of a sweep. Tiers come one after the other, or `side_by_side`, each within its own share."""
+
+    slm: TrialShare
+    small: TrialShare
+    medium: TrialShare
+    projection: TrialShare
+    side_by_side: bool
+
+
 class Place(Section):
     """Where a run happens. Nothing in it changes the result."""
 
     store: Text
     ray: RayPlace
     workers: Workers
+    serving: Serving
+    trials: Trials
     api: Api
     output: Output
     polling: Polling
@@ -466,11 +590,20 @@ class Config(Section):
     place: Place
 
 
-def load(*, recipe: Path | None = None, place: Path | None = None, overrides: Iterable[tuple[str, Any]] = ()) -> Config:
-    """Read and check everything. Raises ConfigError that names the key, what was expected and what was found."""
+def load(
+    *,
+    recipe: Path | None = None,
+    place: Path | None = None,
+    overrides: Iterable[tuple[str, Any]] = (),
+    overlays: Iterable[Path] = (),
+) -> Config:
+    """Read and check everything; `overlays` are further recipes, each over the ones before.
+
+    Raises ConfigError that names the key, what was expected and what was found.
+    """
     merged = read_yaml(Path(__file__).parent / "defaults.yaml")
-    if recipe is not None:
-        merged = _merge(merged, _checked_file(recipe, forbidden=PLACE_ONLY, home="a place file"))
+    for file in (*filter(None, (recipe,)), *overlays):
+        merged = _merge(merged, _checked_file(file, forbidden=PLACE_ONLY, home="a place file"))
     if place is not None:
         merged = _merge(merged, _checked_file(place, forbidden=RECIPE_ONLY, home="a recipe file"))
     for key, value in overrides:
@@ -480,6 +613,12 @@ def load(*, recipe: Path | None = None, place: Path | None = None, overrides: It
         _check_keys(nested, where=f"--set {key}")
         merged = _merge(merged, nested)
     return _validated(merged)
+
+
+def with_overlay(config: Config, overlay: Mapping[str, Any]) -> Config:
+    """The same configuration with some recipe settings over it, checked like a file's."""
+    _check_keys(overlay, where="the overlay")
+    return _validated(_merge({**config.recipe.model_dump(), **config.place.model_dump()}, overlay))
 
 
 def parse_override(text: str) -> tuple[str, Any]:

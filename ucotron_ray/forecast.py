@@ -55,7 +55,8 @@ def every_stage(run: Run, rates: Rates, *, skip_train: bool = False, skip_export
         gpu = estimate.tables()["assumed_gpu"]
         seconds = estimate.training_seconds(run.config, params, tokens, rates, gpu)[0] if params and is_known else None
         stages.append(Stage("sft", f"adapter/{run.name}", seconds / 60 if seconds is not None else None, tokens))
-    answers = (recipe.evaluation.max_rows or 0) + recipe.evaluation.raw_rows + GUIDE_PROMPTS
+    settings = recipe.evaluation
+    answers = (settings.max_rows or 0) + settings.raw_rows + settings.end_to_end_rows + GUIDE_PROMPTS
     for stage, name in (("evaluate", run.name), ("evaluate-base", f"{run.name}-base")):
         if stage == "evaluate" or recipe.evaluation.base:
             rate = rates.seconds_per_answer.get(stage)

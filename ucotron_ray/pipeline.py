@@ -13,7 +13,18 @@ from ucotron_ray.errors import InputError, MissingArtifact
 from ucotron_ray.graph.export import is_server, read_file
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
-from ucotron_ray.stages import datasets, export, models, preferences, requirements, scoring, synthesis, training
+from ucotron_ray.stages import (
+    datasets,
+    export,
+    models,
+    preferences,
+    requirements,
+    scoring,
+    subjects,
+    synthesis,
+    training,
+    tuning,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +41,7 @@ class Options:
     skip_export: bool = False
     data_dir: Path | None = None
     output_dir: Path | None = None
+    tune: bool = False
 
 
 def check(run: Run, options: Options) -> base_models.BaseModel:
@@ -37,6 +49,8 @@ def check(run: Run, options: Options) -> base_models.BaseModel:
     needed = ["ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf"]
     if not options.skip_export:
         needed += ["optimum", "onnx", "onnxruntime"]
+    if options.tune:
+        needed.append("matplotlib")
     requirements.require_packages(*needed)
     if options.skip_generate or options.data_dir is not None:
         _files(run, options)
@@ -55,6 +69,7 @@ def execute(run: Run, options: Options) -> dict[str, Any]:
     dataset = dataset_stage(run, options)
     # Read it before the long part: a wrong path should not cost a training run.
     data = datasets.held_out(run, run.config.recipe.evaluation.data, dataset)
+    sweep = tune_stage(run, options, dataset)
     adapter = adapter_stage(run, options, dataset, base)
     tuned = scoring.scores_of(scoring.evaluate(run, run.name, base, adapter, data))
     original, before_dpo = base, tuned
@@ -65,6 +80,8 @@ def execute(run: Run, options: Options) -> dict[str, Any]:
         if keeps_dpo(run, before_dpo, after):
             base, adapter, tuned = aligned_base, aligned, after
     result: dict[str, Any] = {"adapter": str(adapter.path)}
+    if sweep is not None:
+        result["sweep"] = str(sweep.path)
     if aligned is not None:
         f1 = {"sft_f1": before_dpo["overall"]["f1"], "f1": after["overall"]["f1"]}
         result["dpo"] = {**f1, "kept": adapter is aligned, **aligned.manifest.metrics}
@@ -107,6 +124,15 @@ def teacher_rows(run: Run) -> synthesis.Wanted | None:
     """The rows that the recipe wants from a teacher beside those of the graph."""
     count = run.config.recipe.generation.in_pipeline
     return synthesis.wanted(run, "relation_extraction", count, None, name=f"{run.name}-teacher") if count else None
+
+
+def tune_stage(run: Run, options: Options, dataset: Artifact) -> Artifact | None:
+    """With `--tune` the sweep of the run's tier; from then on the run has the settings that it chose."""
+    if not options.tune:
+        return None
+    made = tuning.tune(run, subjects.sft_subject(run, dataset))
+    run.config = tuning.with_winner(run, made)
+    return made
 
 
 def adapter_stage(run: Run, options: Options, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
@@ -175,7 +201,7 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
                 f"--skip-train needs the adapter '{run.name}'", where=str(run.store.root), next_step="train it first"
             )
         steps.append({"stage": "sft", "artifact": f"adapter/{run.name}", "action": "skip"})
-    elif dataset is not None:
+    elif dataset is not None and _planned_sweep(run, options, dataset, steps):
         adapter = _step(run, steps, "sft", training.sft_request(run, dataset, base))
     else:
         _unknown(run, steps, "sft", "adapter", run.name)
@@ -200,6 +226,16 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
     else:
         _unknown(run, steps, "export", "bundle", run.name)
     return steps
+
+
+def _planned_sweep(run: Run, options: Options, dataset: Artifact, steps: list[dict[str, str]]) -> bool:
+    """Adds the sweep to the steps, if one is wanted; whether the settings of what follows are known."""
+    if not options.tune:
+        return True
+    made = _step(run, steps, "tune", tuning.request(run, subjects.sft_subject(run, dataset)))
+    if made is not None:
+        run.config = tuning.with_winner(run, made)
+    return made is not None
 
 
 def _scorings(run: Run, adapter: Artifact | None) -> list[tuple[str, str, Artifact | None]]:

@@ -60,7 +60,9 @@ def measured(store: Store) -> Rates:
         elif manifest.kind == "adapter" and manifest.counts.get("tokens"):
             _add_training(rates, artifact, seconds)
         elif (
-            manifest.kind == "scores" and manifest.counts.get("predictions") and "remote" not in manifest.recipe_fields
+            manifest.kind == "scores"
+            and manifest.counts.get("predictions")
+            and not {"remote", "source"} & manifest.recipe_fields.keys()
         ):
             is_tuned = any(entry.role == "adapter" for entry in manifest.inputs)
             per_answer = seconds / manifest.counts["predictions"]

@@ -5,11 +5,12 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import ray
 
@@ -28,6 +29,12 @@ WORKER_ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     # The default of 2 s would hold every report back that long; each poll takes time from the workers.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
+    # A sweep has its own record, TensorBoard files and MLflow runs.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A stopped trial that does not end by itself is killed after so many seconds; by default it is waited for.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "15",
+    # How many trials may be starting; how many there are is the sweep's own business.
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",
 }
 
 
@@ -122,6 +129,18 @@ def check_resources(workers: Workers) -> None:
         )
 
 
+def room_for(workers: Workers) -> int:
+    """How many such workers the living nodes hold together."""
+    one = worker_resources(workers).as_ray()
+    return sum(_fitting(one, node["Resources"]) for node in ray.nodes() if node["Alive"])
+
+
+def groups_on_gpus(workers: Workers) -> int:
+    """How many such groups of workers the cluster's GPUs hold; 1 for workers without any."""
+    gpus = worker_resources(workers).gpus * workers.num_workers
+    return max(1, math.floor(ray.cluster_resources().get("GPU", 0.0) / gpus)) if gpus else 1
+
+
 def accelerator() -> str | None:
     """The type of the cluster's GPUs as Ray names it (`H100`); None if there is none, or more than one type."""
     prefix = "accelerator_type:"
@@ -178,6 +197,30 @@ def stopping(request: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def aside(work: Callable[[], Any]) -> Any:
+    """Do the work in a thread: in the main thread Ray has a handler of its own for Ctrl-C, which ends with exit 0."""
+    done: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            done["result"] = work()
+        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread, whatever it is
+            done["error"] = error
+
+    thread = threading.Thread(target=run, name="aside", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(1.0)
+    if "error" in done:
+        raise done["error"]
+    return done["result"]
+
+
+def set_environment(values: Mapping[str, object]) -> None:
+    """Set variables of this process, for libraries that ask for nothing else."""
+    os.environ.update({name: str(value) for name, value in values.items()})
+
+
 def cause_of(
     error: BaseException, problem: str, *, next_step: str, where: str | None = None, lost_is_stop: bool = False
 ) -> UcotronRayError:
@@ -217,12 +260,12 @@ def _own_error(error: BaseException) -> UcotronRayError | None:
     return None
 
 
-def set_up_worker(log_file: str) -> None:
+def set_up_worker(log_file: str, *, prefix: str = "") -> None:
     """Logging of a worker: our own lines into the run's log, which the driver follows and which outlives Ray."""
     path = Path(log_file)
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(logging.Formatter(prefix.replace("%", "%%") + "%(message)s"))
     logger = logging.getLogger("ucotron_ray")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from ucotron_ray.artifacts import Artifact, write_json
 from ucotron_ray.config import Place
@@ -27,11 +28,15 @@ from ucotron_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
 
 SEND_EVERY_SECONDS = 5.0
 CLOSE_SECONDS = 30.0
+ASK_SECONDS, FILE_SECONDS = 60, 600
+"""For a question to the registry, and for one file of a bundle: a server answers once it has kept all of it."""
+
 KEY_TAG = "ucotron.key"
 NO_TRACKING = "none"
 
@@ -154,6 +159,122 @@ class Sender:
                 return
 
 
+@dataclass(frozen=True)
+class Version:
+    """A version of the registered model. `source` is where its files are: a file URI, or one of MLflow's."""
+
+    number: str
+    source: str
+    tags: dict[str, str]
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the files are, if that is a directory that this machine can see."""
+        path = Path(unquote(urlsplit(self.source).path)) if urlsplit(self.source).scheme in ("file", "") else None
+        return path if path is not None and path.is_dir() else None
+
+
+class Registry:
+    """The versions of one registered model and their aliases, at MLflow.
+
+    Every call raises ConfigError where MLflow cannot be asked. With `must_exist` a database that is not there is not
+    made: somebody who only reads has named the wrong one.
+    """
+
+    def __init__(self, where: Destination, place: Place, model: str, *, must_exist: bool = False) -> None:
+        self.model = model
+        self.uri = place.tracking.registry_uri or where.uri
+        # Files are logged where the registry is, wherever the runs are.
+        self._where = where if self.uri == where.uri else Destination(self.uri, where.experiment, None)
+        database = self.uri.removeprefix("sqlite:///")
+        if must_exist and database != self.uri and not Path(database).is_file():
+            raise ConfigError(
+                "there is no registry", where="tracking.registry_uri, tracking.mlflow_uri", found=self.uri
+            )
+        with self._asking():
+            self._client = _client(self.uri, self.uri, timeout=ASK_SECONDS)
+
+    def aliases(self) -> dict[str, str]:
+        """Alias → version number. Empty where the model was never registered."""
+        with self._asking():
+            names = [entry.name for entry in self._client.search_registered_models(f"name = '{self.model}'")]
+            found = self._client.get_registered_model(self.model).aliases if names else {}
+        return {str(alias): str(number) for alias, number in dict(found).items()}
+
+    def version(self, alias: str) -> Version | None:
+        """What an alias points to."""
+        number = self.aliases().get(alias)
+        if number is None:
+            return None
+        with self._asking():
+            return _version(self._client.get_model_version(self.model, number))
+
+    def versions(self) -> list[Version]:
+        """All versions, the newest first."""
+        with self._asking():
+            found = self._client.search_model_versions(f"name = '{self.model}'")
+        return sorted(map(_version, found), key=lambda version: -int(version.number))
+
+    def register(self, source: str, tags: Mapping[str, str], *, run: str | None = None) -> Version:
+        """A new version whose files are at `source`; a server wants to know the run that logged them."""
+        with self._asking():
+            if not self._client.search_registered_models(f"name = '{self.model}'"):
+                self._client.create_registered_model(self.model)
+            return _version(self._client.create_model_version(self.model, source, run, tags=dict(tags)))
+
+    def upload(self, artifact: Artifact) -> tuple[str, str]:
+        """Log an artifact's files as a run of its own; where they are then, and the run's id."""
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FILE_SECONDS)
+        with self._asking():
+            experiment = _experiment(self._client, self._where)
+            tags = {"mlflow.runName": f"upload {artifact.manifest.name}", "ucotron.content": artifact.manifest.content}
+            run = self._client.create_run(experiment, tags=tags)
+            self._client.log_artifacts(run.info.run_id, str(artifact.path), artifact.path.name)
+            self._client.set_terminated(run.info.run_id)
+        return f"{str(run.info.artifact_uri).rstrip('/')}/{artifact.path.name}", str(run.info.run_id)
+
+    def download(self, source: str, directory: Path) -> Path:
+        """Copy what is at a version's `source` into a directory; where it lies there."""
+        from mlflow.artifacts import download_artifacts  # noqa: PLC0415
+
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FILE_SECONDS)
+        with self._asking():
+            return Path(download_artifacts(artifact_uri=source, dst_path=str(directory), tracking_uri=self.uri))
+
+    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Say more of a version."""
+        with self._asking():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(self.model, version.number, key, value)
+
+    def point(self, alias: str, version: Version | None) -> None:
+        """Move an alias; None takes it away."""
+        with self._asking():
+            if version is not None:
+                self._client.set_registered_model_alias(self.model, alias, version.number)
+            elif alias in self._client.get_registered_model(self.model).aliases:
+                self._client.delete_registered_model_alias(self.model, alias)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            raise ConfigError(
+                "the registry cannot be asked",
+                where=self.uri,
+                found=str(error).splitlines()[0],
+                next_step="start the MLflow server, or correct tracking.registry_uri or tracking.mlflow_uri",
+            ) from error
+
+
+def _version(found: "ModelVersion") -> Version:
+    tags = {str(key): str(value) for key, value in found.tags.items()}
+    return Version(str(found.version), str(found.source), tags)
+
+
 @dataclass
 class _Sent:
     """How far the spool was sent."""
@@ -224,21 +345,8 @@ def send_pending(directory: Path, destination: Destination) -> bool:
 
 
 def _send(pending: list[tuple[str, int, dict[str, Any]]], where: Destination, sent: _Sent, directory: Path) -> None:
-    # mlflow retries for minutes by default; the spool is our retry.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient  # noqa: PLC0415 - 1.2 s, and only the sending thread needs it
-
-    for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    client = MlflowClient(tracking_uri=where.uri)
-    experiment = client.get_experiment_by_name(where.experiment)
-    experiment_id = (
-        experiment.experiment_id
-        if experiment
-        else client.create_experiment(where.experiment, artifact_location=where.artifact_location)
-    )
+    client = _client(where.uri)
+    experiment_id = _experiment(client, where)
     for start in range(0, len(pending), _BATCH):
         batch = pending[start : start + _BATCH]
         _send_metrics(client, experiment_id, [event for _, _, event in batch if event["type"] == "metrics"], sent)
@@ -248,6 +356,29 @@ def _send(pending: list[tuple[str, int, dict[str, Any]]], where: Destination, se
         for name, offset, _ in batch:
             sent.offsets[name] = max(offset, sent.offsets.get(name, 0))
         write_json(directory / "sent.json", vars(sent))
+
+
+def _client(uri: str, registry_uri: str | None = None, *, timeout: int = 10) -> "MlflowClient":
+    # mlflow retries for minutes by default; the spool is our retry.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient  # noqa: PLC0415 - 1.2 s, and only who sends or asks the registry needs it
+
+    for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
+
+
+def _experiment(client: "MlflowClient", where: Destination) -> str:
+    experiment = client.get_experiment_by_name(where.experiment)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    location = where.artifact_location
+    if location is None and where.uri.startswith("sqlite:///"):
+        # Without a place of its own MLflow would write below the working directory of whoever sends first.
+        location = (Path(where.uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
+    return str(client.create_experiment(where.experiment, artifact_location=location))
 
 
 def _send_metrics(client: "MlflowClient", experiment_id: str, events: list[dict[str, Any]], sent: _Sent) -> None:

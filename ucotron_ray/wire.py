@@ -112,14 +112,18 @@ def parse_answer(answer: str) -> list[Relation] | None:
     `relations.rs:518-559`: trim, slice from the first `[` to the last `]`, parse, keep the items whose subject,
     predicate and object are strings; a confidence that is absent or no number becomes 0.5; clamp to [0, 1].
     """
+    items = answer_items(answer)
+    return None if items is None else [relation for item in items if (relation := _relation(item)) is not None]
+
+
+def answer_items(answer: str) -> list[object] | None:
+    """The items of the JSON array that the server finds in an answer, whatever they are; None where it finds none."""
     body = answer.strip()
     start, end = body.find("["), body.rfind("]")
     if 0 <= start < end:
         body = body[start : end + 1]
     items = _strict_json(body)
-    if not isinstance(items, list):
-        return None
-    return [relation for item in items if (relation := _relation(item)) is not None]
+    return items if isinstance(items, list) else None
 
 
 def parse_prompt(prompt: str) -> tuple[str, list[Entity]] | None:

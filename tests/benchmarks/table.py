@@ -341,3 +341,54 @@ def _targets(result: dict[str, Any]) -> list[tuple[str, str]]:
             f"{result['answered_twice']} answered twice",
         )
     ]
+
+
+def serving_table(directory: Path = RESULTS) -> str:
+    """One line a figure of the endpoint, for the results that are there."""
+    lines = ["| what | measured | commit |", "|---|---|---|"]
+    for name, describe in (("load", _load), ("swap", _swap), ("kill", _kill)):
+        path = directory / f"serving_{name}.json"
+        if path.is_file():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            lines += [f"| {what} | {figure} | {result['commit'][:7]} |" for what, figure in describe(result)]
+    return "\n".join(lines)
+
+
+def _load(result: dict[str, Any]) -> list[tuple[str, str]]:
+    served, runner = result["served"], result["direct"]["runner"]
+    latency = served["latency_seconds"]
+    return [
+        (
+            f"{result['clients']} clients, {served['seconds']:.0f} s: requests, failed, p50 and p95",
+            f"{served['requests']}, {served['failed']} failed, {latency['p50']:.1f} s, {latency['p95']:.1f} s",
+        ),
+        (
+            "answers a second, the same runner called directly on the same requests beside it",
+            f"{served['answers_per_second']:.2f}, directly {runner['answers_per_second']:.2f} "
+            f"({result['share_of_the_runner']:.0%} of it)",
+        ),
+        (
+            "processor time of the process that made the load",
+            f"{served['load_process_cpu_seconds']:.1f} s",
+        ),
+    ]
+
+
+def _swap(result: dict[str, Any]) -> list[tuple[str, str]]:
+    took = ", ".join(f"{seconds:.1f}" for seconds in result["seconds_from_publishing_to_answering"])
+    return [
+        (
+            f"two exchanges of the bundle under {result['clients']} clients: requests, failed; seconds each",
+            f"{result['requests']}, {result['failed']} failed; {took}",
+        )
+    ]
+
+
+def _kill(result: dict[str, Any]) -> list[tuple[str, str]]:
+    outcomes = ", ".join(f"{count} × {name}" for name, count in result["outcomes"].items())
+    return [
+        (
+            f"kill -9 of one of two replicas under {result['clients']} clients: how requests ended; seconds until two again",
+            f"{outcomes}; {result['seconds_until_two_processes']:.1f}",
+        )
+    ]

@@ -21,8 +21,11 @@ RECIPE = """
 models: {fine_tuning: {slm: {local_model: MODEL}}}
 training: {sft: {slm: {epochs: 10, learning_rate: 3.0e-3, batch_size: 4, max_rows: 32, eval_rows: 4, save_steps: 5}}}
 graph: {source: GRAPH, min_relations: 0}
-evaluation: {data: HELDOUT, max_rows: 6, raw_rows: 3, max_new_tokens: 16, resamples: 50}
-export: {parity_rows: 2, parity_new_tokens: 8}
+evaluation: {data: HELDOUT, max_rows: 6, raw_rows: 3, end_to_end_rows: 2, max_new_tokens: 16, resamples: 50}
+export:
+  # A model of a few thousand weights is no smaller in int8, and its tokenizer is of no family that llama.cpp knows.
+  {parity_rows: 2, parity_new_tokens: 8, task_rows: 2, task_new_tokens: 8, min_int8_agreement: 0.5, max_int8_size: 1.0,
+   gguf: []}
 """
 WEIGHTS = "adapter/adapter_model.safetensors"
 TIMEOUT = 400
@@ -84,11 +87,19 @@ def test_chain_leaves_every_artifact_with_its_lineage_and_its_figures(place):
     assert set(scores["groups"]) == {"seen", "unseen"}
     assert scores["guide"]["rows"] == 5
     assert scores["raw"]["rows"] == 3
+    assert scores["end_to_end"]["rows"] == 2
     predictions = (store.get("scores", "chain").path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(predictions) == 6 + 5 + 3
+    assert len(predictions) == 6 + 5 + 3 + 2
     bundle = store.get("bundle", "chain")
     assert {
         "model.onnx",
+        "model_int8.onnx",
+        "model_int8.onnx_data",
+        "model_int4.onnx",
+        "gguf/f16/chain-f16.gguf",
+        "gguf/q8_0/chain-q8_0.gguf",
+        "decoding.json",
+        "relations.json",
         "io_contract.json",
         "prompt_contract.json",
         "tokenizer.json",
@@ -126,6 +137,24 @@ def test_second_run_reuses_every_stage_and_needs_no_ray(place, ray_head):
     assert second["stderr"].count(": reuse ") == 6
     for key in ("base_f1", "tuned_f1", "bundle", "mlflow_run"):
         assert second[key] == first[key]
+
+
+def test_compare_takes_the_scores_of_the_chain_and_asks_the_bundle(place, ray_head, tiny_model):
+    store = Store(place["store"])
+    before = set(store.names("scores"))
+    where = ["--recipe", str(place["recipe"]), "--set", f"store={place['store']}"]
+    models = [str(tiny_model), "chain", "bundle/chain", "co-occurrence"]
+    result = finished(start(ray_head, "compare", *models, *where))
+    assert list(result["models"]) == ["qwen2", "chain", "bundle/chain", "co-occurrence"]
+    # Base and adapter were scored by the chain already; new are the bundle, the guesses, and the comparison.
+    assert len(set(store.names("scores")) - before) == 3
+    assert result["models"]["bundle/chain"]["rows"] == 6
+    page = Path(result["report"]).read_text(encoding="utf-8")
+    assert "Alice works at Google" in page
+    # A model that has learned nothing is not promoted, whatever else it is.
+    refused = finished(start(ray_head, "promote", "chain", *where), code=1)
+    assert refused["refused"]
+    assert "champion" not in refused["stderr"].split("champion stays")[0]
 
 
 def test_another_learning_rate_stops_with_the_field_named(place, ray_head):
@@ -236,6 +265,14 @@ def test_a_plain_model_directory_is_exported_and_copied_out(place, ray_head, tin
         "export.parity_rows=2",
         "--set",
         "export.parity_new_tokens=4",
+        "--set",
+        "export.task_rows=2",
+        "--set",
+        "export.task_new_tokens=4",
+        "--set",
+        "export.variants=[]",
+        "--set",
+        "export.gguf=[]",
     ]
     result = finished(start(ray_head, *arguments))
     assert result["parity"] is True

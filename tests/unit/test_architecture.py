@@ -10,9 +10,13 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "ucotron_ray"
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
-STAGES = ("training", "projection", "evaluation", "export", "synthesis")
+STAGES = ("training", "projection", "evaluation", "export", "synthesis", "serving", "tuning")
 ALLOWED_BETWEEN_STAGES = {
     ("export", "evaluation"),
+    # A trial is a training, scored while it runs.
+    ("tuning", "training"),
+    ("tuning", "projection"),
+    ("tuning", "evaluation"),
     # One place knows how a row becomes a prompt: what is asked in scoring and parity is what was trained on.
     ("evaluation", "training.data"),
     ("export", "training.data"),

@@ -269,3 +269,13 @@ def test_a_dry_run_of_all_generators_sums_what_they_would_cost_and_asks_nobody(t
     assert result["requests"] == sum(task["requests"] for task in result["tasks"].values()) > 75_000
     assert result["usd_at_most"] > 0
     assert result["tasks"]["projection"]["action"] == "run"
+
+
+def test_an_export_is_planned_without_loading_anything(tmp_path, capsys):
+    code, result, _ = call(tmp_path, capsys, "export", "Qwen/Qwen2.5-7B-Instruct", "--dry-run")
+    assert code == 0
+    assert result["plan"]["memory"] > 100e9
+    assert result["plan"]["files"]["onnx int8"] < 0.35 * result["plan"]["files"]["onnx fp32"]
+    code, _, err = call(tmp_path, capsys, "export", "someone/unknown-model", "--dry-run")
+    assert code == 2
+    assert "sizes of this model are not known" in err

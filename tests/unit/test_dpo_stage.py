@@ -27,7 +27,7 @@ def in_process(monkeypatch):
         kind = DpoJob if isinstance(job, DpoJob) else SftJob
         return stage.train(kind(**vars(job)), lambda metrics: None)
 
-    def export(job, workers):
+    def export(job, workers, *, memory):
         from pathlib import Path
 
         from ucotron_ray.export import onnx

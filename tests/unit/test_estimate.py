@@ -175,7 +175,7 @@ def run_of(tmp_path: Path, name: str, rows: int) -> Run:
         "store": str(tmp_path / "store"), "tracking.mlflow_uri": "none", "generation.in_pipeline": rows,
         "models.generation.model_id": "accounts/simulator/models/teacher", "training.sft.slm.epochs": 2,
         "models.fine_tuning.slm.local_model": "mine", "models.fine_tuning.slm.params": "0.1B",
-        "evaluation.max_rows": 57, "evaluation.raw_rows": 8, "training.sft.slm.max_rows": rows,
+        "evaluation.max_rows": 55, "evaluation.raw_rows": 8, "evaluation.end_to_end_rows": 2, "training.sft.slm.max_rows": rows,
     }  # fmt: skip
     return Run(config.load(overrides=list(values.items())), verb="pipeline", name=name)
 

@@ -60,9 +60,9 @@ def test_any_other_error_is_rays_to_try_again(monkeypatch, tmp_path):
 
 
 def test_work_aside_gives_its_result_its_error_and_leaves_signals_to_the_main_thread(tmp_path):
-    assert on_ray._aside(lambda: 7) == 7
+    assert session.aside(lambda: 7) == 7
     with pytest.raises(InputError, match="wrong"):
-        on_ray._aside(lambda: (_ for _ in ()).throw(InputError("wrong")))
+        session.aside(lambda: (_ for _ in ()).throw(InputError("wrong")))
     request, seen = tmp_path / "stop", threading.Event()
 
     def work() -> bool:
@@ -72,7 +72,7 @@ def test_work_aside_gives_its_result_its_error_and_leaves_signals_to_the_main_th
         return True
 
     with session.stopping(request):
-        assert on_ray._aside(work)
+        assert session.aside(work)
 
 
 def in_local_mode(monkeypatch, tmp_path, model, name: str, **settings: object):

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, read_predictions
-from ucotron_ray.evaluation.scoring import score_row
+from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, asked_row, read_predictions
+from ucotron_ray.evaluation.scoring import RowScore, relation_row, score_row
+from ucotron_ray.evaluation.sureness import pieces, sureness
 from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
-from ucotron_ray.records import GeneratedRow, PreferenceRow, RawRow, Row
 from ucotron_ray.training.data import prompt_ids, server_row
-from ucotron_ray.wire import parse_answer, parse_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,20 +32,23 @@ def predict(job: PredictJob) -> dict[str, float]:
         torch.set_num_threads(job.num_threads)
     base = base_models.resolve(job.base)
     tokenizer = base_models.load_tokenizer(base)
-    model = load_for_inference(
+    model = lora.load_for_inference(
         base, Path(job.adapter) if job.adapter else None, base_models.compute_dtype(job.dtype, rows=job.batch_size)
     )
     rows = read_relations(Path(job.rows_file))
-    prompts = [prompt_ids(server_row(rows[row], layout), tokenizer) for row, layout in questions]
+    prompts = [prompt_ids(server_row(*asked_row(rows[row], layout)), tokenizer) for row, layout in questions]
     # Equal lengths side by side: less padding, and the answers of short texts end together.
     order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))
     began, new_tokens = time.monotonic(), 0
     for start in range(0, len(order), job.batch_size):
         batch = order[start : start + job.batch_size]
-        answers = greedy(model, tokenizer, [prompts[index] for index in batch], max_new_tokens=job.max_new_tokens)
+        sure: list[list[float] | None] = []
+        answers = greedy(
+            model, tokenizer, [prompts[index] for index in batch], max_new_tokens=job.max_new_tokens, sure=sure
+        )
         predictions = [
-            Prediction(*questions[index], text, num_tokens, cut)
-            for index, (text, num_tokens, cut) in zip(batch, answers, strict=True)
+            Prediction(*questions[index], text, num_tokens, cut, sureness_of)
+            for index, (text, num_tokens, cut), sureness_of in zip(batch, answers, sure, strict=True)
         ]
         append_predictions(Path(job.output_file), predictions)
         new_tokens += sum(prediction.num_tokens for prediction in predictions)
@@ -63,14 +65,19 @@ def predict(job: PredictJob) -> dict[str, float]:
 
 
 def triples_of(
-    val_file: Path, num_rows: int, *, max_new_tokens: int, batch_size: int
+    val_file: Path,
+    num_rows: int,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    each: Callable[[RowScore], None] | None = None,
 ) -> Callable[["PreTrainedModel", "PreTrainedTokenizerBase", int, int], tuple[int, int, int]]:
     """A scorer for a model in training: (model, tokenizer, worker, workers) → right, predicted, expected triples.
 
     Of the first rows of the file that say what is right, as many as wanted (a preference pair does by its chosen
-    answer); each worker answers its share of them.
+    answer); each worker answers its share of them. `each` is told the counts of every row of this worker's.
     """
-    rows = [row for row in map(_relation_row, read_rows(val_file)) if row is not None][:num_rows]
+    rows = [row for row in map(relation_row, read_rows(val_file)) if row is not None][:num_rows]
 
     def score(
         model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rank: int, world: int
@@ -83,6 +90,8 @@ def triples_of(
             answers = greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
             for row, (answer, _, _) in zip(batch, answers, strict=True):
                 scored = score_row(row, answer)
+                if each is not None:
+                    each(scored)
                 right, predicted, expected = (
                     right + scored.right,
                     predicted + scored.predicted,
@@ -93,34 +102,6 @@ def triples_of(
     return score
 
 
-def _relation_row(row: Row) -> RawRow | None:
-    if isinstance(row, GeneratedRow):
-        return row.raw()
-    if isinstance(row, RawRow):
-        return row
-    asked = parse_prompt(row.prompt) if isinstance(row, PreferenceRow) else None
-    right = parse_answer(row.chosen) if isinstance(row, PreferenceRow) else None
-    if asked is None or right is None:
-        return None
-    return RawRow(text=asked[0], entities=asked[1], expected_relations=right)
-
-
-def load_for_inference(
-    base: base_models.BaseModel, adapter: Path | None, dtype: base_models.Dtype
-) -> "PreTrainedModel":
-    """The base, or base and adapter merged in float32 and then cast, on the GPU if there is one."""
-    if adapter is None:
-        model = base_models.load_model(base, dtype)
-    else:
-        model = lora.load_merged(base_models.load_model(base, "float32"), adapter)
-        model = model.to(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
-    if torch.cuda.is_available():
-        return model.to("cuda").eval()
-    # On a CPU torch's fused attention is slow for single tokens: 61 tokens/s at batch 32, eager 100 (SmolLM2, bf16).
-    model.set_attn_implementation("eager")
-    return model.eval()
-
-
 @torch.inference_mode()
 def greedy(
     model: "PreTrainedModel",
@@ -128,12 +109,17 @@ def greedy(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    sure: list[list[float] | None] | None = None,
 ) -> list[tuple[str, int, bool]]:
-    """For each prompt the answer, the number of its tokens, and whether it was cut before its end token."""
+    """For each prompt the answer, the number of its tokens, and whether it was cut before its end token.
+
+    A list given as `sure` gets the sureness of the relations of each answer.
+    """
     longest = max(len(prompt) for prompt in prompts)
     pad = tokenizer.pad_token_id
     ids_BT = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     mask_BT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    recorder = _Recorder()
     output_BT = model.generate(
         input_ids=ids_BT.to(model.device),
         attention_mask=mask_BT.to(model.device),
@@ -145,10 +131,39 @@ def greedy(
         top_k=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad,
+        logits_processor=[recorder] if sure is not None else None,
     )
     answers = []
-    for row_T in output_BT[:, longest:].tolist():
+    logprobs_BT = recorder.logprobs()
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+    for index, row_T in enumerate(output_BT[:, longest:].tolist()):
         end = row_T.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row_T else None
         tokens = row_T if end is None else row_T[:end]
-        answers.append((tokenizer.decode(tokens, skip_special_tokens=True), len(tokens), end is None))
+        answer = decode(tokens)
+        answers.append((answer, len(tokens), end is None))
+        if sure is not None:
+            sure.append(sureness(answer, pieces(decode, tokens, answer), logprobs_BT[index][: len(tokens)]))
     return answers
+
+
+class _Recorder:
+    """Notes the log-probability of the most likely token at every step, which is the one that greedy search takes.
+
+    `output_scores` of transformers would keep all logits: 1.6 GB for 32 answers of 256 tokens and 49,152 words.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[torch.Tensor] = []
+
+    def __call__(self, ids_BT: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
+        floats_BV = logits_BV.float()
+        self._steps.append(floats_BV.amax(-1) - floats_BV.logsumexp(-1))
+        return logits_BV
+
+    def logprobs(self) -> list[list[float]]:
+        """[batch][step]."""
+        logprobs: list[list[float]] = torch.stack(self._steps, dim=1).tolist() if self._steps else []
+        return logprobs

@@ -43,10 +43,15 @@ def predict_on_ray(
 
 
 def _predict(job: dict[str, object], log_file: str) -> dict[str, float]:
+    session.set_up_worker(log_file)
+    fields = PredictJob(**job)  # type: ignore[arg-type]  # the fields of a PredictJob, made by asdict
+    if fields.bundle is not None:
+        from ucotron_ray.evaluation.onnx_answers import predict as predict_by_bundle  # noqa: PLC0415 - onnxruntime
+
+        return predict_by_bundle(fields)
     from ucotron_ray.evaluation.generate import predict  # noqa: PLC0415 - torch and transformers, in the task only
 
-    session.set_up_worker(log_file)
-    return predict(PredictJob(**job))  # type: ignore[arg-type]  # the fields of a PredictJob, made by asdict
+    return predict(fields)
 
 
 def _shards(directory: Path) -> list[Prediction]:

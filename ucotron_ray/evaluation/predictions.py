@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ucotron_ray.records import RawRow
+
+END_TO_END = "end_to_end"
+
 
 @dataclass(frozen=True)
 class PredictJob:
@@ -15,24 +19,38 @@ class PredictJob:
     adapter: str | None
     rows_file: str
     questions: tuple[tuple[int, str], ...]
-    """Row index and layout (`chat` or `raw`) of each question."""
+    """Row index and layout of each question: `chat` or `raw` as the server asks, `end_to_end` without entities."""
     output_file: str
     max_new_tokens: int
     batch_size: int
     dtype: str
     """`auto`, `bfloat16` or `float32`; `auto` is decided by the worker's own processor."""
     num_threads: int | None
+    bundle: str | None = None
+    """Directory of a bundle that answers instead of `base` and `adapter`, with ONNX Runtime."""
+    variant: str = "fp32"
+    decoding: str = "free"
+    """`free`, `entities` or `vocabulary`, see `models/served.py`."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer. `cut` says that it reached the limit of new tokens without an end."""
+    """One answer. `cut` says that it reached the limit of new tokens without an end.
+
+    `sureness` is the model's own probability of each relation in it, where the model's probabilities are known.
+    """
 
     row: int
     layout: str
     answer: str
     num_tokens: int
     cut: bool
+    sureness: list[float] | None = None
+
+
+def asked_row(row: RawRow, layout: str) -> tuple[RawRow, str]:
+    """The row as it is asked, and the layout of its prompt. End to end the list of entities is empty."""
+    return (row.model_copy(update={"entities": []}), "chat") if layout == END_TO_END else (row, layout)
 
 
 def read_predictions(path: Path) -> list[Prediction]:

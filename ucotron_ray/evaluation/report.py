@@ -1,4 +1,4 @@
-"""Answers → `predictions.jsonl` (every one of them, read as the server reads it) and `scores.json`."""
+"""Answers → `predictions.jsonl` (every one of them, read as the server reads it), `scores.json` and `report.html`."""
 
 import json
 from collections.abc import Sequence
@@ -7,21 +7,25 @@ from typing import Any
 
 from ucotron_ray.artifacts import write_json, write_text
 from ucotron_ray.config import Evaluation
-from ucotron_ray.evaluation.predictions import Prediction
-from ucotron_ray.evaluation.scoring import RowScore, by_group, by_predicate, score_row, summary
+from ucotron_ray.evaluation import page
+from ucotron_ray.evaluation.calibration import calibration
+from ucotron_ray.evaluation.predictions import END_TO_END, Prediction
+from ucotron_ray.evaluation.scoring import RowScore, by_group, by_predicate, judged, score_row, summary
 from ucotron_ray.records import RawRow
 from ucotron_ray.wire import parse_answer
 
 GUIDE_GROUP = "guide"
+PREDICTIONS, SCORES, REPORT = "predictions.jsonl", "scores.json", "report.html"
 
 
 def write_scores(
     directory: Path, rows: Sequence[RawRow], predictions: Sequence[Prediction], settings: Evaluation
 ) -> dict[str, Any]:
-    """Score and write both files; return the scores.
+    """Score and write all three files; return the scores.
 
     `overall` and `groups` are about the chat layout. `raw` is about the rows that were asked in the raw layout too, and
-    `chat_of_raw` about the same rows in the chat layout. The guide's five prompts count nowhere but in `guide`.
+    `chat_of_raw` about the same rows in the chat layout; `end_to_end` about those that were asked without entities. The
+    guide's five prompts count nowhere but in `guide`.
     """
     scored: dict[tuple[int, str], RowScore] = {}
     lines = []
@@ -39,8 +43,9 @@ def write_scores(
         }
         lines.append(json.dumps(record, ensure_ascii=False))
     scores = _scores(rows, scored, predictions, settings)
-    write_text(directory / "predictions.jsonl", "".join(line + "\n" for line in lines))
-    write_json(directory / "scores.json", scores)
+    write_text(directory / PREDICTIONS, "".join(line + "\n" for line in lines))
+    write_json(directory / SCORES, scores)
+    write_text(directory / REPORT, page.scores_page(scores))
     return scores
 
 
@@ -53,6 +58,7 @@ def _scores(
     drawn = {"resamples": settings.resamples, "seed": settings.seed}
     chat = {row: score for (row, layout), score in scored.items() if layout == "chat"}
     raw = {row: score for (row, layout), score in scored.items() if layout == "raw"}
+    found = [score for (_, layout), score in scored.items() if layout == END_TO_END]
     held_out = {row: score for row, score in chat.items() if rows[row].group != GUIDE_GROUP}
     groups: dict[str | None, list[RowScore]] = {}
     for row, score in held_out.items():
@@ -69,7 +75,18 @@ def _scores(
         "groups": by_group(groups, **drawn),
         "raw": summary(list(raw.values()), **drawn) if raw else None,
         "chat_of_raw": summary([chat[row] for row in raw], **drawn) if raw else None,
+        "end_to_end": summary(found, **drawn) if found else None,
         "guide": summary(guide, **drawn) if guide else None,
         "by_predicate": by_predicate(every),
+        "calibration": {
+            "stated": calibration([pair for score in every for pair in score.judged]),
+            "by token probability": calibration([pair for answer in asked for pair in _sure(rows[answer.row], answer)]),
+        },
         "seed": settings.seed,
     }
+
+
+def _sure(row: RawRow, prediction: Prediction) -> tuple[tuple[float, bool], ...]:
+    if prediction.sureness is None:
+        return ()
+    return judged(row, parse_answer(prediction.answer) or [], prediction.sureness)

@@ -1,24 +1,24 @@
 """Predicted against expected triples: precision, recall, F1 with bootstrap intervals, and what else went wrong.
 
 Definitions: reference §4.9. A triple is right if subject, predicate and object all are, after normalisation (strict)
-or byte for byte (exact). Counts are summed over the corpus (micro). Predictions are de-duplicated per row.
+or byte for byte (exact). Counts are summed over the corpus (micro). Predictions are de-duplicated per row. Looser
+comparisons are in `matching.py`, confidence in `calibration.py`.
 """
 
 import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ucotron_ray.records import RawRow, Relation
-from ucotron_ray.wire import parse_answer
-
-Triple = tuple[str, str, str]
-
-CONFIDENCE_LEVEL = 0.95
+from ucotron_ray.evaluation.bootstrap import interval
+from ucotron_ray.evaluation.matching import Triple, is_whole_array, keeps_schema, relaxed_matches, squashed
+from ucotron_ray.records import GeneratedRow, PreferenceRow, RawRow, Relation, Row
+from ucotron_ray.wire import parse_answer, parse_prompt
 
 _EDGES = string.punctuation + string.whitespace + "“”‘’«»„"
 
@@ -37,6 +37,25 @@ class RowScore:
     right_by_predicate: Counter[str]
     predicted_by_predicate: Counter[str]
     expected_by_predicate: Counter[str]
+    relaxed_right: int
+    """With close names (`matching.same_name`)."""
+    symmetric_right: int
+    """With close names, and symmetric predicates in either direction."""
+    pairs_right: int
+    pairs_predicted: int
+    pairs_expected: int
+    """Subject and object without predicate, in their direction."""
+    pairs_named: int
+    """Of `pairs_right`, those that got a right predicate."""
+    whole_json: bool
+    schema: bool
+    not_in_text: int
+    """Of `names`, those that the text does not have, spaces and punctuation not counted."""
+    expected_names: int
+    expected_not_in_text: int
+    """The floor of the above: what a perfect answer would have."""
+    judged: tuple[tuple[float, bool], ...]
+    """Stated confidence of every predicted triple, and whether it is right."""
 
 
 def normalise(text: str) -> str:
@@ -53,7 +72,9 @@ def score_row(row: RawRow, answer: str) -> RowScore:
     exact = {(r.subject, r.predicate, r.object) for r in relations}
     exact_expected = {(r.subject, r.predicate, r.object) for r in row.expected_relations}
     given = {normalise(entity.text) for entity in row.entities}
-    names = [name for triple in predicted for name in (triple[0], triple[2])]
+    names = _names(predicted)
+    pairs, expected_pairs = _pairs(predicted), _pairs(expected)
+    text = squashed(row.text)
     return RowScore(
         right=len(predicted & expected),
         predicted=len(predicted),
@@ -65,7 +86,42 @@ def score_row(row: RawRow, answer: str) -> RowScore:
         right_by_predicate=Counter(triple[1] for triple in predicted & expected),
         predicted_by_predicate=Counter(triple[1] for triple in predicted),
         expected_by_predicate=Counter(triple[1] for triple in expected),
+        relaxed_right=relaxed_matches(predicted, expected, either_way=False),
+        symmetric_right=relaxed_matches(predicted, expected, either_way=True),
+        pairs_right=len(pairs & expected_pairs),
+        pairs_predicted=len(pairs),
+        pairs_expected=len(expected_pairs),
+        pairs_named=len(_pairs(predicted & expected)),
+        whole_json=is_whole_array(answer),
+        schema=keeps_schema(answer),
+        not_in_text=sum(squashed(name) not in text for name in names),
+        expected_names=2 * len(expected),
+        expected_not_in_text=sum(squashed(name) not in text for name in _names(expected)),
+        judged=judged(row, relations, [relation.confidence for relation in relations]),
     )
+
+
+def judged(row: RawRow, relations: Sequence[Relation], confidences: Sequence[float]) -> tuple[tuple[float, bool], ...]:
+    """A confidence of every predicted triple, that of its first mention, and whether the triple is right."""
+    expected = _triples(row.expected_relations)
+    first: dict[Triple, float] = {}
+    for relation, confidence in zip(relations, confidences, strict=True):
+        (triple,) = _triples([relation])
+        first.setdefault(triple, confidence)
+    return tuple((confidence, triple in expected) for triple, confidence in sorted(first.items()))
+
+
+def relation_row(row: Row) -> RawRow | None:
+    """The row with its right triples, a preference pair's being those of its chosen answer; None if it has none."""
+    if isinstance(row, GeneratedRow):
+        return row.raw()
+    if isinstance(row, RawRow):
+        return row
+    asked = parse_prompt(row.prompt) if isinstance(row, PreferenceRow) else None
+    right = parse_answer(row.chosen) if isinstance(row, PreferenceRow) else None
+    if asked is None or right is None:
+        return None
+    return RawRow(text=asked[0], entities=asked[1], expected_relations=right)
 
 
 def f1_of(row: RawRow, answer: str) -> float:
@@ -74,13 +130,20 @@ def f1_of(row: RawRow, answer: str) -> float:
     return _prf(score.right, score.predicted, score.expected)[2] if score.valid else 0.0
 
 
+def counts_of(scores: Sequence[RowScore]) -> NDArray[np.float64]:
+    """[rows, 3]: right, predicted and expected triples of each row, what is resampled."""
+    counts_N3: NDArray[np.float64] = np.array(
+        [(score.right, score.predicted, score.expected) for score in scores], dtype=np.float64
+    )
+    return counts_N3
+
+
 def summary(scores: Sequence[RowScore], *, resamples: int, seed: int) -> dict[str, float]:
     """The metrics of a set of rows; `f1_low` and `f1_high` bound 95 % of the bootstrap resamples by row."""
-    counts_N3 = np.array([(score.right, score.predicted, score.expected) for score in scores], dtype=np.float64)
+    counts_N3 = counts_of(scores)
     totals = counts_N3.sum(axis=0)
     precision, recall, f1 = _prf(totals[0], totals[1], totals[2])
-    exact_right = sum(score.exact_right for score in scores)
-    low, high = _interval(counts_N3, resamples=resamples, seed=seed)
+    low, high = interval(counts_N3, resamples=resamples, seed=seed)
     names = sum(score.names for score in scores)
     return {
         "rows": float(len(scores)),
@@ -89,11 +152,50 @@ def summary(scores: Sequence[RowScore], *, resamples: int, seed: int) -> dict[st
         "f1": f1,
         "f1_low": low,
         "f1_high": high,
-        "exact_f1": _prf(exact_right, totals[1], totals[2])[2],
+        "exact_f1": _prf(sum(score.exact_right for score in scores), totals[1], totals[2])[2],
         "valid_answers": float(np.mean([score.valid for score in scores])),
         "invented_entities": sum(score.invented for score in scores) / names if names else 0.0,
         "relations_expected": float(totals[2]),
         "relations_predicted": float(totals[1]),
+        **_looser(scores, predicted=totals[1], expected=totals[2]),
+        **_form(scores, names=names),
+    }
+
+
+def _looser(scores: Sequence[RowScore], *, predicted: float, expected: float) -> dict[str, float]:
+    """Relaxed triples, pairs, and the predicates of the pairs that were found."""
+    pairs_right = sum(score.pairs_right for score in scores)
+    pair_precision, pair_recall, pair_f1 = _prf(
+        pairs_right, sum(score.pairs_predicted for score in scores), sum(score.pairs_expected for score in scores)
+    )
+    per_predicate = [entry["f1"] for entry in by_predicate(scores).values() if entry["expected"]]
+    return {
+        "macro_f1": float(np.mean(per_predicate)) if per_predicate else 0.0,
+        "relaxed_f1": _prf(sum(score.relaxed_right for score in scores), predicted, expected)[2],
+        "relaxed_symmetric_f1": _prf(sum(score.symmetric_right for score in scores), predicted, expected)[2],
+        "pair_precision": pair_precision,
+        "pair_recall": pair_recall,
+        "pair_f1": pair_f1,
+        "predicate_accuracy": sum(score.pairs_named for score in scores) / pairs_right if pairs_right else 0.0,
+    }
+
+
+def _form(scores: Sequence[RowScore], *, names: int) -> dict[str, float]:
+    """JSON and schema, names and predicates from nowhere, and triples where there is no relation."""
+    expected_names = sum(score.expected_names for score in scores)
+    predicates = sum((score.predicted_by_predicate for score in scores), Counter[str]())
+    known = {predicate for score in scores for predicate in score.expected_by_predicate}
+    foreign = sum(count for predicate, count in predicates.items() if predicate not in known)
+    empty = [score for score in scores if not score.expected]
+    floor = sum(score.expected_not_in_text for score in scores) / expected_names if expected_names else 0.0
+    return {
+        "json_answers": float(np.mean([score.whole_json for score in scores])),
+        "schema_answers": float(np.mean([score.schema for score in scores])),
+        "names_not_in_text": sum(score.not_in_text for score in scores) / names if names else 0.0,
+        "expected_names_not_in_text": floor,
+        "unknown_predicates": foreign / predicates.total() if predicates else 0.0,
+        "empty_rows": float(len(empty)),
+        "false_positives_on_empty": sum(score.predicted > 0 for score in empty) / len(empty) if empty else 0.0,
     }
 
 
@@ -129,6 +231,14 @@ def _triples(relations: Sequence[Relation]) -> set[Triple]:
     return {(normalise(r.subject), normalise(r.predicate), normalise(r.object)) for r in relations}
 
 
+def _pairs(triples: Iterable[Triple]) -> set[tuple[str, str]]:
+    return {(subject, object_) for subject, _, object_ in triples}
+
+
+def _names(triples: Iterable[Triple]) -> list[str]:
+    return [name for triple in triples for name in (triple[0], triple[2])]
+
+
 def _prf(right: float, predicted: float, expected: float) -> tuple[float, float, float]:
     """With nothing expected and nothing predicted all three are 1: the empty answer was right."""
     if predicted == 0 and expected == 0:
@@ -136,14 +246,3 @@ def _prf(right: float, predicted: float, expected: float) -> tuple[float, float,
     precision = right / predicted if predicted else 0.0
     recall = right / expected if expected else 0.0
     return float(precision), float(recall), float(2 * right / (predicted + expected))
-
-
-def _interval(counts_N3: np.ndarray, *, resamples: int, seed: int) -> tuple[float, float]:
-    rng = np.random.default_rng(seed)
-    picks_RN = rng.integers(0, len(counts_N3), size=(resamples, len(counts_N3)))
-    sums_R3 = counts_N3[picks_RN].sum(axis=1)
-    denominators_R = sums_R3[:, 1] + sums_R3[:, 2]
-    f1_R = np.where(denominators_R > 0, 2 * sums_R3[:, 0] / np.maximum(denominators_R, 1), 1.0)
-    tail = (1 - CONFIDENCE_LEVEL) / 2
-    low, high = np.quantile(f1_R, [tail, 1 - tail])
-    return float(low), float(high)

@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ucotron_ray.artifacts import canonical_hash, write_json, write_text
+from ucotron_ray.models.served import DECODING, IO_CONTRACT, RELATIONS
 from ucotron_ray.records import Entity
 from ucotron_ray.wire import CHAT_SYSTEM, SERVER_MAX_TOKENS, SERVER_TEMPERATURE, chat_messages, user_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IO_CONTRACT = "io_contract.json"
 PROMPT_CONTRACT = "prompt_contract.json"
 PARITY = "parity.json"
 CARD = "MODEL_CARD.md"
 SERVER_LINES = "ucotron.toml"
+REPORTED = (CARD, PARITY, DECODING, IO_CONTRACT, PROMPT_CONTRACT, SERVER_LINES)
+"""What is shown beside the run."""
 
 
 def prompt_contract(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
@@ -44,38 +46,39 @@ def prompt_contract(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     return {**contract, "sha256": canonical_hash(contract)}
 
 
-def server_lines(name: str) -> str:
+def server_lines(
+    name: str, *, endpoint: str = "http://127.0.0.1:8000/v1", key_variable: str = "UCOTRON_RE_API_KEY"
+) -> str:
     """The `ucotron.toml` lines with the server's real key names, and what they do."""
     return f"""\
 # The Ucotron server loads no ONNX relation model by itself. It calls an OpenAI-compatible endpoint once these three
 # keys are set and the variable that is named here is not empty.
 [models]
 fine_tuned_re_model = {json.dumps(name)}
-fine_tuned_re_endpoint = "http://127.0.0.1:8000/v1"
-fine_tuned_re_api_key_env = "UCOTRON_RE_API_KEY"
+fine_tuned_re_endpoint = {json.dumps(endpoint)}
+fine_tuned_re_api_key_env = {json.dumps(key_variable)}
 # The directory key is `models_dir`; a key `model_dir` is ignored without a word.
 """
 
 
 def write_contracts(
-    directory: Path, *, tokenizer: "PreTrainedTokenizerBase", io: Mapping[str, object], name: str
+    directory: Path,
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    io: Mapping[str, object],
+    name: str,
+    predicates: Sequence[str],
 ) -> None:
-    """Write the IO contract, the prompt contract and the server's lines."""
+    """Write the IO contract, the prompt contract, the predicates and the server's lines."""
     write_json(directory / IO_CONTRACT, dict(io))
+    write_json(directory / RELATIONS, {"predicates": list(predicates)})
     write_json(directory / PROMPT_CONTRACT, prompt_contract(tokenizer))
     write_text(directory / SERVER_LINES, server_lines(name))
 
 
-def write_card(
-    directory: Path,
-    *,
-    name: str,
-    base: str,
-    parity: Mapping[str, float],
-    missed: Sequence[str],
-    facts: Mapping[str, str],
-) -> None:
+def write_card(directory: Path, *, name: str, base: str, report: Mapping[str, Any], facts: Mapping[str, str]) -> None:
     """Write the model card: what it is, what was measured, what it is not good for."""
+    parity, missed = report["figures"], report["missed"]
     verdict = "passed" if not missed else "FAILED: " + "; ".join(missed)
     lines = [
         f"# {name}",
@@ -85,12 +88,15 @@ def write_card(
         "| fact | value |",
         "|---|---|",
         *(f"| {key} | {value} |" for key, value in facts.items()),
-        f"| parity with PyTorch | {verdict} |",
-        f"| largest logit difference | {parity['max_logit_difference']:.2e} |",
+        f"| gates | {verdict} |",
+        f"| largest logit difference to PyTorch | {parity['max_logit_difference']:.2e} |",
         f"| same greedy tokens | {parity['greedy_match']:.1%} of {parity['prompts']:.0f} prompts |",
         f"| greedy decoding, one prompt at a time | {parity['onnx_tokens_per_second']:.1f} tokens/s in ONNX Runtime, "
         f"{parity['torch_tokens_per_second']:.1f} in eager PyTorch |",
         "",
+        *_variant_table(report["variants"]),
+        *_decoding_table(report["decodings"]),
+        *_gguf_table(report["gguf"]),
         "## Use",
         "",
         f"`{IO_CONTRACT}` names the graph's inputs and outputs, `{PROMPT_CONTRACT}` the prompt, `{SERVER_LINES}` the",
@@ -104,3 +110,31 @@ def write_card(
         "",
     ]
     write_text(directory / CARD, "\n".join(lines))
+
+
+def _variant_table(variants: Mapping[str, Mapping[str, float]]) -> list[str]:
+    rows = [
+        f"| {name} | {values['bytes'] / 1e6:.1f} | {values['f1']:.3f} | {values.get('f1_drop', 0.0):+.3f} | "
+        f"{values.get('agreement', 1.0):.1%} | {values['single_tokens_per_second']:.1f} |"
+        for name, values in variants.items()
+    ]
+    head = "| variant | MB | F1 | F1 lost | same most likely token | tokens/s, one at a time |"
+    return ["## Variants", "", head, "|---|---|---|---|---|---|", *rows, ""]
+
+
+def _decoding_table(decodings: Mapping[str, Mapping[str, float]]) -> list[str]:
+    rows = [
+        f"| {name} | {values['f1']:.3f} ({values['f1_low']:.3f}-{values['f1_high']:.3f}) | "
+        f"{values['valid_answers']:.1%} | {values['invented_entities']:.1%} | {values['answers_per_second']:.2f} |"
+        for name, values in decodings.items()
+    ]
+    head = "| decoding | F1 | valid answers | invented names | answers/s |"
+    return ["## Decoding", "", head, "|---|---|---|---|---|", *rows, ""] if rows else []
+
+
+def _gguf_table(files: Mapping[str, Mapping[str, float]]) -> list[str]:
+    rows = [
+        f"| {kind} | {values['bytes'] / 1e6:.1f} | {values['greedy_match']:.1%} |" for kind, values in files.items()
+    ]
+    head = "| GGUF | MB | same greedy tokens as float32, raw layout |"
+    return ["## GGUF", "", head, "|---|---|---|", *rows, ""] if rows else []

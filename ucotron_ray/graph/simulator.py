@@ -1,15 +1,19 @@
 """A STAND-IN for a Ucotron server, for tests and for trying things out. It is not the server and has no NER model.
 
 It speaks the part of the REST interface that this project uses: export, generate-dataset, health and learn, with bearer
-keys, namespaces and the server's error bodies. `learn` calls the configured endpoint with exactly the server's body
-and keeps exactly what the server's parser would.
+keys, namespaces and the server's error bodies. It chooses its strategy by the `[models]` keys of a `ucotron.toml` as
+the server does: `learn` calls the endpoint with exactly the server's body and keeps exactly what the server's parser
+would, or guesses by co-occurrence. A GGUF file it only looks for: it has no llama.cpp, so co-occurrence answers while
+health says `llm`, as on a server that could not load the file (reference/ucotron.md §1.1).
 """
 
 import json
+import logging
 import os
 import re
+import tomllib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +21,25 @@ import aiohttp
 from aiohttp import web
 
 from ucotron_ray.errors import ConfigError
+from ucotron_ray.graph import cooccurrence
 from ucotron_ray.graph.export import read_file
-from ucotron_ray.records import Entity, RawRow, Relation, edge_type, name_key
+from ucotron_ray.records import Entity, RawRow, Relation, edge_type
 from ucotron_ray.wire import dataset_messages, parse_answer, server_request_body
 
 STAND_IN = "simulate-ucotron: a stand-in of ucotron_ray, not a Ucotron server"
 ENDPOINT_TIMEOUT_SECONDS = 30.0
 """The server's own limit for one call of the endpoint (`relations.rs:773`)."""
 
-NER_CONFIDENCE = 0.9
+NER_CONFIDENCE = cooccurrence.NER_CONFIDENCE
+CHUNK_CHARACTERS = 512
+"""`ingestion.chunk_size`: sentences are grouped up to so many characters."""
 
+NO_MODEL = ("", "none", "co-occurrence", "cooccurrence")
+"""Values of `llm_model` that mean none, in any case."""
+
+log = logging.getLogger(__name__)
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _CAPITALISED = re.compile(r"\b[A-Z]\w+(?:\s+[A-Z]\w+)*")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -48,13 +61,52 @@ class Settings:
     endpoint: str | None = None
     endpoint_model: str = "ucotron-re"
     endpoint_key: str = "none"
+    llm_model: str = ""
+    models_dir: Path = Path("models")
+
+    @property
+    def strategy(self) -> str:
+        """`fireworks`, `llm` or `co_occurrence`, decided as the server decides it (`relations.rs:907-968`)."""
+        if self.endpoint and self.endpoint_model and self.endpoint_key:
+            return "fireworks"
+        directory = self.models_dir / self.llm_model
+        has_model = self.llm_model.lower() not in NO_MODEL and directory.is_dir() and any(directory.glob("*.gguf"))
+        return "llm" if has_model else "co_occurrence"
 
 
 _ROLES = ("viewer", "reader", "writer", "admin")
 
 
+def settings_of(config: Path) -> Settings:
+    """What a `ucotron.toml` makes of the server. Unknown keys are ignored without a word, as there.
+
+    Raises ConfigError for a file that is no TOML.
+    """
+    try:
+        models = tomllib.loads(config.read_text(encoding="utf-8")).get("models", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError("the server's configuration cannot be read", where=str(config), found=str(error)) from error
+    variable = str(models.get("fine_tuned_re_api_key_env", "FIREWORKS_API_KEY"))
+    model, key = str(models.get("fine_tuned_re_model", "")), os.environ.get(variable, "")
+    if model and not key:
+        log.warning("simulate-ucotron: %s is not set, so the endpoint is not used, as on the server", variable)
+    return Settings(
+        endpoint=str(models.get("fine_tuned_re_endpoint", "https://api.fireworks.ai/inference/v1")),
+        endpoint_model=model,
+        endpoint_key=key,
+        llm_model=str(models.get("llm_model", "Qwen3-4B-GGUF")),
+        models_dir=Path(models.get("models_dir", "models")),
+    )
+
+
 def serve(
-    *, port: int, graph: Path | None, api_key_variable: str | None, endpoint: str | None, endpoint_model: str
+    *,
+    port: int,
+    graph: Path | None,
+    api_key_variable: str | None,
+    endpoint: str | None,
+    endpoint_model: str,
+    config: Path | None = None,
 ) -> None:
     """Serve on loopback until stopped; prints one line when it is ready."""
     keys = {}
@@ -65,7 +117,8 @@ def serve(
                 f"the environment variable {api_key_variable} is not set", next_step=f"export {api_key_variable}=..."
             )
         keys = {key: "admin"}
-    application = make_app(Settings(keys=keys, endpoint=endpoint, endpoint_model=endpoint_model), graph)
+    settings = settings_of(config) if config else Settings(endpoint=endpoint, endpoint_model=endpoint_model)
+    application = make_app(replace(settings, keys=keys), graph)
 
     def ready(text: str) -> None:
         if "Running on" in text:
@@ -100,9 +153,10 @@ def make_app(settings: Settings, graph: Path | None = None) -> web.Application:
         return memories.setdefault(request.headers.get("X-Ucotron-Namespace", "default"), Memory())
 
     async def health(_: web.Request) -> web.Response:
-        strategy = "fireworks" if settings.endpoint else "co_occurrence"
-        models = {"relation_strategy": strategy, "llm_loaded": False, "llm_model": "", "stand_in": STAND_IN}
-        return web.json_response({"status": "ok", "models": models})
+        # The server's `llm_loaded` is no more than this either (`handlers/mod.rs:115`).
+        strategy = settings.strategy
+        models = {"relation_strategy": strategy, "llm_loaded": strategy == "llm", "llm_model": settings.llm_model}
+        return web.json_response({"status": "ok", "models": {**models, "stand_in": STAND_IN}})
 
     async def export(request: web.Request) -> web.Response:
         namespace = str(request.query.get("namespace") or request.headers.get("X-Ucotron-Namespace") or "default")
@@ -138,11 +192,11 @@ def make_app(settings: Settings, graph: Path | None = None) -> web.Application:
         text = str(body.get("output", ""))
         if not text.strip():
             return _error(400, "BAD_REQUEST", "output must not be empty")
-        entities = [Entity.located(name, "concept", text) for name in dict.fromkeys(_CAPITALISED.findall(text))]
-        relations = await _ask_endpoint(settings, text, entities) if len(entities) > 1 else []
-        _remember(memory(request), RawRow(text=text, entities=entities, expected_relations=relations))
+        rows = [await _extracted(settings, chunk) for chunk in _chunks(text)]
+        _remember(memory(request), rows)
+        found = {entity.text for row in rows for entity in row.entities}
         return web.json_response(
-            {"memories_created": 1, "entities_found": len(entities), "conflicts_found": 0}, status=201
+            {"memories_created": len(rows), "entities_found": len(found), "conflicts_found": 0}, status=201
         )
 
     application = web.Application(middlewares=[authorise], client_max_size=50 * 1024**2)
@@ -153,10 +207,30 @@ def make_app(settings: Settings, graph: Path | None = None) -> web.Application:
     return application
 
 
-async def _ask_endpoint(settings: Settings, text: str, entities: list[Entity]) -> list[Relation]:
-    """One call as the server makes it. On an error the server falls back to co-occurrence; the stand-in to nothing."""
-    if settings.endpoint is None:
-        return []
+def _chunks(text: str) -> list[str]:
+    """Sentences, grouped up to the server's chunk size."""
+    chunks: list[str] = []
+    for sentence in _SENTENCE_END.split(text.strip()):
+        if chunks and len(chunks[-1]) + 1 + len(sentence) <= CHUNK_CHARACTERS:
+            chunks[-1] += f" {sentence}"
+        else:
+            chunks.append(sentence)
+    return chunks
+
+
+async def _extracted(settings: Settings, text: str) -> RawRow:
+    """A chunk with what stands for NER, and its relations by the strategy; fewer than two names have none."""
+    entities = [Entity.located(name, "concept", text) for name in dict.fromkeys(_CAPITALISED.findall(text))]
+    relations: list[Relation] | None = []
+    if len(entities) > 1:
+        relations = await _ask_endpoint(settings, text, entities) if settings.strategy == "fireworks" else None
+        if relations is None:
+            relations = cooccurrence.relations(text, entities)
+    return RawRow(text=text, entities=entities, expected_relations=relations or [])
+
+
+async def _ask_endpoint(settings: Settings, text: str, entities: list[Entity]) -> list[Relation] | None:
+    """One call as the server makes it: no retry. None on an error, after which the server guesses by co-occurrence."""
     headers = {"Authorization": f"Bearer {settings.endpoint_key}"}
     timeout = aiohttp.ClientTimeout(total=ENDPOINT_TIMEOUT_SECONDS)
     body = server_request_body(settings.endpoint_model, text, entities)
@@ -167,50 +241,60 @@ async def _ask_endpoint(settings: Settings, text: str, entities: list[Entity]) -
             session.post(f"{settings.endpoint}/chat/completions", json=body) as response,
         ):
             response.raise_for_status()
-            answer = await response.json()
-            content = answer["choices"][0]["message"].get("content") or "[]"
-    except (aiohttp.ClientError, TimeoutError, KeyError, IndexError, ValueError):
-        return []
-    names = {name_key(entity.text): entity.text for entity in entities}
-    return [
-        relation.model_copy(
-            update={"subject": names[name_key(relation.subject)], "object": names[name_key(relation.object)]}
-        )
-        for relation in parse_answer(content) or []
-        if name_key(relation.subject) in names and name_key(relation.object) in names
-    ]
+            answer = json.loads(await response.read())
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        log.warning("simulate-ucotron: the endpoint failed (%s); co-occurrence answers", type(error).__name__)
+        return None
+    return parse_answer(_content(answer)) or []
 
 
-def _remember(memory: Memory, row: RawRow) -> None:
+def _content(answer: Any) -> str:
+    """`choices[0].message.content`; `[]` where there is none."""
+    try:
+        content = answer["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        return "[]"
+    return content if isinstance(content, str) else "[]"
+
+
+def _remember(memory: Memory, rows: list[RawRow]) -> None:
+    """The nodes and edges of one ingest call. A relation stays if both its names are names of this call."""
+
     def node(kind: str, content: str, metadata: dict[str, Any]) -> str:
         identity = f"ucotron:node/{len(memory.nodes) + 1}"
         memory.nodes.append({"@id": identity, "@type": kind, "content": content, "timestamp": 0, "metadata": metadata})
         return identity
 
-    chunk = node("Event", row.text, {"source": "learn"})
-    number = int(chunk.rpartition("/")[2])
-    ids = {entity.text: node("Entity", entity.text, {"entity_label": entity.label}) for entity in row.entities}
-    for entity in row.entities:
-        metadata: dict[str, Any] = {"entity_label": entity.label}
-        memory.edges.append(
-            {
-                "source": chunk,
-                "target": ids[entity.text],
-                "edge_type": "RelatesTo",
-                "weight": NER_CONFIDENCE,
-                "metadata": metadata,
-            }
-        )
-    for relation in row.expected_relations:
-        memory.edges.append(
-            {
-                "source": ids[relation.subject],
-                "target": ids[relation.object],
-                "edge_type": edge_type(relation.predicate),
-                "weight": relation.confidence,
-                "metadata": {"predicate": relation.predicate, "source_chunk": number},
-            }
-        )
+    chunks = [node("Event", row.text, {"source": "learn"}) for row in rows]
+    ids: dict[str, str] = {}
+    for chunk, row in zip(chunks, rows, strict=True):
+        for entity in row.entities:
+            key = _key(entity.text)
+            if key not in ids:
+                ids[key] = node("Entity", entity.text, {"entity_label": entity.label})
+            metadata: dict[str, Any] = {"entity_label": entity.label}
+            memory.edges.append(_edge(chunk, ids[key], "RelatesTo", NER_CONFIDENCE, metadata))
+    # Source, target and type are the server's key of an edge: a second one takes the first one's place.
+    kept: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for chunk, row in zip(chunks, rows, strict=True):
+        number = int(chunk.rpartition("/")[2])
+        for relation in row.expected_relations:
+            subject, object_ = ids.get(_key(relation.subject)), ids.get(_key(relation.object))
+            if subject is None or object_ is None:
+                continue
+            metadata = {"predicate": relation.predicate, "source_chunk": number}
+            kind = edge_type(relation.predicate)
+            kept[subject, object_, kind] = _edge(subject, object_, kind, relation.confidence, metadata)
+    memory.edges += kept.values()
+
+
+def _edge(source: str, target: str, kind: str, weight: float, metadata: dict[str, Any]) -> dict[str, Any]:
+    return {"source": source, "target": target, "edge_type": kind, "weight": weight, "metadata": metadata}
+
+
+def _key(name: str) -> str:
+    """How the server compares a relation's names with those of NER."""
+    return name.strip().lower()
 
 
 def _bare_name_dataset(memory: Memory, body: dict[str, Any]) -> dict[str, Any]:

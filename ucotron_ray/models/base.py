@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ucotron_ray.artifacts import content_hash, file_hash, list_files
 from ucotron_ray.errors import InputError, MissingPackage
+from ucotron_ray.models import splitting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -227,6 +228,8 @@ def _gguf_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         tokenizer: PreTrainedTokenizerBase = loaded
         return tokenizer
     backend = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    # transformers takes the rule of the architecture, whatever the file says.
+    backend.pre_tokenizer = splitting.by_name(str(field("tokenizer.ggml.pre"))) or backend.pre_tokenizer
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ucotron_ray.config import LoraSettings
 from ucotron_ray.errors import InputError
+from ucotron_ray.models import base as base_models
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -78,3 +79,21 @@ def load_merged(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
     adapted = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True)
     merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     return merged
+
+
+def load_for_inference(
+    base: base_models.BaseModel, adapter: Path | None, dtype: base_models.Dtype
+) -> "PreTrainedModel":
+    """The base, or base and adapter merged in float32 and then cast, on the GPU if there is one."""
+    import torch  # noqa: PLC0415
+
+    if adapter is None:
+        model = base_models.load_model(base, dtype)
+    else:
+        model = load_merged(base_models.load_model(base, "float32"), adapter)
+        model = model.to(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    if torch.cuda.is_available():
+        return model.to("cuda").eval()
+    # On a CPU torch's fused attention is slow for single tokens: 61 tokens/s at batch 32, eager 100 (SmolLM2, bf16).
+    model.set_attn_implementation("eager")
+    return model.eval()

@@ -1,19 +1,51 @@
-"""Runs an exported ONNX language model with numpy and onnxruntime alone: full forward passes and greedy decoding.
+"""Runs an exported ONNX language model with numpy and onnxruntime alone: a batch of rows and their KV cache.
 
 Names and dimensions are read from the graph, since exporters and configs disagree on them (for example on the head
-dimension of Qwen3).
+dimension of Qwen3). A batch is a value: `step` takes one and gives the next, `keep` drops rows, `join` puts batches
+together, so that a server can let rows come and go between two steps.
+
+Suffixes: B rows, T columns of the cache, S tokens of this step, K key heads, D head dimension, V words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+NUM_LOGITS = "num_logits"
+"""Input of the graph with a default, see `export/surgery.py`: for how many last tokens of a step there are logits."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A batch that has read its tokens. A column that is no token of a row, wherever it lies, is 0 in its mask."""
+
+    cache: Mapping[str, onnxruntime.OrtValue]
+    """Past keys and values by the names of the graph's inputs, each [B, K, T, D] float32."""
+    mask_BT: Integers
+    logits_BV: Floats
+    """Of the last token of each row."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.mask_BT)
+
+    @property
+    def lengths_B(self) -> Integers:
+        """How many tokens each row has read."""
+        lengths_B: Integers = self.mask_BT.sum(axis=1)
+        return lengths_B
+
 
 class OnnxRunner:
-    """A loaded graph with inputs `input_ids, attention_mask, position_ids, past_key_values.*`."""
+    """A loaded graph with inputs `input_ids, attention_mask, position_ids, past_key_values.*`. Threads may share it."""
 
     def __init__(self, path: Path, *, num_threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
@@ -23,50 +55,99 @@ class OnnxRunner:
         self.inputs = {entry.name: entry for entry in self._session.get_inputs()}
         self.outputs = [entry.name for entry in self._session.get_outputs()]
         self._past = [name for name in self.inputs if name.startswith("past_key_values.")]
+        self._last_only = NUM_LOGITS in {entry.name for entry in self._session.get_overridable_initializers()}
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [tokens, vocabulary] of one sequence in one pass."""
-        logits_TV, _ = self._step(np.array([ids], dtype=np.int64), self._empty_cache(), 0)
-        return logits_TV
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> State:
+        """A new batch that has read these prompts, the shorter ones padded at the left."""
+        return self.step(self._empty(len(prompts)), prompts)
 
-    def stepwise_logits(self, ids: Sequence[int], *, num_prefill: int) -> NDArray[np.float32]:
+    def step(self, state: State, tokens: Sequence[Sequence[int]]) -> State:
+        """The batch after every row has read one token or more. The given state stays as it was."""
+        state, _ = self._step(state, tokens, every=False)
+        return state
+
+    def logits(self, ids: Sequence[int]) -> Floats:
+        """Logits [S, V] of one sequence in one pass."""
+        return self.logits_of([ids])[0]
+
+    def logits_of(self, rows: Sequence[Sequence[int]]) -> list[Floats]:
+        """Logits [S, V] of each sequence, all of them in one left-padded pass."""
+        _, logits_BSV = self._step(self._empty(len(rows)), rows, every=True)
+        return [logits_SV[logits_BSV.shape[1] - len(ids) :] for ids, logits_SV in zip(rows, logits_BSV, strict=True)]
+
+    def stepwise_logits(self, ids: Sequence[int], *, num_prefill: int) -> Floats:
         """The same logits, made by a first pass over `num_prefill` tokens and single steps with the cache after it."""
-        logits_TV, cache = self._step(np.array([ids[:num_prefill]], dtype=np.int64), self._empty_cache(), 0)
-        parts = [logits_TV]
-        for position in range(num_prefill, len(ids)):
-            logits_TV, cache = self._step(np.array([[ids[position]]], dtype=np.int64), cache, position)
-            parts.append(logits_TV)
+        state, logits_BSV = self._step(self._empty(1), [ids[:num_prefill]], every=True)
+        parts = [logits_BSV[0]]
+        for token in ids[num_prefill:]:
+            state = self.step(state, [[token]])
+            parts.append(state.logits_BV)
         return np.concatenate(parts)
 
     def greedy(self, ids: Sequence[int], *, max_new_tokens: int, eos: int) -> list[int]:
         """The most likely tokens one after the other, up to and without the end token."""
         answer: list[int] = []
-        cache, step, past = self._empty_cache(), np.array([ids], dtype=np.int64), 0
-        while len(answer) < max_new_tokens:
-            logits_TV, cache = self._step(step, cache, past)
-            token = int(logits_TV[-1].argmax())
-            if token == eos:
-                break
+        state = self.prefill([ids])
+        while len(answer) < max_new_tokens and (token := int(state.logits_BV[0].argmax())) != eos:
             answer.append(token)
-            past += step.shape[1]
-            step = np.array([[token]], dtype=np.int64)
+            state = self.step(state, [[token]])
         return answer
 
-    def _step(
-        self, ids_1T: NDArray[np.int64], cache: dict[str, NDArray[np.float32]], past: int
-    ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-        num_tokens = ids_1T.shape[1]
-        feed: dict[str, NDArray[np.generic]] = {
-            "input_ids": ids_1T,
-            "attention_mask": np.ones((1, past + num_tokens), dtype=np.int64),
-            "position_ids": np.arange(past, past + num_tokens, dtype=np.int64)[None],
-            **cache,
-        }
-        values = self._session.run(None, {name: value for name, value in feed.items() if name in self.inputs})
-        named = dict(zip(self.outputs, values, strict=True))
-        grown = {name: named[name.replace("past_key_values.", "present.")] for name in self._past}
-        return named["logits"][0], grown
+    def _step(self, state: State, tokens: Sequence[Sequence[int]], *, every: bool) -> tuple[State, Floats]:
+        """The next state and logits [B, S, V], of every token of the step or of the last ones."""
+        longest = max(len(row) for row in tokens)
+        ids_BS = np.zeros((len(tokens), longest), dtype=np.int64)
+        new_BS = np.zeros_like(ids_BS)
+        for index, row in enumerate(tokens):
+            ids_BS[index, longest - len(row) :] = row
+            new_BS[index, longest - len(row) :] = 1
+        mask_BT = np.concatenate([state.mask_BT, new_BS], axis=1)
+        positions_BS = np.maximum(state.lengths_B[:, None] + new_BS.cumsum(axis=1) - 1, 0)
+        feed = {"input_ids": ids_BS, "attention_mask": mask_BT, "position_ids": positions_BS}
+        values = {name: _value(array) for name, array in feed.items() if name in self.inputs} | dict(state.cache)
+        if self._last_only and not every:
+            values[NUM_LOGITS] = _value(np.ones(1, dtype=np.int64))
+        found = self._session.run_with_ort_values(self.outputs, values)
+        named = dict(zip(self.outputs, found, strict=True))
+        cache = {name: named[name.replace("past_key_values.", "present.")] for name in self._past}
+        logits_BSV: Floats = named["logits"].numpy()
+        return State(cache, mask_BT, logits_BSV[:, -1]), logits_BSV
 
-    def _empty_cache(self) -> dict[str, NDArray[np.float32]]:
+    def _empty(self, rows: int) -> State:
         shapes = {name: self.inputs[name].shape for name in self._past}
-        return {name: np.zeros((1, shape[1], 0, shape[3]), dtype=np.float32) for name, shape in shapes.items()}
+        cache = {
+            name: _value(np.zeros((rows, shape[1], 0, shape[3]), dtype=np.float32)) for name, shape in shapes.items()
+        }
+        return State(cache, np.zeros((rows, 0), dtype=np.int64), np.zeros((rows, 0), dtype=np.float32))
+
+
+def keep(state: State, rows: Sequence[int]) -> State:
+    """The batch with these rows alone, in this order, without the columns that none of them needs."""
+    return _packed([(state, row) for row in rows])
+
+
+def join(states: Sequence[State]) -> State:
+    """One batch of the rows of all, in their order."""
+    return _packed([(state, row) for state in states for row in range(state.rows)])
+
+
+def _packed(picked: Sequence[tuple[State, int]]) -> State:
+    """A batch of rows from anywhere, each row's tokens at the right. Keys are rotated, so columns may move."""
+    columns = [np.flatnonzero(state.mask_BT[row]) for state, row in picked]
+    width = max(len(row_columns) for row_columns in columns)
+    mask_BT = np.zeros((len(picked), width), dtype=np.int64)
+    for index, row_columns in enumerate(columns):
+        mask_BT[index, width - len(row_columns) :] = 1
+    cache = {}
+    for name in picked[0][0].cache:
+        sources = {id(state): state.cache[name].numpy() for state, _ in picked}
+        first_BKTD = sources[id(picked[0][0])]
+        packed_BKTD = np.zeros((len(picked), first_BKTD.shape[1], width, first_BKTD.shape[3]), dtype=np.float32)
+        for index, ((state, row), row_columns) in enumerate(zip(picked, columns, strict=True)):
+            packed_BKTD[index, :, width - len(row_columns) :] = sources[id(state)][row][:, row_columns]
+        cache[name] = _value(packed_BKTD)
+    return State(cache, mask_BT, np.stack([state.logits_BV[row] for state, row in picked]))
+
+
+def _value(array: NDArray[np.generic]) -> onnxruntime.OrtValue:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -116,6 +116,11 @@ def load(directory: Path) -> Pairs:
     return Pairs(keys, clip, minilm)
 
 
+def keys(directory: Path) -> list[str]:
+    """The keys of all pairs, without their vectors."""
+    return [key for file in shard_files(directory) for key in pq.read_table(file, columns=["key"])["key"].to_pylist()]
+
+
 def split(keys: Sequence[str], *, seed: int, val: float, test: float) -> dict[str, NDArray[np.int64]]:
     """Row numbers of `train`, `val` and `test`.
 

@@ -1,41 +1,34 @@
 """Merged models and bundles."""
 
 import json
+from collections import Counter
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
+from ucotron_ray import jsonl
 from ucotron_ray.artifacts import Artifact, Build, Input, Request, Result
 from ucotron_ray.errors import GateFailed
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import shape as shapes
 from ucotron_ray.run import Run
-from ucotron_ray.stages.datasets import rows_file
+from ucotron_ray.stages.datasets import TRAIN, data_of, rows_file
 from ucotron_ray.stages.models import loadable_base, prompt_identity
+
+if TYPE_CHECKING:
+    from ucotron_ray.export.job import ExportJob
+    from ucotron_ray.export.plan import Plan
 
 
 def merge(run: Run, base: base_models.BaseModel, adapter: Artifact, *, name: str | None = None) -> Artifact:
     """The adapter added to its base → `model/<name>` (the run's, if none is given), as transformers loads it."""
 
     def build(build: Build) -> Result:
-        loadable = loadable_base(run, base)
+        job = _job(run, base, adapter)
         run.connect()
-        from ucotron_ray.export.on_ray import ExportJob, export_on_ray
+        from ucotron_ray.export.on_ray import export_on_ray
 
-        job = ExportJob(
-            name=run.name,
-            base=loadable,
-            base_label=base.reference,
-            adapter=str(adapter.path / "adapter"),
-            model_directory=str(build.path),
-            merge=True,
-            bundle_directory=None,
-            rows_file=None,
-            settings=run.config.recipe.export.model_dump(),
-            facts={},
-            spool=str(run.spool.directory),
-            run=run.spool.child("merge").run,
-            destination=None,
-            log_file=run.log_file,
-        )
-        export_on_ray(job, run.config.place.workers)
+        job = replace(job, model_directory=str(build.path), run=run.spool.child("merge").run)
+        export_on_ray(job, run.config.place.workers, memory=None)
         return Result({}, {}, [f"base {base.reference}, float32"])
 
     return run.make("merge", replace(export_requests(run, base, adapter)[0], name=name or run.name), build)
@@ -49,36 +42,42 @@ def export_requests(run: Run, base: base_models.BaseModel, adapter: Artifact | N
     return merged, Request("bundle", run.name, {"export": run.config.recipe.export.model_dump(), **fields}, inputs)
 
 
+def plan(run: Run, base: base_models.BaseModel) -> "Plan | None":
+    """What the export takes; None for a family whose sizes are not known."""
+    from ucotron_ray.export import plan as plans
+
+    shape = shapes.shape_of(base)
+    return plans.plan(shape, run.config.recipe.export) if shape else None
+
+
 def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data: Artifact | None) -> Artifact:
-    """Merge → `model/<name>`, export and compare → `bundle/<name>`. Raises GateFailed if parity misses a threshold."""
+    """Merge → `model/<name>`, export and compare → `bundle/<name>`. Raises GateFailed if it misses a threshold."""
     model_request, bundle_request = export_requests(run, base, adapter)
     spool = run.spool.child("export")
 
     def build_bundle(bundle: Build) -> Result:
-        loadable = loadable_base(run, base)
+        needed = plan(run, base)
+        job = _job(run, base, adapter)
         run.connect()
-        from ucotron_ray.export.on_ray import ExportJob, export_on_ray
+        _check_memory(run, needed)
+        from ucotron_ray.export.on_ray import export_on_ray
 
         if adapter:
             spool.model(adapter, "input")
         with run.store.building(model_request, replace=run.replace) as model:
-            job = ExportJob(
-                name=run.name,
-                base=loadable,
-                base_label=base.reference,
-                adapter=str(adapter.path / "adapter") if adapter else None,
+            job = replace(
+                job,
                 model_directory=str(model.path),
                 merge=not model.reused,
                 bundle_directory=str(bundle.path),
                 rows_file=str(rows_file(data)) if data else None,
-                settings=run.config.recipe.export.model_dump(),
+                predicates=predicates(run, adapter),
                 facts=_facts(base, adapter),
                 spool=str(spool.directory),
                 run=spool.run,
                 destination=asdict(run.destination) if run.destination else None,
-                log_file=run.log_file,
             )
-            figures = export_on_ray(job, run.config.place.workers)
+            figures = export_on_ray(job, run.config.place.workers, memory=needed.memory if needed else None)
             if not model.reused:
                 model.publish(Result({}, {}, [f"base {base.reference}, float32"]))
         missed = json.loads((bundle.path / "parity.json").read_text(encoding="utf-8"))["missed"]
@@ -87,12 +86,57 @@ def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data
     bundle = run.make("export", bundle_request, build_bundle)
     if bundle.manifest.state != "ok":
         raise GateFailed(
-            "the exported model does not compute what PyTorch computes",
+            "the bundle misses a gate",
             where=str(bundle.path),
             found="; ".join(bundle.manifest.notes),
-            next_step="the bundle is kept for inspection, marked failed; see parity.json in it",
+            next_step="it is kept for inspection, marked failed, and cannot be promoted; see parity.json in it",
         )
     return bundle
+
+
+def predicates(run: Run, adapter: Artifact | None) -> tuple[str, ...]:
+    """What the decoding `vocabulary` allows: the recipe's list, else those of the training rows by their number."""
+    wanted = run.config.recipe.export.predicates
+    if wanted is not None:
+        return tuple(wanted)
+    dataset = data_of(run, adapter)
+    if dataset is None or not (dataset.path / TRAIN).is_file():
+        return ()
+    rows = jsonl.read_relations(dataset.path / TRAIN)
+    counts = Counter(relation.predicate for row in rows for relation in row.expected_relations)
+    return tuple(sorted(counts, key=lambda name: (-counts[name], name)))
+
+
+def _job(run: Run, base: base_models.BaseModel, adapter: Artifact | None) -> "ExportJob":
+    """A merge, to be made into more."""
+    from ucotron_ray.export.job import ExportJob
+
+    return ExportJob(
+        name=run.name,
+        base=loadable_base(run, base),
+        base_label=base.reference,
+        adapter=str(adapter.path / "adapter") if adapter else None,
+        model_directory="",
+        merge=True,
+        bundle_directory=None,
+        rows_file=None,
+        predicates=(),
+        settings=run.config.recipe.export.model_dump(),
+        facts={},
+        spool=str(run.spool.directory),
+        run="",
+        destination=None,
+        log_file=run.log_file,
+    )
+
+
+def _check_memory(run: Run, needed: "Plan | None") -> None:
+    from ucotron_ray import session
+    from ucotron_ray.export import plan as plans
+
+    workers = run.config.place.workers
+    asked = workers.memory_gb * plans.GB if workers.memory_gb is not None else None
+    plans.check_memory(needed, asked if asked is not None else session.worker_memory(workers))
 
 
 def _facts(base: base_models.BaseModel, adapter: Artifact | None) -> dict[str, str]:

@@ -226,7 +226,9 @@ def _device(run: Run) -> _Device:
     if gpus:
         flops, size = (gpu(accelerator) if accelerator else None) or (None, None)
         dtype = "bfloat16" if workers.dtype == "auto" else workers.dtype
-        return _Device(dtype, given or size, flops, plans.MFU_EXPECTED)
+        # Who shares a GPU has its share of the memory.
+        memory = size * min(1.0, gpus) if size else None
+        return _Device(dtype, given or memory, flops, plans.MFU_EXPECTED)
     dtype = base_models.compute_dtype(workers.dtype)
     return _Device(dtype, given or memory, processor_flops(dtype), plans.CPU_SHARES)
 

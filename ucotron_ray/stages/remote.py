@@ -131,7 +131,7 @@ def remote_model(artifact: Artifact) -> str:
 
 def evaluate_request(run: Run, name: str, model: str, trained: Artifact | None, data: Artifact) -> Request:
     """What scoring a served model would make."""
-    settings = run.config.recipe.evaluation.model_dump(exclude={"data", "base", "raw_rows"})
+    settings = run.config.recipe.evaluation.model_dump(exclude={"data", "base", "raw_rows", "end_to_end_rows"})
     fields = {"remote": "evaluate", "evaluation": settings, "model": model, "prompt": prompt_identity()}
     inputs = (data.as_input("data"), *((trained.as_input("model"),) if trained else ()))
     return Request("scores", name, fields, inputs)

@@ -15,11 +15,15 @@ PACKAGES = {
     "optimum": "optimum optimum-onnx",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
+    "llguidance": "llguidance",
     "mlflow": "mlflow",
     "aiohttp": "aiohttp",
     "gguf": "gguf",
     "datasketch": "datasketch",
     "json_repair": "json-repair",
+    "matplotlib": "matplotlib",
+    # The extra `optuna`.
+    "optuna": "optuna",
     # Only where a place or a recipe asks for them, on a GPU: not pinned.
     "bitsandbytes": "bitsandbytes",
     "liger_kernel": "liger-kernel",

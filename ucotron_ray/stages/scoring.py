@@ -1,7 +1,9 @@
-"""Scoring a model on held-out rows."""
+"""Scoring what answers on held-out rows, and what was scored side by side."""
 
 import json
+import logging
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +12,13 @@ from ucotron_ray.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.models import base as base_models
 from ucotron_ray.records import RawRow
 from ucotron_ray.run import Run
+from ucotron_ray.stages.answers import Source, answers_of, layouts_of
 from ucotron_ray.stages.datasets import ROWS, rows_file
-from ucotron_ray.stages.models import loadable_base, prompt_identity
+from ucotron_ray.stages.models import prompt_identity
 
-PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
+log = logging.getLogger(__name__)
+
+PREDICTIONS, SCORES, REPORT = "predictions.jsonl", "scores.json", "report.html"
 
 
 HEADLINE_GROUP, SECOND_GROUP, GUIDE_GROUP = "seen", "unseen", "guide"
@@ -22,65 +27,78 @@ HEADLINE_GROUP, SECOND_GROUP, GUIDE_GROUP = "seen", "unseen", "guide"
 def evaluate_request(
     run: Run, name: str, base: base_models.BaseModel, adapter: Artifact | None, data: Artifact
 ) -> Request:
-    """What scoring would make."""
-    fields = {
-        "evaluation": run.config.recipe.evaluation.model_dump(exclude={"data", "base"}),
-        "base": {"reference": base.reference, "identity": base.identity},
-        "prompt": prompt_identity(),
-    }
-    inputs = (data.as_input("data"), *((adapter.as_input("adapter"),) if adapter else ()))
-    return Request("scores", name, fields, inputs)
+    """What scoring a model would make."""
+    return score_request(run, name, Source(name, "model", base=base, adapter=adapter), data)
 
 
 def evaluate(run: Run, name: str, base: base_models.BaseModel, adapter: Artifact | None, data: Artifact) -> Artifact:
     """Score a base model, or it with an adapter → `scores/<name>` with every prediction."""
-    settings, workers = run.config.recipe.evaluation, run.config.place.workers
+    source = Source(name, "model", base=base, adapter=adapter)
+    return score(run, name, source, data, stage="evaluate" if adapter else "evaluate-base")
+
+
+def score_request(run: Run, name: str, source: Source, data: Artifact) -> Request:
+    """What scoring would make."""
+    settings = run.config.recipe.evaluation.model_dump(exclude={"data", "base"})
+    fields = {"evaluation": settings, "prompt": prompt_identity(), **source.identity}
+    return Request("scores", name, fields, (data.as_input("data"), *source.inputs))
+
+
+def score(run: Run, name: str, source: Source, data: Artifact, *, stage: str) -> Artifact:
+    """Ask a source the held-out rows and the guide's five → `scores/<name>` with every prediction."""
+    settings = run.config.recipe.evaluation
 
     def build(build: Build) -> Result:
-        loadable = loadable_base(run, base)
-        run.connect()
-        from ucotron_ray import session
         from ucotron_ray.evaluation.guide_prompts import guide_rows
-        from ucotron_ray.evaluation.on_ray import predict_on_ray
-        from ucotron_ray.evaluation.predictions import PredictJob
         from ucotron_ray.evaluation.report import write_scores
 
         sample = sampled(jsonl.read_relations(rows_file(data)), settings.max_rows, settings.seed)
         rows = [*sample, *guide_rows()]
         jsonl.write_rows(build.path / ROWS, rows)
-        questions = [(index, "chat") for index in range(len(rows))]
-        num_raw = min(settings.raw_rows, len(sample))
-        asked_raw = random.Random(settings.seed).sample(range(len(sample)), num_raw)
-        questions += [(index, "raw") for index in sorted(asked_raw)]
-        job = PredictJob(
-            base=loadable,
-            adapter=str(adapter.path / "adapter") if adapter else None,
-            rows_file=str(build.path / ROWS),
-            questions=tuple(questions),
-            output_file="",
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=workers.eval_batch,
-            dtype=workers.dtype,
-            num_threads=session.worker_resources(workers).threads,
-        )
-        predictions, measured = predict_on_ray(job, workers, build.path, run.log_file)
+        asked = _questions(source, len(sample), len(rows), run)
+        predictions, measured = answers_of(run, source, rows, asked, build.path)
         scores = write_scores(build.path, rows, predictions, settings)
         for shard in build.path.glob("shard-*.jsonl"):
             shard.unlink()
-        stage = "evaluate" if adapter else "evaluate-base"
-        metrics = {**flat_metrics(scores), **({"seconds": measured["seconds"]} if measured["seconds"] else {})}
+        seconds = measured.get("seconds", 0.0)
+        metrics = {**flat_metrics(scores), **({"seconds": seconds} if seconds else {})}
         spool = run.spool.child(stage)
         spool.dataset(data, "evaluation")
-        if adapter:
-            spool.model(adapter, "input")
+        for artifact in (source.adapter, source.bundle):
+            if artifact:
+                spool.model(artifact, "input")
         spool.metrics(metrics)
-        for file in (SCORES, PREDICTIONS):
+        for file in (SCORES, PREDICTIONS, REPORT):
             spool.file(build.path / file)
         counts = {"rows": len(sample), "predictions": len(predictions)}
-        return Result(metrics, counts, [f"model {base.reference}" + (f" + {adapter.manifest.name}" if adapter else "")])
+        return Result(metrics, counts, [f"model {described(source)}"])
 
-    stage = "evaluate" if adapter else "evaluate-base"
-    return run.make(stage, evaluate_request(run, name, base, adapter, data), build)
+    return run.make(stage, score_request(run, name, source, data), build)
+
+
+def scored(run: Run, source: Source, data: Artifact) -> Artifact:
+    """The scores of a source: those that the store has of it, by whatever name, else new ones."""
+    request = score_request(run, run.name, source, data)
+    own_name = f"{name_of(source.label)}-{request.recipe[:8]}"
+    # What an endpoint serves can change behind its name: its answers are kept for this comparison's name only.
+    found = None if source.kind == "endpoint" else equal_scores(run, request)
+    name = f"{run.name}-{own_name}" if source.kind == "endpoint" else found or own_name
+    return score(run, name, source, data, stage=f"evaluate-{own_name}")
+
+
+def name_of(reference: str) -> str:
+    """A reference as a part of an artifact's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", reference).strip("-.")
+
+
+def equal_scores(run: Run, request: Request) -> str | None:
+    """The name under which the store has scores of the same recipe and inputs."""
+    names = [request.name, *run.store.names("scores")]
+    for name in names:
+        artifact = run.store.find("scores", name)
+        if artifact is not None and artifact.manifest.recipe == request.recipe:
+            return name
+    return None
 
 
 def scores_of(artifact: Artifact) -> dict[str, Any]:
@@ -89,13 +107,25 @@ def scores_of(artifact: Artifact) -> dict[str, Any]:
     return scores
 
 
+def described(source: Source) -> str:
+    """A source in a few words."""
+    if source.base is not None:
+        return source.base.reference + (f" + {source.adapter.manifest.name}" if source.adapter else "")
+    return source.label
+
+
 def flat_metrics(scores: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a scores file for the manifest and MLflow: overall, per group, raw layout and guide prompts."""
+    """The figures of a scores file for the manifest and MLflow: overall, and the main ones of every part."""
     metrics = {key: float(value) for key, value in scores["overall"].items()}
-    for group, values in {**scores["groups"], "raw": scores["raw"], GUIDE_GROUP: scores["guide"]}.items():
+    parts = {"raw": scores["raw"], "end_to_end": scores.get("end_to_end"), GUIDE_GROUP: scores["guide"]}
+    for group, values in {**scores["groups"], **parts}.items():
         if values:
             names = ("f1", "f1_low", "f1_high", "valid_answers", "rows")
             metrics |= {f"{group}_{key}": float(values[key]) for key in names}
+    for kind, entry in (scores.get("calibration") or {}).items():
+        if entry:
+            prefix = kind.replace(" ", "_")
+            metrics |= {f"{prefix}_{key}": float(entry[key]) for key in ("ece", "brier", "aurc")}
     return metrics
 
 
@@ -112,3 +142,14 @@ def sampled(rows: Sequence[RawRow], max_rows: int | None, seed: int) -> list[Raw
         share = max_rows - len(picked) if number == len(groups) else round(max_rows * len(members) / len(rows))
         picked += random.Random(seed).sample(members, min(share, len(members)))
     return [rows[index] for index in sorted(picked)]
+
+
+def _questions(source: Source, num_sample: int, num_rows: int, run: Run) -> list[tuple[int, str]]:
+    """Every row in the server's chat prompt, and a seeded part of the sample in each other layout of the source."""
+    settings = run.config.recipe.evaluation
+    questions = [(index, "chat") for index in range(num_rows)]
+    others = {"raw": settings.raw_rows, "end_to_end": settings.end_to_end_rows}
+    for layout in layouts_of(source)[1:]:
+        picked = random.Random(settings.seed).sample(range(num_sample), min(others[layout], num_sample))
+        questions += [(index, layout) for index in sorted(picked)]
+    return questions

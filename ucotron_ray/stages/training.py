@@ -29,7 +29,7 @@ def sft_request(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Req
     return Request("adapter", run.name, fields, (dataset.as_input("data"),))
 
 
-def _job_fields(run: Run, base: str, data: Artifact, directory: Path, prepared: Prepared) -> dict[str, Any]:
+def job_fields(run: Run, base: str, data: Artifact, directory: Path, prepared: Prepared) -> dict[str, Any]:
     """What every training job is told."""
     from ucotron_ray import session
 
@@ -62,7 +62,7 @@ def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
         assert prepared is not None
         from ucotron_ray.training.job import SftJob
 
-        fields = _job_fields(run, prepared.loadable, dataset, build.path, prepared)
+        fields = job_fields(run, prepared.loadable, dataset, build.path, prepared)
         spool = run.spool.child("sft")
         spool.dataset(dataset, "training")
         job = SftJob(**fields, settings=run.config.recipe.sft.model_dump())
@@ -89,7 +89,7 @@ def _trained(
     artifacts.write_text(build.path / "report.html", report.page(record))
     shutil.rmtree(build.path / "checkpoints", ignore_errors=True)
     if named is not None:
-        _name_base(build.path / "adapter" / "adapter_config.json", named)
+        name_base(build.path / "adapter" / "adapter_config.json", named)
     for file in ("training.json", "report.html"):
         spool.file(build.path / file)
     return Result(metrics, record["counts"], [note])
@@ -117,8 +117,8 @@ def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapt
         assert prepared is not None
         from ucotron_ray.training.job import DpoJob
 
-        kept = _reference(run, pairs, merged, prepared)
-        fields = _job_fields(run, str(merged.path), pairs, build.path, prepared)
+        kept = reference_of(run, pairs, merged, prepared)
+        fields = job_fields(run, str(merged.path), pairs, build.path, prepared)
         spool = run.spool.child("dpo")
         spool.dataset(pairs, "training")
         spool.model(merged, "input")
@@ -128,7 +128,7 @@ def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapt
     return run.make("dpo", dpo_request(run, name, pairs, merged), build)
 
 
-def _reference(run: Run, pairs: Artifact, merged: Artifact, prepared: Prepared) -> Artifact:
+def reference_of(run: Run, pairs: Artifact, merged: Artifact, prepared: Prepared) -> Artifact:
     """The base's log-probabilities of the pairs, made once for every run on the same model, pairs and context."""
     settings = run.config.recipe.dpo
     names = {"max_context_length", "max_rows", "eval_rows", "max_longer_share", "seed"}
@@ -141,15 +141,15 @@ def _reference(run: Run, pairs: Artifact, merged: Artifact, prepared: Prepared) 
         from ucotron_ray.training.job import TrainingJob
         from ucotron_ray.training.on_ray import reference_on_ray
 
-        job_fields = _job_fields(run, str(merged.path), pairs, build.path, prepared)
-        job = TrainingJob(**job_fields, settings=settings.model_dump())
+        fields_of_job = job_fields(run, str(merged.path), pairs, build.path, prepared)
+        job = TrainingJob(**fields_of_job, settings=settings.model_dump())
         reference_on_ray(job, run.config.place.workers, run.log_file)
         return Result({}, {}, [f"{merged.manifest.name} on {pairs.manifest.name}"])
 
     return run.make("reference", Request("cache", name, fields, inputs), build)
 
 
-def _name_base(path: Path, reference: str) -> None:
+def name_base(path: Path, reference: str) -> None:
     """An adapter names its base by reference, not by a path of the machine that it was trained on."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     artifacts.write_json(path, {**settings, "base_model_name_or_path": reference})

@@ -5,8 +5,7 @@ Every actor of Ray Train imports this file, six of them for one worker: it must 
 
 import os
 import shutil
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def train_on_ray(
     )
     try:
         with session.following(log_file), session.stopping(stop):
-            result = _aside(trainer.fit)
+            result = session.aside(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     finally:
@@ -73,25 +72,6 @@ def train_on_ray(
     if "error" in metrics:
         raise metrics["error"]
     return {str(key): float(value) for key, value in metrics.items()}
-
-
-def _aside(work: Callable[[], Any]) -> Any:
-    """Do the work in a thread: in the main thread Ray has a handler of its own for Ctrl-C, which ends with exit 0."""
-    done: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            done["result"] = work()
-        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread, whatever it is
-            done["error"] = error
-
-    thread = threading.Thread(target=run, name="train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(1.0)
-    if "error" in done:
-        raise done["error"]
-    return done["result"]
 
 
 def _loop(config: dict[str, Any]) -> dict[str, Any]:

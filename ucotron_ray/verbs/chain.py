@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ucotron_ray.errors import ConfigError
 from ucotron_ray.verbs import flags
 
 
@@ -22,6 +23,11 @@ def add_pipeline(verbs: Any) -> None:
     parser.add_argument("--skip-train", action="store_true", help="take the adapter that is there")
     parser.add_argument("--skip-dpo", action="store_true", help="do not align with preferences, whatever is at hand")
     parser.add_argument("--skip-export", action="store_true", help="end after the scores")
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="sweep the settings of sft first (recipe section tuning), train with the best",
+    )
     parser.add_argument(
         "--remote", action="store_true", help="train at Fireworks.ai instead of here (FIREWORKS_ACCOUNT_ID)"
     )
@@ -42,8 +48,16 @@ def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray import forecast, pipeline, remote_pipeline
 
     options = pipeline.Options(
-        args.skip_generate, args.skip_train, args.skip_dpo, args.skip_export, args.data_dir, args.output_dir
+        args.skip_generate,
+        args.skip_train,
+        args.skip_dpo,
+        args.skip_export,
+        args.data_dir,
+        args.output_dir,
+        tune=args.tune,
     )
+    if args.tune and (args.remote or args.skip_train):
+        raise ConfigError("--tune is for training here", found="--remote" if args.remote else "--skip-train")
     with flags.run_of(args) as run:
         if args.dry_run:
             chain = remote_pipeline if args.remote else pipeline

@@ -1,4 +1,4 @@
-"""The verb `evaluate`, and its table."""
+"""The verbs `evaluate` and `compare`, and their table."""
 
 import argparse
 from pathlib import Path
@@ -6,36 +6,89 @@ from typing import Any
 
 from ucotron_ray.verbs import flags
 
+MODEL_HELP = "bundle/NAME[@int8|@int4][+free|+entities|+vocabulary], http://HOST/v1#MODEL"
+
 
 def add_evaluate(verbs: Any) -> None:
     """`evaluate`: triples against held-out rows."""
     parser = flags.verb(
         verbs, "evaluate", "Score a model's triples on held-out rows and on the guide's five prompts.", _evaluate
     )
-    parser.add_argument("model", metavar="MODEL", help="an adapter's name or path, or a base model")
+    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}, an adapter's name or path, or a base model")
     parser.add_argument("--data", metavar="NAME|FILE", help="held-out rows (default: evaluation.data)")
     parser.add_argument("--max-rows", type=int, help="a seeded sample of so many rows")
     parser.add_argument("--no-base", action="store_true", help="do not score the base model beside an adapter")
 
 
+def add_compare(verbs: Any) -> None:
+    """`compare`: several models on the same rows."""
+    parser = flags.verb(
+        verbs,
+        "compare",
+        "Score models on the same held-out rows and say which is better, and how sure that is.",
+        _compare,
+    )
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help=f"the first one is compared with: {MODEL_HELP}, an adapter, a base model, or co-occurrence (what the "
+        "server does without a model)",
+    )
+    parser.add_argument("--data", metavar="NAME|FILE", help="held-out rows (default: evaluation.data)")
+    parser.add_argument("--max-rows", type=int, help="a seeded sample of so many rows")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="also write the page there")
+
+
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, models, requirements, scoring
+    from ucotron_ray.stages import answers, comparison, requirements, scoring
 
     requirements.require_packages("ray", "torch", "transformers", "peft", "gguf")
-    with flags.run_of(args, name=Path(args.model).name) as run:
-        base, adapter = models.model(run, args.model)
-        data = datasets.held_out(run, run.config.recipe.evaluation.data, datasets.data_of(run, adapter))
-        artifact = scoring.evaluate(run, run.name, base, adapter, data)
+    # An adapter and the bundle that was made from it have one name; their scores do not.
+    plain = Path(args.model).name == args.model or Path(args.model).exists()
+    with flags.run_of(args, name=Path(args.model).name if plain else scoring.name_of(args.model)) as run:
+        source = answers.source_of(run, args.model)
+        data = comparison.rows_of(run, [source])
+        stage = "evaluate" if source.adapter or source.base is None else "evaluate-base"
+        artifact = scoring.score(run, run.name, source, data, stage=stage)
+        base, adapter = source.base, source.adapter
         scores = scoring.scores_of(artifact)
         result = {"artifact": str(artifact.path), **scores["overall"], "groups": scores["groups"]}
-        result |= {"raw": scores["raw"], "guide": scores["guide"]}
+        result |= {"raw": scores["raw"], "end_to_end": scores["end_to_end"], "guide": scores["guide"]}
+        result |= {"calibration": scores["calibration"], "report": str(artifact.path / scoring.REPORT)}
         beside = {run.name: scores}
-        if adapter and run.config.recipe.evaluation.base:
+        if base and adapter and run.config.recipe.evaluation.base:
             before = scoring.scores_of(scoring.evaluate(run, f"{run.name}-base", base, None, data))
             result["base"] = before["overall"]
             beside = {f"{run.name}-base": before, **beside}
     _print_scores(beside)
     return result
+
+
+def _compare(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.stages import comparison, datasets, requirements, scoring
+
+    requirements.require_packages("ray", "torch", "transformers", "peft", "gguf", "aiohttp")
+    with flags.run_of(args, name="compare") as run:
+        sources = comparison.sources(run, args.models)
+        data = comparison.rows_of(run, sources)
+        artifact = comparison.compare(run, sources, data, named=args.name is not None)
+        compared = comparison.comparison_of(artifact)
+        page = artifact.path / scoring.REPORT
+        if args.report:
+            datasets.copy_file(page, args.report)
+    _print_scores(compared["models"])
+    first = next(iter(compared["models"]))
+    for label, entry in compared["differences"].items():
+        print(
+            f"{label} against {first}: {entry['difference']:+.3f} F1 ({entry['low']:+.3f} to {entry['high']:+.3f}), "
+            f"p of «not better» {entry['p_not_better']:.3f}"
+        )
+    print(f"won: {', '.join(f'{label} {count}' for label, count in compared['wins'].items())}, ties {compared['ties']}")
+    print(f"page: {page}")
+    models = {label: scores["overall"] for label, scores in compared["models"].items()}
+    shown = {key: compared[key] for key in ("differences", "wins", "ties")}
+    return {"artifact": str(artifact.path), "report": str(page), "models": models, **shown}
 
 
 def _print_scores(beside: dict[str, dict[str, Any]]) -> None:
@@ -45,6 +98,7 @@ def _print_scores(beside: dict[str, dict[str, Any]]) -> None:
             "": scores["overall"],
             **scores["groups"],
             "raw layout": scores["raw"],
+            "no entities given": scores["end_to_end"],
             "guide's five": scores["guide"],
         }
         for part, values in parts.items():

@@ -11,23 +11,32 @@ from ucotron_ray.verbs import flags
 def add_export(verbs: Any) -> None:
     """`export`: merged model and bundle."""
     parser = flags.verb(
-        verbs, "export", "Merge an adapter, export it as ONNX, compare with PyTorch, and bundle it.", _export
+        verbs,
+        "export",
+        "Merge an adapter and make a bundle: ONNX in float32, int8 and int4, and GGUF, each compared with what it was "
+        "made of. A bundle that misses a gate is published as failed (exit 1).",
+        _export,
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="an adapter's name or path, or a base model")
     parser.add_argument("--model-dir", type=Path, metavar="DIR", help="a plain model directory instead of MODEL")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the bundle there")
-    parser.add_argument("--data", metavar="NAME|FILE", help="rows whose prompts parity is measured on")
+    parser.add_argument("--data", metavar="NAME|FILE", help="held-out rows that the gates are measured on")
+    parser.add_argument("--dry-run", action="store_true", help="only say how large the bundle and its memory become")
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.stages import datasets, export, models, requirements
 
-    requirements.require_packages("ray", "torch", "transformers", "peft", "optimum", "onnx", "onnxruntime", "gguf")
     if (args.model is None) == (args.model_dir is None):
         raise ConfigError("one model is needed", expected="MODEL or --model-dir DIR", found="both or none")
     reference = args.model or str(args.model_dir)
     with flags.run_of(args, name=Path(reference).name) as run:
         base, adapter = models.model(run, reference)
+        if args.dry_run:
+            return _planned(run, base)
+        requirements.require_packages(
+            "ray", "torch", "transformers", "peft", "optimum", "onnx", "onnxruntime", "gguf", "llguidance"
+        )
         reference_data = run.config.recipe.evaluation.data
         dataset = datasets.data_of(run, adapter)
         data = datasets.held_out(run, reference_data, dataset) if reference_data or dataset else None
@@ -36,3 +45,18 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
             models.copy_out(bundle, args.output_dir)
     figures = bundle.manifest.metrics
     return {"artifact": str(bundle.path), "bundle": str(bundle.path), "parity": True, **figures}
+
+
+def _planned(run: Any, base: Any) -> dict[str, Any]:
+    from ucotron_ray.export import plan as plans
+    from ucotron_ray.stages import export
+
+    made = export.plan(run, base)
+    if made is None:
+        raise ConfigError(
+            "the sizes of this model are not known here",
+            where=base.reference,
+            expected="a model of the Llama, Qwen2 or Qwen3 family whose config.json is on this machine",
+        )
+    print("\n".join(plans.described(made)))
+    return {"artifact": None, "plan": made.as_dict()}

@@ -37,6 +37,10 @@ SHORTHANDS = {
     "max_rounds": "api.max_rounds",
     "generation_seed": "generation.seed",
     "max_rows": "evaluation.max_rows",
+    "registry_uri": "tracking.registry_uri",
+    "registered_model": "tracking.registered_model",
+    "search": "tuning.search",
+    "trials": "tuning.trials",
     "projection_epochs": "projection.epochs",
     "projection_batch_size": "projection.batch_size",
     "projection_learning_rate": "projection.learning_rate",
@@ -46,6 +50,11 @@ SHORTHANDS = {
     "projection_patience": "projection.patience",
     "projection_seed": "projection.seed",
     "projection_opset": "projection.opset",
+    "serve_host": "serving.host",
+    "serve_port": "serving.port",
+    "serve_replicas": "serving.num_replicas",
+    "serve_variant": "serving.variant",
+    "serve_key": "serving.key_variable",
 }
 """Flags of the guide that are another way to say --set KEY=VALUE."""
 
@@ -57,6 +66,14 @@ def verb(verbs: Any, name: str, help_text: str, handler: Handler) -> argparse.Ar
     common = parser.add_argument_group("common options")
     common.add_argument(
         "--recipe", type=Path, metavar="FILE", help="what to make (YAML); an existing fireworks_config.yaml fits"
+    )
+    common.add_argument(
+        "--overlay",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a recipe over the recipe, such as the best.yaml of a sweep (repeatable)",
     )
     common.add_argument("--place", type=Path, metavar="FILE", help="where to make it (YAML)")
     common.add_argument(
@@ -93,7 +110,8 @@ def config_of(args: argparse.Namespace) -> config.Config:
     tier = getattr(args, "tier", None)
     if tier:
         overrides.append(("tier", tier))
-    loaded = config.load(recipe=args.recipe, place=args.place, overrides=overrides)
+    files = {"recipe": args.recipe, "place": args.place, "overlays": args.overlay}
+    loaded = config.load(**files, overrides=overrides)
     for flag, key in SHORTHANDS.items():
         value = getattr(args, flag, None)
         if value is not None:
@@ -102,9 +120,11 @@ def config_of(args: argparse.Namespace) -> config.Config:
         overrides.append(("tracking.enabled", True))
     if getattr(args, "all_namespaces", False):
         overrides.append(("graph.all_namespaces", True))
+    if getattr(args, "tiers", None):
+        overrides.append(("tuning.tiers", args.tiers.split(",")))
     if getattr(args, "no_base", False):
         overrides.append(("evaluation.base", False))
-    return config.load(recipe=args.recipe, place=args.place, overrides=overrides)
+    return config.load(**files, overrides=overrides)
 
 
 def run_of(args: argparse.Namespace, *, name: str | None = None) -> Any:

@@ -58,6 +58,9 @@ def add_simulate_ucotron(verbs: Any) -> None:
     parser.add_argument("--port", type=int, default=8420, help="port on 127.0.0.1")
     parser.add_argument("--graph", type=Path, metavar="FILE", help="export file to begin with")
     parser.add_argument("--api-key-env", metavar="VARIABLE", help="require the key in this variable (default: no auth)")
+    parser.add_argument(
+        "--config", type=Path, metavar="ucotron.toml", help="take [models] from there, as the server does"
+    )
     parser.add_argument("--endpoint", metavar="URL", help="fine_tuned_re_endpoint that `learn` calls")
     parser.add_argument("--endpoint-model", default="ucotron-re", metavar="ID", help="fine_tuned_re_model")
 
@@ -102,5 +105,6 @@ def _simulate_ucotron(args: argparse.Namespace) -> dict[str, Any]:
         api_key_variable=args.api_key_env,
         endpoint=args.endpoint,
         endpoint_model=args.endpoint_model,
+        config=args.config,
     )
     return {}

@@ -1,0 +1,234 @@
+"""promote, rollback and pull against real MLflow on sqlite. The models are made up, their scores and bytes are real."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from tests.registered import answer_with, base_directory, held_out_file, make_bundle
+from ucotron_ray import cli, config, registry, tracking
+from ucotron_ray.artifacts import MANIFEST, Store, content_hash, list_files, read_artifact
+from ucotron_ray.errors import CorruptArtifact
+
+RIGHT = {"base": 0.2, "good": 0.8, "worse": 0.5, "best": 0.95, "no-gain": 0.2}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """One MLflow database for the module: making its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    where = tracking.Destination(f"sqlite:///{folder / 'mlflow.db'}", "tests", (folder / "artifacts").as_uri())
+    place = config.load(overrides=[("tracking.mlflow_uri", where.uri)]).place
+    assert tracking.Registry(where, place, "nothing").aliases() == {}
+    return where.uri
+
+
+class World:
+    """A store, a registered model of its own in the shared database, and the command line on both."""
+
+    def __init__(self, directory, database, capsys, name):
+        self.store = Store(directory / "store")
+        self.base = base_directory(directory / "base")
+        self.data = held_out_file(directory)
+        self.database, self.name, self._capsys = database, name, capsys
+
+    def bundle(self, name, **arguments):
+        return make_bundle(self.store, name, self.base, **arguments)
+
+    def call(self, *arguments):
+        if arguments[0] == "promote":
+            arguments = (*arguments, "--data", str(self.data))
+        settings = ["--set", f"store={self.store.root}", "--set", "evaluation.resamples=200"]
+        where = ["--registry", self.database, "--registered-model", self.name]
+        # The runs themselves are tested elsewhere.
+        tracked = ["--set", "tracking.mlflow_uri=none"]
+        code = cli.main([*arguments, *settings, *where, *tracked, "--json"])
+        out, err = self._capsys.readouterr()
+        return code, json.loads(out.splitlines()[-1]), err
+
+    def aliases(self):
+        return self.registry().aliases()
+
+    def registry(self):
+        place = config.load(overrides=[("tracking.mlflow_uri", self.database)]).place
+        return tracking.Registry(tracking.destination(place, self.store.root), place, self.name)
+
+
+@pytest.fixture
+def world(tmp_path, database, capsys, monkeypatch, request):
+    made = World(tmp_path, database, capsys, re.sub(r"\W+", "-", request.node.name))
+    made.asked = answer_with(monkeypatch, RIGHT)
+    return made
+
+
+def test_champion_moves_to_the_better_stays_with_a_worse_one_and_rolls_back(world):
+    for name in ("good", "worse", "best"):
+        world.bundle(name)
+    code, result, err = world.call("promote", "good")
+    assert code == 0, err
+    assert (result["version"], result["previous"], result["changed"]) == ("1", None, True)
+    assert world.aliases() == {"champion": "1"}
+
+    code, result, err = world.call("promote", "worse")
+    assert (code, result["status"]) == (1, "failed")
+    (refused,) = [gate for gate in result["gates"] if not gate["passed"]]
+    assert refused["figures"]["difference"] < -0.1
+    # The numbers: F1 of half the rows against that of four fifths, on the same 60.
+    assert "not worse than the champion: F1 0." in err
+    assert "on 60 rows: -0." in err
+    assert world.aliases() == {"champion": "1", "candidate": "2"}
+
+    code, result, err = world.call("promote", "best")
+    assert code == 0, err
+    assert world.aliases() == {"champion": "3", "previous": "1", "candidate": "2"}
+    assert world.call("rollback")[0] == 0
+    assert world.aliases() == {"champion": "1", "previous": "3", "candidate": "2"}
+    # The champion is not scored again: its answers on these rows are in the store.
+    assert sorted(world.asked) == ["base", "best", "good", "worse"]
+    lines = (world.store.root / "registry" / f"{world.name}.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["action"] for line in lines] == ["promote", "refuse", "promote", "rollback"]
+
+
+def test_a_version_says_what_it_was_made_of_and_how_it_passed(world):
+    bundle = world.bundle("good")
+    assert world.call("promote", "good")[0] == 0
+    tags = world.registry().version("champion").tags
+    data = world.store.get("dataset", "d")
+    assert tags["manifest_sha"] == bundle.manifest.content
+    assert tags["dataset_digest"] == data.manifest.content
+    assert tags["prompt_hash"] == "0123"
+    assert tags["base"] == str(world.base)
+    gates = {gate["name"]: gate for gate in json.loads(tags["gates"])}
+    assert gates["better than the base"]["figures"]["difference"] > 0.4
+    assert all(gate["passed"] for gate in gates.values())
+    # The same bytes are one version, however often they are promoted.
+    code, result, _ = world.call("promote", "good")
+    assert (code, result["changed"], len(world.registry().versions())) == (0, False, 1)
+
+
+def test_a_bundle_that_does_not_beat_its_base_or_failed_its_parity_is_refused(world):
+    world.bundle("no-gain")
+    code, _, err = world.call("promote", "no-gain")
+    assert code == 1
+    assert "better than the base: F1 " in err
+    world.bundle("broken", state="failed")
+    code, _, err = world.call("promote", "broken", "--accept-rejected")
+    assert code == 1
+    assert "marked failed" in err
+    assert "champion" not in world.aliases()
+
+
+def test_held_out_rows_that_were_trained_on_refuse_the_promotion(world):
+    world.bundle("good")
+    world.data.write_bytes((world.store.path("dataset", "d") / "train.jsonl").read_bytes())
+    code, _, err = world.call("promote", "good")
+    assert code == 1
+    assert "held-out rows are new: 60 of 60 held-out texts" in err
+
+
+def test_a_flipped_byte_in_any_file_stops_promotion_and_pull(world, tmp_path):
+    bundle = world.bundle("good")
+    assert world.call("promote", "good")[0] == 0
+    target = tmp_path / "pulled"
+    for entry in [*bundle.manifest.files, None]:
+        path = bundle.path / (entry.path if entry else MANIFEST)
+        whole = path.read_bytes()
+        # Of the manifest a byte of a hash, so that it still is JSON.
+        place = whole.index(b'"sha256"') + 12 if entry is None else len(whole) // 2
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        for arguments in (("promote", "good"), ("pull", str(target))):
+            code, _, err = world.call(*arguments)
+            assert code == 1, (path, arguments)
+            assert "damaged" in err or "cannot be read" in err, err
+            assert not target.exists()
+        path.write_bytes(whole)
+    assert world.call("pull", str(target))[0] == 0
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+@pytest.mark.parametrize("upload", [False, True], ids=["from the store's path", "from MLflow's artifacts"])
+def test_pull_gives_the_registered_bytes_and_takes_the_place_of_an_older_copy(world, tmp_path, upload):
+    good, best = world.bundle("good"), world.bundle("best")
+    extra = ("--upload",) if upload else ()
+    target = tmp_path / "models" / "champion"
+    for bundle in (good, best):
+        code, _, err = world.call("promote", bundle.manifest.name, *extra)
+        assert code == 0, err
+        if upload:
+            # What lies in the store is no longer needed.
+            shutil.rmtree(bundle.path)
+        code, result, err = world.call("pull", str(target))
+        assert code == 0, err
+        assert result["content"] == bundle.manifest.content
+        assert content_hash(list_files(target)) == bundle.manifest.content
+        if upload:
+            shutil.copytree(target, bundle.path)
+    assert world.registry().version("champion").source.startswith("file:")
+    assert [path.name for path in target.parent.iterdir()] == ["champion"]
+    # Without a target it goes where its name belongs in the store, and is there already.
+    assert world.call("pull")[1]["artifact"] == str(world.store.path("bundle", "best"))
+
+
+def test_download_asks_mlflow_for_what_no_path_here_shows(world, tmp_path):
+    bundle = world.bundle("good")
+    assert world.call("promote", "good", "--upload")[0] == 0
+    models = world.registry()
+    got = models.download(models.version("champion").source, tmp_path)
+    assert content_hash(list_files(got)) == bundle.manifest.content
+
+
+def test_a_manifest_that_was_changed_with_its_files_is_not_the_registered_one(world, tmp_path):
+    bundle = world.bundle("good")
+    assert world.call("promote", "good")[0] == 0
+    (bundle.path / "model.onnx").write_bytes(b"another graph")
+    manifest = json.loads((bundle.path / MANIFEST).read_text(encoding="utf-8"))
+    files = list_files(bundle.path)
+    manifest |= {"files": [entry.model_dump() for entry in files], "content": content_hash(files)}
+    (bundle.path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    code, _, err = world.call("pull", str(tmp_path / "pulled"))
+    assert code == 1
+    assert "not what was registered" in err
+
+
+def test_a_failed_fetch_leaves_the_older_copy_as_it_was(tmp_path):
+    store = Store(tmp_path / "store")
+    good = make_bundle(store, "good", base_directory(tmp_path / "base"))
+    best = make_bundle(store, "best", tmp_path / "base")
+    target = tmp_path / "champion"
+    registry.install(registry.copy_of(good.path), target, good.manifest.content)
+    (best.path / "model.onnx").write_bytes(b"damaged")
+    with pytest.raises(CorruptArtifact):
+        registry.install(registry.copy_of(best.path), target, best.manifest.content)
+    assert read_artifact(target).manifest.content == good.manifest.content
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_directory_takes_the_place_of_another_on_any_file_system(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(registry, "_exchanged", lambda one, other: False)
+    for name in ("new", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name, encoding="utf-8")
+    if exchange:
+        assert registry._exchanged(tmp_path / "new", tmp_path / "target")
+        assert registry._exchanged(tmp_path / "new", tmp_path / "target")
+    registry._place(tmp_path / "new", tmp_path / "target")
+    assert (tmp_path / "target" / "file").read_text(encoding="utf-8") == "new"
+
+
+def test_mistakes_end_with_2_and_make_nothing(world, tmp_path):
+    code, _, err = world.call("rollback")
+    assert (code, "no previous champion" in err) == (2, True)
+    code, _, err = world.call("pull", str(tmp_path / "x"))
+    assert (code, "no version with the alias 'champion'" in err) == (2, True)
+    wrong = tmp_path / "nowhere.db"
+    code = cli.main(["pull", "--registry", f"sqlite:///{wrong}", "--set", f"store={world.store.root}"])
+    assert (code, wrong.exists()) == (2, False)
+    world.bundle("good")
+    assert world.call("promote", "good")[0] == 0
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "letter.txt").write_text("mine", encoding="utf-8")
+    code, _, err = world.call("pull", str(tmp_path / "own"))
+    assert (code, "stays as it is" in err) == (2, True)
+    assert (tmp_path / "own" / "letter.txt").read_text(encoding="utf-8") == "mine"

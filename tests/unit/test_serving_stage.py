@@ -1,0 +1,228 @@
+"""What `serve` is asked to serve: found, verified, refused, followed; and where it may listen."""
+
+import json
+import logging
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from ucotron_ray import cli, config
+from ucotron_ray.artifacts import Request, Result, Store
+from ucotron_ray.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact
+from ucotron_ray.registry import CONTENT_TAG
+from ucotron_ray.run import Run
+from ucotron_ray.serving import target as targets
+from ucotron_ray.stages import promotion, serving
+from ucotron_ray.tracking import Version
+
+
+def bundle(store: Path, name: str, *, content: str = "graph", state: str = "ok", decoding: str | None = None) -> Path:
+    """A bundle by its manifest; no model runs here."""
+    request = Request("bundle", name, {"content": content})
+    with Store(store).building(request, replace=True) as build:
+        (build.path / "model.onnx").write_text(content, encoding="utf-8")
+        if decoding:
+            (build.path / "decoding.json").write_text(json.dumps({"default": decoding}), encoding="utf-8")
+        build.publish(Result({}, {}, ["as a test wants it"], state=state))
+    return store / "bundle" / name
+
+
+@pytest.fixture
+def run(tmp_path):
+    def made(**settings):
+        overrides = [("store", str(tmp_path)), *((f"serving.{key}", value) for key, value in settings.items())]
+        return Run(config.load(overrides=overrides), verb="serve", name="s")
+
+    return made
+
+
+def found_by(run, reference):
+    return serving.target_of(serving.Reference(run, reference))
+
+
+def test_a_bundle_is_found_by_name_and_by_path_with_its_best_decoding(tmp_path, run):
+    path = bundle(tmp_path, "relations", decoding="entities")
+    for reference in ("relations", str(path)):
+        found = found_by(run(), reference)
+        assert (found.model, found.backend, found.decoding, found.path) == ("relations", "onnx", "entities", str(path))
+    assert found_by(run(decoding="free", variant="int8"), "relations").decoding == "free"
+    assert found_by(run(variant="int8"), "relations").variant == "int8"
+
+
+def test_a_base_model_runs_on_transformers_and_a_bundle_does_not(tmp_path, run, tiny_model):
+    found = found_by(run(), str(tiny_model))
+    assert (found.backend, found.path, found.base, found.decoding) == (
+        "transformers",
+        None,
+        str(tiny_model),
+        "entities",
+    )
+    bundle(tmp_path, "relations")
+    with pytest.raises(ConfigError, match="no weights for transformers"):
+        found_by(run(backend="transformers"), "relations")
+    with pytest.raises(ConfigError, match="bundles only"):
+        found_by(run(backend="onnx"), str(tiny_model))
+
+
+def test_a_flipped_byte_in_any_file_is_caught_before_anything_is_started(tmp_path, run):
+    path = bundle(tmp_path, "relations", decoding="free")
+    for file in ("model.onnx", "decoding.json"):
+        whole = (path / file).read_bytes()
+        (path / file).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        for reference in ("relations", str(path)):
+            with pytest.raises(CorruptArtifact, match="damaged"):
+                found_by(run(), reference)
+        (path / file).write_bytes(whole)
+    found_by(run(), "relations")
+
+
+def test_the_exit_code_of_a_damaged_bundle_is_1(tmp_path, capsys):
+    path = bundle(tmp_path, "relations")
+    (path / "model.onnx").write_bytes(b"grapH")
+    assert cli.main(["serve", "relations", "--set", f"store={tmp_path}", "--port", str(free_port())]) == 1
+    assert "model.onnx" in capsys.readouterr().err
+
+
+def test_a_bundle_that_failed_its_gates_is_refused_unless_that_is_accepted(tmp_path, run):
+    path = bundle(tmp_path, "relations", state="failed")
+    for reference in ("relations", str(path)):
+        with pytest.raises(ArtifactError, match="marked failed"):
+            found_by(run(), reference)
+    accepting = run()
+    accepting.accept_rejected = True
+    assert found_by(accepting, "relations").path == str(path)
+
+
+def test_replicas_check_the_bytes_that_they_see_themselves(tmp_path, run):
+    path = bundle(tmp_path, "relations")
+    found = found_by(run(), "relations")
+    targets.check(found)
+    bundle(tmp_path, "relations", content="another")
+    with pytest.raises(CorruptArtifact, match="not those that were to be served"):
+        targets.check(found)
+    (path / "model.onnx").write_bytes(b"grapH")
+    with pytest.raises(CorruptArtifact, match="damaged"):
+        targets.check(found)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_bundle_made_again_is_followed_and_a_damaged_one_is_not(tmp_path, run, caplog):
+    bundle(tmp_path, "relations")
+    file = tmp_path / "serving" / "s.json"
+    following = serving.Following(serving.Reference(run(), "relations"), file)
+    first = following.target
+    following.look()
+    assert not file.exists()
+
+    bundle(tmp_path, "relations", content="better")
+    following.look()
+    second = targets.read(file)
+    assert second.content != first.content
+    assert following.target == second
+
+    path = bundle(tmp_path, "relations", content="even better")
+    (path / "model.onnx").write_bytes(b"even worse ")
+    with caplog.at_level(logging.ERROR):
+        following.look()
+    assert targets.read(file) == second
+    assert "stays with relations" in caplog.text
+
+
+def test_a_link_that_is_turned_is_followed(tmp_path, run):
+    one, two = (bundle(tmp_path, name, content=name) for name in ("one", "two"))
+    link = tmp_path / "current"
+    link.symlink_to(one)
+    file = tmp_path / "serving" / "s.json"
+    following = serving.Following(serving.Reference(run(), str(link)), file)
+    aside = tmp_path / "aside"
+    aside.symlink_to(two)
+    os.replace(aside, link)
+    following.look()
+    # The replicas get the directory itself: the link may be turned again while they load.
+    assert (targets.read(file).path, targets.read(file).model) == (str(two), "two")
+
+
+class Models:
+    """A registry that points where a test wants."""
+
+    model, uri = "ucotron-re-slm", "sqlite://"
+
+    def __init__(self):
+        self.champion = None
+
+    def version(self, alias):
+        return self.champion if alias == "champion" else None
+
+
+def test_an_alias_that_is_moved_is_followed_and_one_that_points_nowhere_is_an_error(tmp_path, run, monkeypatch):
+    one, two = (bundle(tmp_path, name, content=name) for name in ("one", "two"))
+    registered = Models()
+    monkeypatch.setattr(promotion, "registry_of", lambda run, must_exist: registered)
+    with pytest.raises(MissingArtifact, match="alias 'champion'"):
+        found_by(run(), "champion")
+    registered.champion = Version("1", one.as_uri(), {})
+    file = tmp_path / "serving" / "s.json"
+    following = serving.Following(serving.Reference(run(), "champion"), file)
+    assert following.target.model == "one"
+    registered.champion = Version("2", two.as_uri(), {})
+    following.look()
+    assert (targets.read(file).model, targets.read(file).path) == ("two", str(two))
+    # A registry that cannot be asked changes nothing.
+    registered.champion = None
+    following.look()
+    assert targets.read(file).model == "two"
+
+
+def test_a_version_whose_files_are_elsewhere_is_fetched_once(tmp_path, run, monkeypatch):
+    away, fetched = bundle(tmp_path / "away", "three"), []
+
+    def fetch(models, version, target):
+        fetched.append(target)
+        shutil.copytree(away, target)
+
+    registered = Models()
+    registered.champion = Version("3", "mlflow-artifacts:/3", {CONTENT_TAG: "0123456789abcdef0123"})
+    monkeypatch.setattr(promotion, "registry_of", lambda run, must_exist: registered)
+    monkeypatch.setattr(promotion, "fetch", fetch)
+    named = serving.Reference(run(), "champion")
+    for _ in range(2):
+        assert serving.target_of(named).model == "three"
+    assert len(fetched) == 1
+    assert fetched[0].is_relative_to(tmp_path)
+
+
+def test_another_address_than_loopback_needs_a_key_that_is_set(tmp_path, monkeypatch, capsys):
+    bundle(tmp_path, "relations")
+    arguments = ["serve", "relations", "--set", f"store={tmp_path}"]
+    assert cli.main([*arguments, "--host", "0.0.0.0"]) == 2
+    assert "serving.host" in capsys.readouterr().err
+    assert cli.main([*arguments, "--host", "0.0.0.0", "--api-key-env", "UCOTRON_RE_KEY"]) == 2
+    assert "UCOTRON_RE_KEY is not set" in capsys.readouterr().err
+    for host in ("127.0.0.1", "localhost", "::1"):
+        serving.check_address(config.load(overrides=[("serving.host", host)]).place.serving)
+    monkeypatch.setenv("UCOTRON_RE_KEY", "s3cret")
+    beyond = [("serving.host", "0.0.0.0"), ("serving.key_variable", "UCOTRON_RE_KEY")]
+    serving.check_address(config.load(overrides=beyond).place.serving)
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_started(tmp_path, capsys):
+    bundle(tmp_path, "relations")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert cli.main(["serve", "relations", "--set", f"store={tmp_path}", "--port", port]) == 2
+    assert f"127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_a_deadline_after_the_servers_own_is_refused():
+    with pytest.raises(ConfigError, match="deadline"):
+        config.load(overrides=[("serving.deadline", 30.0)])

@@ -1,0 +1,59 @@
+"""A GGUF file loaded back: the token ids of its own tokenizer, and the same greedy answers in the raw layout."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ucotron_ray.config import Export
+from ucotron_ray.export import parity
+from ucotron_ray.models import base as base_models
+from ucotron_ray.records import RawRow
+from ucotron_ray.training.data import prompt_ids, server_row
+
+
+def compare(
+    file: Path,
+    rows: Sequence[RawRow],
+    prompts: Sequence[Sequence[int]],
+    expected: Sequence[Sequence[int]],
+    settings: Export,
+    *,
+    eos: int,
+) -> dict[str, float]:
+    """How far a file agrees with the model that it was made of, on rows, their prompts' ids and float32's answers.
+
+    Returns:
+        `bytes`, `load_seconds` (into transformers, which dequantizes it), `prompt_ids_match` (share of the rows that
+        the file's tokenizer turns into the prompts' ids), `greedy_match` and `greedy_prefix` as in `parity.compare`.
+    """
+    base = base_models.resolve(str(file))
+    tokenizer = base_models.load_tokenizer(base)
+    same_ids = [
+        prompt_ids(server_row(row, "raw"), tokenizer) == list(ids) for row, ids in zip(rows, prompts, strict=True)
+    ]
+    began = time.monotonic()
+    model = base_models.load_model(base, "float32").eval()
+    load_seconds = time.monotonic() - began
+    answers = parity.greedy(model, prompts, max_new_tokens=settings.parity_new_tokens, eos=eos)
+    pairs = list(zip(answers, expected, strict=True))
+    return {
+        "bytes": float(file.stat().st_size),
+        "load_seconds": load_seconds,
+        "prompt_ids_match": float(np.mean(same_ids)),
+        "greedy_match": float(np.mean([found == list(wanted) for found, wanted in pairs])),
+        "greedy_prefix": float(np.mean([parity.common_prefix(found, wanted) for found, wanted in pairs])),
+    }
+
+
+def failures(files: Mapping[str, Mapping[str, float]], settings: Export) -> list[str]:
+    """What the files miss, in words. The answers of q8_0 are reported. Written so that NaN misses."""
+    missed = [
+        f"gguf {kind} prompt_ids_match {figures['prompt_ids_match']:.4f} < 1"
+        for kind, figures in files.items()
+        if not figures["prompt_ids_match"] >= 1
+    ]
+    if "f16" in files and not files["f16"]["greedy_match"] >= settings.min_gguf_match:
+        missed.append(f"gguf f16 greedy_match {files['f16']['greedy_match']:.3f} < {settings.min_gguf_match:.3f}")
+    return missed

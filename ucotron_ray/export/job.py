@@ -1,0 +1,216 @@
+"""From a base model and an adapter to a bundle with its gates, in the order in which it happens. No Ray in here."""
+
+import logging
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ucotron_ray.artifacts import file_hash, write_json
+from ucotron_ray.config import Export
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ucotron_ray.export.tasks import Reference
+    from ucotron_ray.models.served import BundleModel
+    from ucotron_ray.records import RawRow
+
+log = logging.getLogger(__name__)
+
+Figures = dict[str, float]
+
+RAW_EVERY = 4
+"""Every so many parity prompts are asked raw, the others by chat."""
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """What the task needs. Plain data. `bundle_directory` None = merge only."""
+
+    name: str
+    base: str
+    base_label: str
+    adapter: str | None
+    model_directory: str
+    merge: bool
+    """False where the merged model is there already."""
+    bundle_directory: str | None
+    rows_file: str | None
+    predicates: tuple[str, ...]
+    """What the decoding `vocabulary` allows."""
+    settings: dict[str, Any]
+    facts: dict[str, str]
+    spool: str
+    run: str
+    destination: dict[str, Any] | None
+    log_file: str
+    num_threads: int = 0
+    """0 = as many as the runtimes choose."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The parity prompts."""
+
+    rows: "list[RawRow]"
+    layouts: list[str]
+    prompts: list[list[int]]
+
+
+def merge(job: ExportJob) -> None:
+    """Write the merged model."""
+    from ucotron_ray.export import onnx  # noqa: PLC0415 - torch and transformers, in the task only
+    from ucotron_ray.models import base as base_models  # noqa: PLC0415
+
+    log.info("export: merging in float32")
+    onnx.merge(base_models.resolve(job.base), Path(job.adapter) if job.adapter else None, Path(job.model_directory))
+
+
+def bundle(job: ExportJob) -> Figures:
+    """Write the bundle and all of its figures; return those of float32, of each variant and each file, flat."""
+    from ucotron_ray.export import bundle as contents  # noqa: PLC0415 - torch and transformers, in the task only
+    from ucotron_ray.export import gguf, gguf_parity, onnx, parity, tasks  # noqa: PLC0415
+    from ucotron_ray.models import base as base_models  # noqa: PLC0415
+    from ucotron_ray.models import served  # noqa: PLC0415
+
+    assert job.bundle_directory is not None
+    settings, directory = Export.model_validate(job.settings), Path(job.bundle_directory)
+    model_directory = Path(job.model_directory)
+    if settings.gguf:
+        gguf.check(model_directory)
+    began = time.monotonic()
+    log.info("export: tracing to ONNX, opset %d", settings.opset)
+    graph = onnx.export(model_directory, directory, opset=settings.opset)
+    tokenizer = base_models.load_tokenizer(base_models.resolve(str(model_directory)))
+    base_models.save_tokenizer(tokenizer, directory)
+    io = onnx.io_contract(graph, directory / "config.json", eos=int(tokenizer.eos_token_id))
+    contents.write_contracts(directory, tokenizer=tokenizer, io=io, name=job.name, predicates=job.predicates)
+    exported = time.monotonic()
+    rows = _rows(job)
+    asked = _asked(rows, tokenizer, settings)
+    log.info("export: comparing with PyTorch on %d prompts", len(asked.prompts))
+    eos = int(tokenizer.eos_token_id)
+    figures = parity.compare(model_directory, graph, asked.prompts, settings, eos=eos, num_threads=job.num_threads)
+    model, figures["load_seconds"] = _loaded(directory, job)
+    figures["prompt_ids_match"] = parity.prompt_ids_match(model, asked.rows, asked.layouts, asked.prompts)
+    compared = time.monotonic()
+    task_rows = tasks.spread(rows, settings.task_rows)
+    expected = tasks.reference(model, asked.prompts, task_rows, settings)
+    variants = _variants(job, graph, model, expected, asked, task_rows, settings)
+    decodings = _decodings(model, expected, task_rows, settings)
+    files = _files(job, model, asked.rows, settings, tokenizer)
+    missed = [
+        *parity.failures(figures, settings),
+        *tasks.failures(variants, settings),
+        *gguf_parity.failures(files, settings),
+    ]
+    figures |= {
+        "export_seconds": exported - began,
+        "parity_seconds": compared - exported,
+        "variants_seconds": time.monotonic() - compared,
+        "onnx_bytes": variants["fp32"]["bytes"],
+        "peak_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+    }
+    best = tasks.best_decoding(decodings)
+    report = {"figures": figures, "variants": variants, "decodings": decodings, "gguf": files, "missed": missed}
+    write_json(directory / contents.PARITY, {**report, "settings": job.settings})
+    write_json(directory / served.DECODING, {"default": best, "figures": decodings})
+    facts = {**job.facts, "graph sha256": file_hash(graph), "decoding": best}
+    contents.write_card(directory, name=job.name, base=job.base_label, report=report, facts=facts)
+    return figures | flat(variants) | flat(decodings, "decoding_") | flat(files, "gguf_")
+
+
+def flat(parts: Mapping[str, Mapping[str, float]], prefix: str = "") -> Figures:
+    """Figures of parts under `<part>_<name>`."""
+    return {f"{prefix}{part}_{name}": value for part, values in parts.items() for name, value in values.items()}
+
+
+def _rows(job: ExportJob) -> "list[RawRow]":
+    from ucotron_ray.evaluation.guide_prompts import guide_rows  # noqa: PLC0415 - in the task only
+    from ucotron_ray.jsonl import read_relations  # noqa: PLC0415
+
+    return read_relations(Path(job.rows_file)) if job.rows_file else guide_rows()
+
+
+def _asked(rows: "Sequence[RawRow]", tokenizer: "PreTrainedTokenizerBase", settings: Export) -> _Asked:
+    from ucotron_ray.training.data import prompt_ids, server_row  # noqa: PLC0415 - in the task only
+
+    picked = list(rows[: settings.parity_rows])
+    layouts = ["raw" if index % RAW_EVERY == RAW_EVERY - 1 else "chat" for index in range(len(picked))]
+    prompts = [prompt_ids(server_row(row, layout), tokenizer) for row, layout in zip(picked, layouts, strict=True)]
+    return _Asked(picked, layouts, prompts)
+
+
+def _loaded(directory: Path, job: ExportJob) -> "tuple[BundleModel, float]":
+    from ucotron_ray.models import served  # noqa: PLC0415 - in the task only
+
+    began = time.monotonic()
+    model = served.load(directory, num_threads=job.num_threads)
+    return model, time.monotonic() - began
+
+
+def _variants(
+    job: ExportJob,
+    graph: Path,
+    model: "BundleModel",
+    expected: "Reference",
+    asked: _Asked,
+    rows: "Sequence[RawRow]",
+    settings: Export,
+) -> dict[str, Figures]:
+    """float32 as it is, and each rounded graph, written and measured."""
+    from ucotron_ray.export import layout, quantize, tasks  # noqa: PLC0415 - in the task only
+    from ucotron_ray.models import served  # noqa: PLC0415
+
+    size = float(layout.size_of(graph))
+    speed = tasks.single_speed(model, asked.prompts, settings)
+    made = {"fp32": {"bytes": size, "single_tokens_per_second": speed, **expected.score.figures}}
+    for name in settings.variants:
+        log.info("export: %s", name)
+        target = graph.with_name(served.GRAPHS[name])
+        written = quantize.quantize(graph, target, bits=int(name.removeprefix("int")), block=settings.block)
+        measured = tasks.variant(
+            graph.parent, name, model, expected, asked.prompts, rows, settings, num_threads=job.num_threads
+        )
+        made[name] = {**written, "size_ratio": written["bytes"] / size, **measured}
+    return made
+
+
+def _decodings(
+    model: "BundleModel", expected: "Reference", rows: "Sequence[RawRow]", settings: Export
+) -> dict[str, Figures]:
+    from ucotron_ray.export import tasks  # noqa: PLC0415 - in the task only
+
+    log.info("export: ways of decoding: %s", ", ".join(settings.decodings))
+    return {
+        name: expected.score.figures if name == "free" else tasks.score(model, rows, settings, decoding=name).figures
+        for name in settings.decodings
+    }
+
+
+def _files(
+    job: ExportJob,
+    model: "BundleModel",
+    rows: "Sequence[RawRow]",
+    settings: Export,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> dict[str, Figures]:
+    """Each GGUF file, written and loaded back."""
+    from ucotron_ray.export import gguf, gguf_parity  # noqa: PLC0415 - in the task only
+    from ucotron_ray.training.data import prompt_ids, server_row  # noqa: PLC0415
+
+    assert job.bundle_directory is not None
+    made: dict[str, Figures] = {}
+    if not settings.gguf:
+        return made
+    prompts = [prompt_ids(server_row(row, "raw"), tokenizer) for row in rows]
+    expected = model.generate(prompts, max_new_tokens=settings.parity_new_tokens, to_array_end=False)
+    for kind in settings.gguf:
+        log.info("export: GGUF %s", kind)
+        file = gguf.path_of(Path(job.bundle_directory), job.name, kind)
+        gguf.write(Path(job.model_directory), file, kind=kind, name=job.name)
+        made[kind] = gguf_parity.compare(file, rows, prompts, expected, settings, eos=int(tokenizer.eos_token_id))
+    return made

@@ -1,0 +1,107 @@
+"""The two ways to run a model: ONNX Runtime on a bundle, transformers on a base model with or without an adapter."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ucotron_ray.models import served
+from ucotron_ray.models.constrain import Constraint
+from ucotron_ray.models.decoding import Answer
+from ucotron_ray.models.runner import Floats, OnnxRunner, State, join, keep
+from ucotron_ray.serving.batcher import Stepper
+from ucotron_ray.serving.target import Target
+
+DECODED_ROWS = 8
+"""Rows of the products by which a processor's faster precision is chosen: decoding multiplies a row per answer."""
+
+
+class Speech(Protocol):
+    """The side of a model that knows text. `models/served.py` has one for bundles."""
+
+    def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, up to where the model begins to answer."""
+        ...
+
+    def constraint(self, prompt: str, decoding: str) -> Constraint | None:
+        """The grammar of the answer to the server's prompt; None for another layout."""
+        ...
+
+    def answer(
+        self, ids: Sequence[int], *, max_new_tokens: int, constraint: Constraint | None, to_array_end: bool
+    ) -> Answer:
+        """An answer that has not begun. It ends with its JSON array, or only with the end token."""
+        ...
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+        ...
+
+    def finished(self, answer: Answer) -> str:
+        """The text of an answer that is over."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory. `context` = the most tokens that prompt and answer may have together."""
+
+    speech: Speech
+    stepper: Stepper[Any]
+    context: int
+
+
+class OnnxStepper:
+    """The runner of `models/runner.py`, as the batcher calls it."""
+
+    def __init__(self, runner: OnnxRunner) -> None:
+        self._runner = runner
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> State:
+        return self._runner.prefill(prompts)
+
+    def step(self, batch: State, tokens: Sequence[Sequence[int]]) -> State:
+        return self._runner.step(batch, tokens)
+
+    def keep(self, batch: State, rows: Sequence[int]) -> State:
+        return keep(batch, rows)
+
+    def join(self, batches: Sequence[State]) -> State:
+        return join(batches)
+
+    def logits(self, batch: State) -> Floats:
+        return batch.logits_BV
+
+
+def load(target: Target, *, num_threads: int) -> Loaded:
+    """Load what is to be served. Raises InputError if it cannot be."""
+    return _load_bundle(target, num_threads) if target.backend == "onnx" else _load_transformers(target, num_threads)
+
+
+def _load_bundle(target: Target, num_threads: int) -> Loaded:
+    assert target.path is not None
+    directory = Path(target.path)
+    model = served.load(directory, variant=target.variant, num_threads=num_threads)
+    settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return Loaded(model, OnnxStepper(model.runner), int(settings["max_position_embeddings"]))
+
+
+def _load_transformers(target: Target, num_threads: int) -> Loaded:
+    import torch  # noqa: PLC0415 - a bundle is served without it
+
+    from ucotron_ray.models import base as base_models  # noqa: PLC0415
+    from ucotron_ray.models import lora  # noqa: PLC0415
+    from ucotron_ray.serving import torch_model  # noqa: PLC0415
+
+    base = base_models.resolve(target.base)
+    adapter = Path(target.path) / "adapter" if target.path else None
+    tokenizer = base_models.load_tokenizer(base)
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    model = lora.load_for_inference(base, adapter, base_models.compute_dtype(target.dtype, rows=DECODED_ROWS))
+    with tempfile.TemporaryDirectory() as directory:
+        base_models.save_tokenizer(tokenizer, Path(directory))
+        speech = torch_model.TokenizerSpeech(tokenizer, Path(directory) / "tokenizer.json", model.config.vocab_size)
+    return Loaded(speech, torch_model.TorchStepper(model), int(model.config.max_position_embeddings))

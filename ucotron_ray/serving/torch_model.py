@@ -1,0 +1,124 @@
+"""A model of transformers as the batcher calls it: left-padded batches whose rows come and go, on a GPU or a CPU.
+
+Suffixes: B rows, T columns of the cache, S tokens of a step, K key heads, D head dimension, V words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import DynamicCache
+
+from ucotron_ray.models.constrain import Constraint, Grammars
+from ucotron_ray.models.decoding import Answer, closed
+from ucotron_ray.models.runner import Floats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TorchBatch:
+    """A batch that has read its tokens. A column that is no token of a row is 0 in its mask."""
+
+    cache: DynamicCache
+    """Keys and values of each layer, [B, K, T, D] each. A step writes on in it: a batch is used once."""
+    mask_BT: torch.Tensor
+    logits_BV: torch.Tensor
+    """Of the last token of each row."""
+
+
+class TorchStepper:
+    """Runs batches. One thread at a time."""
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self._model = model
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> TorchBatch:
+        mask_BT = torch.zeros((len(prompts), 0), dtype=torch.long, device=self._model.device)
+        return self._step(DynamicCache(), mask_BT, prompts)
+
+    def step(self, batch: TorchBatch, tokens: Sequence[Sequence[int]]) -> TorchBatch:
+        return self._step(batch.cache, batch.mask_BT, tokens)
+
+    def keep(self, batch: TorchBatch, rows: Sequence[int]) -> TorchBatch:
+        index = torch.tensor(list(rows), device=batch.mask_BT.device)
+        mask_BT = batch.mask_BT[index]
+        # Columns in front that no row needs any more.
+        start = int(mask_BT.any(dim=0).int().argmax())
+        layers = [(keys[index, :, start:], values[index, :, start:]) for keys, values in batch.cache.to_legacy_cache()]
+        return TorchBatch(DynamicCache.from_legacy_cache(layers), mask_BT[:, start:], batch.logits_BV[index])
+
+    def join(self, batches: Sequence[TorchBatch]) -> TorchBatch:
+        width = max(batch.mask_BT.shape[1] for batch in batches)
+
+        def wide(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+            missing = width - tensor.shape[dim]
+            padding = [0, 0] * (tensor.dim() - 1 - dim) + [missing, 0]
+            return torch.nn.functional.pad(tensor, padding)
+
+        layers = [
+            (torch.cat([wide(keys, 2) for keys, _ in layer]), torch.cat([wide(values, 2) for _, values in layer]))
+            for layer in zip(*(batch.cache.to_legacy_cache() for batch in batches), strict=True)
+        ]
+        mask_BT = torch.cat([wide(batch.mask_BT, 1) for batch in batches])
+        logits_BV = torch.cat([batch.logits_BV for batch in batches])
+        return TorchBatch(DynamicCache.from_legacy_cache(layers), mask_BT, logits_BV)
+
+    def logits(self, batch: TorchBatch) -> Floats:
+        logits_BV: Floats = batch.logits_BV.float().cpu().numpy()
+        return logits_BV
+
+    @torch.inference_mode()
+    def _step(self, cache: DynamicCache, mask_BT: torch.Tensor, tokens: Sequence[Sequence[int]]) -> TorchBatch:
+        longest = max(len(row) for row in tokens)
+        ids_BS = torch.tensor([[0] * (longest - len(row)) + list(row) for row in tokens]).to(mask_BT)
+        new_BS = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in tokens]).to(mask_BT)
+        positions_BS = (mask_BT.sum(dim=1, keepdim=True) + new_BS.cumsum(dim=1) - 1).clamp(min=0)
+        mask_BT = torch.cat([mask_BT, new_BS], dim=1)
+        output = self._model(
+            input_ids=ids_BS,
+            attention_mask=mask_BT,
+            position_ids=positions_BS,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return TorchBatch(output.past_key_values, mask_BT, output.logits[:, -1])
+
+
+class TokenizerSpeech:
+    """A tokenizer of transformers, with the same methods as a bundle's own."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", tokenizer_file: Path, num_words: int) -> None:
+        self._tokenizer = tokenizer
+        self._eos = (int(tokenizer.eos_token_id),)
+        self._grammars = Grammars(tokenizer_file, num_words=num_words, eos=self._eos)
+        self._piece = cache(lambda token: str(tokenizer.decode([token], skip_special_tokens=True)))
+
+    def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        # As `training/data.py:prompt_ids` does it.
+        text = self._tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return list(self._tokenizer.encode(str(text), add_special_tokens=False))
+
+    def constraint(self, prompt: str, decoding: str) -> Constraint | None:
+        # An adapter has no list of predicates beside it: `vocabulary` holds the names alone.
+        return None if decoding == "free" else self._grammars.of_prompt(prompt)
+
+    def answer(
+        self, ids: Sequence[int], *, max_new_tokens: int, constraint: Constraint | None, to_array_end: bool
+    ) -> Answer:
+        piece = self._piece if to_array_end else None
+        return Answer(ids, max_new_tokens=max_new_tokens, eos=self._eos, piece=piece, constraint=constraint)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def finished(self, answer: Answer) -> str:
+        text = self.text(answer.tokens)
+        return closed(text) if answer.constrained and answer.reason == "length" else text

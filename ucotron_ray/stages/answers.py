@@ -1,0 +1,224 @@
+"""What can answer a question: a base model, an adapter, a variant of a bundle, an endpoint, or no model at all."""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ucotron_ray import artifacts, config
+from ucotron_ray.artifacts import Artifact, Input
+from ucotron_ray.errors import ArtifactError, ConfigError, Stopped
+from ucotron_ray.models import base as base_models
+from ucotron_ray.records import RawRow
+from ucotron_ray.run import Run
+from ucotron_ray.stages import models
+
+if TYPE_CHECKING:
+    from ucotron_ray.evaluation.predictions import Prediction
+    from ucotron_ray.fireworks.endpoint import Endpoint
+
+CO_OCCURRENCE = "co-occurrence"
+
+Question = tuple[int, str]
+"""Row index and layout."""
+
+_BUNDLE = re.compile(r"(?:bundle/)?(?P<name>[^@+]+)(?:@(?P<variant>[\w.-]+?))?(?:\+(?P<decoding>\w+))?")
+_ENDPOINT = re.compile(r"(?P<url>https?://[^#]+)#(?P<model>.+)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing that answers, and the name under which it stands in a comparison."""
+
+    label: str
+    kind: Literal["model", "bundle", "endpoint", "co-occurrence"]
+    base: base_models.BaseModel | None = None
+    adapter: Artifact | None = None
+    bundle: Artifact | None = None
+    variant: str = "fp32"
+    decoding: str = "free"
+    endpoint: "Endpoint | None" = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of it changes the answers, for a recipe; its artifacts are inputs."""
+        if self.base is not None:
+            return {"base": {"reference": self.base.reference, "identity": self.base.identity}}
+        if self.endpoint is not None:
+            return {"source": {"endpoint": self.endpoint.base_url, "model": self.endpoint.model}}
+        if self.bundle is not None:
+            return {"source": {"bundle": self.variant, "decoding": self.decoding}}
+        return {"source": self.kind}
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Its artifacts."""
+        made = {"adapter": self.adapter, "bundle": self.bundle}
+        return tuple(artifact.as_input(role) for role, artifact in made.items() if artifact is not None)
+
+
+def source_of(run: Run, reference: str) -> Source:
+    """What MODEL names in a comparison.
+
+    `co-occurrence`, `http(s)://HOST/v1#MODEL`, `bundle/NAME[@VARIANT][+DECODING]` or the directory of a bundle with the
+    same endings (without them fp32, decoded as it is served), else an adapter's name or directory, or a base model.
+    """
+    if reference == CO_OCCURRENCE:
+        return Source(reference, "co-occurrence")
+    if reference.startswith(("http://", "https://")):
+        return _endpoint(run, reference)
+    found = _BUNDLE.fullmatch(reference)
+    if found is not None and (reference.startswith("bundle/") or _is_bundle(Path(found["name"]))):
+        bundle = bundle_of(run, found["name"])
+        return bundle_source(bundle, reference, found["variant"] or "fp32", found["decoding"])
+    base, adapter = models.model(run, reference)
+    return Source(Path(reference).name or reference, "model", base=base, adapter=adapter)
+
+
+def bundle_source(bundle: Artifact, label: str, variant: str = "fp32", decoding: str | None = None) -> Source:
+    """A variant of a bundle; decoded as it is served, unless another way is given. Raises ConfigError."""
+    from ucotron_ray.models import served
+
+    for value, known, what in ((variant, served.GRAPHS, "variant"), (decoding, served.DECODINGS, "way to decode")):
+        if value is not None and value not in known:
+            raise ConfigError(f"'{value}' is no {what}", where=label, expected=", ".join(known), found=value)
+    if not (bundle.path / served.GRAPHS[variant]).is_file():
+        have = [name for name, file in served.GRAPHS.items() if (bundle.path / file).is_file()]
+        raise ConfigError(
+            f"the bundle has no {variant}", where=str(bundle.path), expected=", ".join(have), found=variant
+        )
+    chosen = decoding or served.default_decoding(bundle.path)
+    return Source(label, "bundle", bundle=bundle, variant=variant, decoding=chosen)
+
+
+def bundle_of(run: Run, reference: str) -> Artifact:
+    """A bundle by name or directory, every byte compared with its manifest."""
+    path = Path(reference)
+    if not _is_bundle(path):
+        return run.store.get("bundle", reference.removeprefix("bundle/"), accept_rejected=run.accept_rejected)
+    bundle = artifacts.read_artifact(path.absolute())
+    artifacts.verify(bundle)
+    if bundle.manifest.state != "ok" and not run.accept_rejected:
+        raise ArtifactError(
+            f"the bundle is marked {bundle.manifest.state}",
+            where=str(path),
+            found="; ".join(bundle.manifest.notes) or "no reason noted",
+            next_step="export it again, or pass --accept-rejected if you know why it is",
+        )
+    return bundle
+
+
+def adapter_of(run: Run, bundle: Artifact) -> Artifact | None:
+    """The adapter in a bundle, if the store still has those bytes: it knows what it was trained on."""
+    entry = next((entry for entry in bundle.manifest.inputs if entry.role == "adapter"), None)
+    adapter = run.store.find("adapter", entry.name) if entry else None
+    return adapter if adapter is not None and entry is not None and adapter.manifest.content == entry.content else None
+
+
+def answers_of(
+    run: Run, source: Source, rows: Sequence[RawRow], questions: Sequence[Question], directory: Path
+) -> tuple[list["Prediction"], dict[str, float]]:
+    """All answers in the order of the questions, and seconds. The directory has `rows.jsonl` and keeps what is done."""
+    if source.kind == "co-occurrence":
+        return _guessed(rows, questions), {}
+    if source.kind == "endpoint":
+        return _asked(run, source, rows, questions)
+    return _generated(run, source, questions, directory)
+
+
+def layouts_of(source: Source) -> tuple[str, ...]:
+    """In which layouts a source can be asked."""
+    if source.kind == "co-occurrence":
+        return ("chat",)
+    return ("chat", "end_to_end") if source.kind == "endpoint" else ("chat", "raw", "end_to_end")
+
+
+def _generated(
+    run: Run, source: Source, questions: Sequence[Question], directory: Path
+) -> tuple[list["Prediction"], dict[str, float]]:
+    """Greedy answers by the place's workers: by transformers, or of a bundle by ONNX Runtime."""
+    loadable = models.loadable_base(run, source.base) if source.base is not None else ""
+    run.connect()
+    from ucotron_ray import session
+    from ucotron_ray.evaluation.on_ray import predict_on_ray
+    from ucotron_ray.evaluation.predictions import PredictJob
+    from ucotron_ray.stages.datasets import ROWS
+
+    settings, workers = run.config.recipe.evaluation, run.config.place.workers
+    job = PredictJob(
+        base=loadable,
+        adapter=str(source.adapter.path / "adapter") if source.adapter else None,
+        rows_file=str(directory / ROWS),
+        questions=tuple(questions),
+        output_file="",
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=workers.eval_batch,
+        dtype=workers.dtype,
+        num_threads=session.worker_resources(workers).threads,
+        bundle=str(source.bundle.path) if source.bundle else None,
+        variant=source.variant,
+        decoding=source.decoding,
+    )
+    return predict_on_ray(job, workers, directory, run.log_file)
+
+
+def _guessed(rows: Sequence[RawRow], questions: Sequence[Question]) -> list["Prediction"]:
+    from ucotron_ray.evaluation.predictions import Prediction
+    from ucotron_ray.graph import cooccurrence
+    from ucotron_ray.wire import format_answer
+
+    return [
+        Prediction(row, layout, format_answer(cooccurrence.relations(rows[row].text, rows[row].entities)), 0, False)
+        for row, layout in questions
+    ]
+
+
+def _asked(
+    run: Run, source: Source, rows: Sequence[RawRow], questions: Sequence[Question]
+) -> tuple[list["Prediction"], dict[str, float]]:
+    """Answers over HTTP to the server's own call. Raises Stopped if a row has none: a score without it would lie."""
+    from ucotron_ray.evaluation import endpoint
+    from ucotron_ray.evaluation.predictions import Prediction, asked_row
+
+    assert source.endpoint is not None
+    api = run.config.place.api
+    asking = endpoint.Asking(timeout=api.timeout, max_retries=api.max_retries, retry_delay=api.retry_delay)
+    turns = [endpoint.question(asked_row(rows[row], layout)[0], asking) for row, layout in questions]
+    began = time.monotonic()
+    replies = endpoint.replies(source.endpoint, turns, asking)
+    lost = [reply.error for reply in replies if reply.error]
+    if lost:
+        raise Stopped(
+            f"{len(lost)} of {len(replies)} questions have no answer, so there is no score",
+            where=source.label,
+            found=lost[0],
+            next_step="run the same command again",
+        )
+    predictions = [
+        Prediction(row, layout, reply.text, reply.completion_tokens, reply.finish == "length")
+        for (row, layout), reply in zip(questions, replies, strict=True)
+    ]
+    return predictions, {"seconds": time.monotonic() - began}
+
+
+def _endpoint(run: Run, reference: str) -> Source:
+    from ucotron_ray.fireworks import endpoint
+
+    found = _ENDPOINT.fullmatch(reference)
+    if found is None:
+        raise ConfigError(
+            "the endpoint's model is not named",
+            expected="http://HOST:PORT/v1#MODEL",
+            found=reference,
+            next_step="ask its /models for the name",
+        )
+    api: config.Api = run.config.place.api.model_copy(update={"inference_base_url": found["url"].rstrip("/")})
+    served = endpoint.endpoint_of(api, found["model"])
+    endpoint.check(served)
+    return Source(reference, "endpoint", endpoint=served)
+
+
+def _is_bundle(path: Path) -> bool:
+    return (path / artifacts.MANIFEST).is_file() and artifacts.read_artifact(path).manifest.kind == "bundle"

@@ -1,0 +1,212 @@
+"""Bundles and the registry: `promote` behind gates, `rollback`, and `pull`.
+
+promote BUNDLE   verify every byte → score it, its base and the champion on the same rows → gates
+                 → previous := champion, champion := it
+rollback         champion and previous change places
+pull             what an alias points to, fetched, verified, put into place in one step
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray import jsonl, registry
+from ucotron_ray.artifacts import Artifact, read_artifact
+from ucotron_ray.errors import ConfigError, MissingArtifact
+from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, GATES_TAG, NAME_TAG, PREVIOUS
+from ucotron_ray.run import Run
+from ucotron_ray.stages.answers import Source, adapter_of, bundle_of, bundle_source
+from ucotron_ray.stages.comparison import answered, asked_rows
+from ucotron_ray.stages.datasets import TRAIN, data_of, held_out
+from ucotron_ray.stages.models import base_of
+from ucotron_ray.stages.scoring import GUIDE_GROUP, scored
+from ucotron_ray.tracking import Destination, Registry, Version
+
+log = logging.getLogger(__name__)
+
+
+def registry_of(run: Run, *, must_exist: bool = False) -> Registry:
+    """The place's registry, which may be where its runs are not. Raises ConfigError where there is none."""
+    tracking = run.config.place.tracking
+    where = run.destination
+    if where is None and tracking.registry_uri:
+        where = Destination(tracking.registry_uri, tracking.experiment, None)
+    if where is None:
+        raise ConfigError(
+            "there is no registry without MLflow",
+            where="tracking.registry_uri, tracking.mlflow_uri",
+            expected="null for the store's own, sqlite:////absolute/path/mlflow.db, or http(s)://...",
+            found="none",
+        )
+    name = tracking.registered_model.format(tier=run.config.recipe.tier)
+    return Registry(where, run.config.place, name, must_exist=must_exist)
+
+
+def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
+    """Move `champion` to a bundle if it passes the gates.
+
+    `refused` has what failed, with its numbers; such a bundle stays registered as `candidate`, with its gates. Raises
+    CorruptArtifact for a changed byte, and ArtifactError for a bundle whose parity failed.
+    """
+    bundle = _servable(run, reference)
+    models = registry_of(run)
+    # Asked before the run sends anything: MLflow does not lock the making of its tables.
+    champion = models.version(CHAMPION)
+    with run:
+        found = _judged(run, models, bundle, champion)
+    version = _registered(models, bundle, _dataset_digest(run, bundle), upload=upload)
+    models.tag(version, {GATES_TAG: json.dumps(found, ensure_ascii=False)})
+    failed = [f"{gate['name']}: {gate['said']}" for gate in found if not gate["passed"]]
+    event = {"bundle": bundle.manifest.name, "content": bundle.manifest.content, "version": version.number}
+    shown: dict[str, Any] = {**event, "registered_model": models.model, "gates": found, "artifact": str(bundle.path)}
+    shown |= {"refused": failed, "previous": _number(champion), "changed": False}
+    is_champion = champion is not None and champion.number == version.number
+    if failed:
+        if not is_champion:
+            models.point(CANDIDATE, version)
+        registry.audit(run.store.root, models.model, {"action": "refuse", **event, "why": failed})
+    elif not is_champion:
+        if champion is not None:
+            models.point(PREVIOUS, champion)
+        models.point(CHAMPION, version)
+        _leave_candidate(models, version)
+        registry.audit(run.store.root, models.model, {"action": "promote", **event, "from": _number(champion)})
+        shown["changed"] = True
+    return shown
+
+
+def rollback(run: Run) -> dict[str, Any]:
+    """Champion and previous change places. Raises CorruptArtifact if the previous one's bytes are no longer right."""
+    models = registry_of(run, must_exist=True)
+    champion, previous = models.version(CHAMPION), models.version(PREVIOUS)
+    if previous is None:
+        raise MissingArtifact(
+            f"{models.model} has no previous champion",
+            where=models.uri,
+            found=", ".join(f"{alias} {number}" for alias, number in models.aliases().items()) or "no alias",
+            next_step="promote a bundle",
+        )
+    if previous.directory is not None:
+        registry.verify_content(read_artifact(previous.directory), previous.tags[CONTENT_TAG])
+    else:
+        _refuse_unseen(previous)
+    models.point(CHAMPION, previous)
+    models.point(PREVIOUS, champion)
+    event = {"action": "rollback", "from": _number(champion), "version": previous.number}
+    registry.audit(run.store.root, models.model, event)
+    names = {"bundle": previous.tags.get(NAME_TAG), "content": previous.tags.get(CONTENT_TAG)}
+    return {"registered_model": models.model, **names, "version": previous.number, "previous": _number(champion)}
+
+
+def pull(run: Run, target: Path | None, *, alias: str = CHAMPION) -> Artifact:
+    """What an alias points to, as a verified copy: in the target directory, else in the store under its own name.
+
+    Raises CorruptArtifact, with nothing left behind, where a byte is not the registered one.
+    """
+    models = registry_of(run, must_exist=True)
+    version = models.version(alias)
+    if version is None:
+        raise MissingArtifact(
+            f"{models.model} has no version with the alias '{alias}'",
+            where=models.uri,
+            found=", ".join(f"{name} {number}" for name, number in models.aliases().items()) or "no alias",
+            next_step="promote a bundle first, or name another --alias",
+        )
+    place = target.absolute() if target is not None else run.store.path("bundle", version.tags[NAME_TAG])
+    return fetch(models, version, place)
+
+
+def fetch(models: Registry, version: Version, target: Path) -> Artifact:
+    """A version's files in the target, all bytes as they were registered."""
+    content = version.tags[CONTENT_TAG]
+    if version.directory is not None and version.directory == target:
+        found = read_artifact(target)
+        registry.verify_content(found, content)
+        return found
+    source = version.directory
+    _refuse_unseen(version)
+    get = registry.copy_of(source) if source else lambda directory: models.download(version.source, directory)
+    return registry.install(get, target, content)
+
+
+def _refuse_unseen(version: Version) -> None:
+    if version.directory is None and version.source.startswith("file:"):
+        raise MissingArtifact(
+            f"the files of version {version.number} cannot be seen from here",
+            where=version.source,
+            next_step="bring the directory back, or register it with `promote --upload` where it is",
+        )
+
+
+def _servable(run: Run, reference: str) -> Artifact:
+    """The bundle with verified bytes and passed parity; --accept-rejected does not reach so far."""
+    run.accept_rejected = False
+    return bundle_of(run, reference)
+
+
+def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | None) -> list[dict[str, Any]]:
+    """Score what has to be scored, and look at every gate."""
+    from ucotron_ray.evaluation import gates
+
+    settings = run.config.recipe.evaluation
+    dataset = data_of(run, adapter_of(run, bundle))
+    data = held_out(run, settings.data, dataset)
+    candidate = scored(run, bundle_source(bundle, bundle.manifest.name), data)
+    base = scored(run, Source(f"{bundle.manifest.name}-base", "model", base=base_of(bundle)), data)
+    rival = None
+    if champion is not None and champion.tags[CONTENT_TAG] != bundle.manifest.content:
+        served = _bundle_of_version(run, models, champion)
+        rival = scored(run, bundle_source(served, served.manifest.name), data)
+    rows = asked_rows(candidate)
+    found = gates.gates(
+        rows,
+        answered(f"candidate {bundle.manifest.name}", candidate),
+        answered("base", base),
+        answered("champion", rival) if rival else None,
+        run.config.recipe.promotion,
+        resamples=settings.resamples,
+        seed=settings.seed,
+    )
+    if dataset is not None and (dataset.path / TRAIN).is_file():
+        trained = [row.text for row in jsonl.read_training_rows(dataset.path / TRAIN) if hasattr(row, "text")]
+        held = [row for row in rows if row.group != GUIDE_GROUP]
+        found.append(gates.not_trained_on(held, trained))
+    for gate in found:
+        log.info("promote: %s %s: %s", "pass" if gate.passed else "FAIL", gate.name, gate.said)
+    return gates.record(found)
+
+
+def _dataset_digest(run: Run, bundle: Artifact) -> str | None:
+    adapter = adapter_of(run, bundle)
+    data = next((entry for entry in adapter.manifest.inputs if entry.role == "data"), None) if adapter else None
+    return data.content if data else None
+
+
+def _bundle_of_version(run: Run, models: Registry, version: Version) -> Artifact:
+    """The bundle of a registered version: where it is, or a copy in this store."""
+    content = version.tags[CONTENT_TAG]
+    if version.directory is not None:
+        found = read_artifact(version.directory)
+        registry.verify_content(found, content)
+        return found
+    return fetch(models, version, run.store.path("bundle", f"{version.tags[NAME_TAG]}-{content[:12]}"))
+
+
+def _registered(models: Registry, bundle: Artifact, dataset_digest: str | None, *, upload: bool) -> Version:
+    """The version of these bytes: registered already, or now. With a server, or on demand, the files go there too."""
+    for version in models.versions():
+        if version.tags.get(CONTENT_TAG) == bundle.manifest.content:
+            return version
+    upload = upload or models.uri.startswith(("http://", "https://"))
+    source, logged = models.upload(bundle) if upload else (bundle.path.as_uri(), None)
+    return models.register(source, registry.tags_of(bundle, dataset_digest), run=logged)
+
+
+def _leave_candidate(models: Registry, version: Version) -> None:
+    if models.aliases().get(CANDIDATE) == version.number:
+        models.point(CANDIDATE, None)
+
+
+def _number(version: Version | None) -> str | None:
+    return version.number if version else None

@@ -1,0 +1,192 @@
+"""Sweeps: many trainings of one stage → `sweep/<name>` with the record, the page, the best adapters and `best.yaml`."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from ucotron_ray.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.config import Config, Projection, Workers
+from ucotron_ray.run import Run
+from ucotron_ray.stages import requirements, winners
+from ucotron_ray.stages.models import prompt_identity
+from ucotron_ray.stages.subjects import PROJECTION, Subject, Template, share_of
+from ucotron_ray.tuning import record as records
+from ucotron_ray.tuning import space, sweep
+from ucotron_ray.tuning.job import TrialJob
+from ucotron_ray.tuning.record import Record, TierFacts, Trial
+
+
+def request(run: Run, subject: Subject) -> Request:
+    """What the sweep would make."""
+    tuning = run.config.recipe.tuning
+    fields: dict[str, Any] = {
+        "sweep": subject.stage,
+        "tuning": tuning.model_dump(exclude={"space", "tiers"}),
+        "space": tuning.model_dump()["space"][subject.stage],
+        "settings": {tier: settings.model_dump() for tier, settings in subject.settings.items()},
+        "base": dict(subject.identity),
+        "resamples": run.config.recipe.evaluation.resamples,
+    }
+    if subject.stage != "projection":
+        fields["prompt"] = prompt_identity()
+    return Request("sweep", run.name, fields, subject.inputs)
+
+
+def plan_of(run: Run, subject: Subject, rows: Mapping[str, int], at_once: Mapping[str, int]) -> sweep.Plan:
+    """The sweep as its own code wants it. Raises ConfigError for a space that cannot be searched."""
+    tuning = run.config.recipe.tuning
+    if tuning.search == "optuna":
+        requirements.require_packages("optuna")
+
+    def steps_of(tier: str, settings: Mapping[str, Any]) -> int:
+        return math.ceil(rows[tier] / (settings["batch_size"] or 16)) * int(settings["epochs"])
+
+    side_by_side = run.config.place.trials.side_by_side
+    return sweep.Plan(subject.stage, tuning, subject.settings, at_once, side_by_side, steps_of)
+
+
+def check(run: Run, subject: Subject) -> list[Trial]:
+    """Everything in the space that can be found wrong before anything is started; the trials that are known by then."""
+    nobody = dict.fromkeys(subject.settings, 1)
+    return sweep.first_trials(plan_of(run, subject, nobody, nobody))
+
+
+def tune(run: Run, subject: Subject) -> Artifact:
+    """Run the sweep, or what is left of it → `sweep/<name>`."""
+    check(run, subject)
+    wanted = request(run, subject)
+    workers: dict[str, Workers] = {}
+    templates: Mapping[str, Template] = {}
+    at_once: dict[str, int] = {}
+    if run.store.plan(wanted) != "reuse":
+        run.connect(workers=False)
+        workers, at_once = shares(run, list(subject.settings))
+        templates = subject.prepare(workers)
+
+    def build(build: Build) -> Result:
+        from ucotron_ray.tuning import on_ray
+
+        rows = {tier: template.rows for tier, template in templates.items()}
+        plan = plan_of(run, subject, rows, at_once)
+        record = records.read(build.path) or _begun(run, subject, plan, templates)
+        spool = run.spool.child("tune")
+        spool.dataset(subject.data, "training")
+        schedulers = {tier: _scheduler(record, tier) for tier in record.tiers}
+        pages = winners.Pages(build.path, spool)
+        running = sweep.Sweep(build.path, record, plan, schedulers, pages.told)
+        if not running.is_over:
+            launch = on_ray.Launch(
+                jobs=lambda trial: _job(run, subject, templates[trial.tier], record, trial, build.path),
+                workers=workers,
+                max_failures=run.config.place.workers.max_failures,
+                log_file=run.log_file,
+                name=run.name,
+            )
+            pages.write(running.record)
+            on_ray.sweep_on_ray(running, launch)
+        return winners.promote(running.record, build.path, spool, recipe=wanted.recipe)
+
+    return run.make("tune", wanted, build)
+
+
+def shares(run: Run, tiers: list[str]) -> tuple[dict[str, Workers], dict[str, int]]:
+    """The workers of one trial of each tier, and how many trials there are at once. Needs the connection.
+
+    Raises ResourceError if a trial could only wait for ever.
+    """
+    from ucotron_ray import session
+
+    workers, at_once = {}, {}
+    for tier in tiers:
+        share, place = share_of(run, tier), run.config.place.workers
+        num = 1 if tier == PROJECTION else share.num_workers or place.num_workers
+        asked = {"cpus_per_worker": share.cpus_per_worker or place.cpus_per_worker}
+        asked["gpus_per_worker"] = share.gpus_per_worker if share.gpus_per_worker is not None else place.gpus_per_worker
+        wanted = place.model_copy(update={**asked, "num_workers": num})
+        # Processors are shared by as many trials as there are to be, or as the GPUs hold.
+        groups = share.at_once or session.groups_on_gpus(wanted)
+        held = session.worker_resources(wanted.model_copy(update={"num_workers": num * groups}))
+        one = wanted.model_copy(update={"cpus_per_worker": held.cpus, "gpus_per_worker": held.gpus})
+        session.check_resources(one)
+        fitting = session.room_for(one) // num
+        if run.config.place.trials.side_by_side and share.at_once is None:
+            fitting = max(1, fitting // len(tiers))
+        workers[tier], at_once[tier] = one, min(share.at_once or fitting, fitting)
+    return workers, at_once
+
+
+def with_winner(run: Run, made: Artifact) -> Config:
+    """The run's configuration with what a sweep chose over it."""
+    return winners.over(run.config, made)
+
+
+def _begun(run: Run, subject: Subject, plan: sweep.Plan, templates: Mapping[str, Template]) -> Record:
+    """The record of a sweep that was not begun before."""
+    tuning = plan.tuning
+    trials = sweep.first_trials(plan)
+    tiers = {}
+    for tier, template in templates.items():
+        own = plan.steps_of(tier, subject.settings[tier].model_dump())
+        longest = max((trial.steps for trial in trials if trial.tier == tier), default=own)
+        every = tuning.report_steps or records.report_steps(longest)
+        if subject.stage == "projection":
+            # Its loss is known at the end of every epoch.
+            settings = cast(Projection, subject.settings[tier])
+            every = max(1, plan.steps_of(tier, {**settings.model_dump(), "epochs": 1}))
+        shortest = min((trial.steps for trial in trials if trial.tier == tier), default=own)
+        every, parameters = min(every, shortest), template.parameters
+        tiers[tier] = TierFacts(
+            model=template.model,
+            identity=template.identity,
+            parameters=parameters,
+            bytes=2 * parameters if parameters else None,
+            rows=template.rows,
+            steps=longest,
+            report_steps=every,
+            grace_steps=tuning.grace_steps or every,
+            at_once=plan.at_once[tier],
+        )
+    return Record(
+        name=run.name,
+        stage=subject.stage,
+        data=subject.data.manifest.name,
+        search=tuning.search,
+        scheduler=tuning.scheduler,
+        reduction_factor=tuning.reduction_factor,
+        searched=list(space.space_of(tuning, subject.stage)),
+        tiers=tiers,
+        trials=trials,
+    )
+
+
+def _scheduler(record: Record, tier: str) -> sweep.Scheduler:
+    from ucotron_ray.tuning.on_ray import Halving
+
+    if record.scheduler == "none":
+        return sweep.Never()
+    facts = record.tiers[tier]
+    return Halving(grace=facts.grace_steps, factor=record.reduction_factor, steps=facts.steps)
+
+
+def _job(run: Run, subject: Subject, template: Template, record: Record, trial: Trial, directory: Path) -> TrialJob:
+    """A trial's job: the stage's own, with the settings of this trial."""
+    tuning, workers = run.config.recipe.tuning, run.config.place.workers
+    path = directory / "trials" / trial.id
+    settings = subject.settings[trial.tier].model_dump() | trial.params | {"seed": trial.seed}
+    if subject.stage != "projection":
+        every = record.tiers[trial.tier].report_steps
+        settings |= {"eval_steps": every, "save_steps": every, "eval_f1_rows": tuning.f1_rows}
+    return TrialJob(
+        trial=trial.id,
+        stage=subject.stage,
+        directory=str(path),
+        training={**template.fields, "directory": str(path), "settings": settings},
+        f1_rows=tuning.f1_rows,
+        max_new_tokens=tuning.max_new_tokens,
+        eval_batch=workers.eval_batch,
+        resamples=run.config.recipe.evaluation.resamples,
+        spool=str(run.spool.directory),
+        run=f"{run.spool.child('tune').run}/{trial.id}",
+        log_file=run.log_file,
+    )

@@ -1,0 +1,48 @@
+"""The verb `serve`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ucotron_ray.verbs import flags
+
+
+def add_serve(verbs: Any) -> None:
+    """`serve`: an OpenAI-compatible endpoint on Ray Serve."""
+    parser = flags.verb(
+        verbs, "serve", "Serve a model behind the call that the Ucotron server makes, on Ray Serve.", _serve
+    )
+    parser.epilog = (
+        "POST /v1/chat/completions (also streaming), GET /v1/models, /healthz, /metrics. Answers are always the most "
+        "likely ones, whatever temperature is asked. It serves until SIGTERM or Ctrl-C, which is its normal end: "
+        "running answers are finished, and the exit code is 0. Where MODEL is replaced by a verified one, the replicas "
+        "go over to it without losing a request."
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="a bundle's name or path; an adapter or a base model runs on transformers"
+    )
+    parser.add_argument(
+        "--host", dest="serve_host", help="address to listen on (default: 127.0.0.1; any other needs a key)"
+    )
+    parser.add_argument("--port", dest="serve_port", type=int, help="port to listen on (default: 8000)")
+    parser.add_argument(
+        "--replicas", dest="serve_replicas", type=int, metavar="N", help="processes that hold the model (default: 1)"
+    )
+    parser.add_argument(
+        "--variant", dest="serve_variant", choices=("fp32", "int8", "int4"), help="graph of the bundle (default: fp32)"
+    )
+    parser.add_argument(
+        "--api-key-env", dest="serve_key", metavar="VARIABLE", help="require the key in this variable as bearer token"
+    )
+
+
+def _serve(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.stages import requirements, serving
+
+    requirements.require_packages("ray", "onnxruntime")
+    with flags.run_of(args, name=Path(args.model).name) as run:
+        return serving.serve(run, args.model, ready=_announce)
+
+
+def _announce(model: str, url: str) -> None:
+    print(f"ucotron-ray serve: {model} on {url}", flush=True)

@@ -1,0 +1,144 @@
+"""The verb `tune`: a sweep over the settings of a training stage."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ucotron_ray.errors import ConfigError
+from ucotron_ray.verbs import flags
+
+if TYPE_CHECKING:
+    from ucotron_ray.run import Run
+    from ucotron_ray.stages.subjects import Subject
+
+STAGES = ("sft", "dpo", "projection")
+
+
+def add_tune(verbs: Any) -> None:
+    """`tune STAGE`: many trainings, the best of which is promoted."""
+    parser = flags.verb(
+        verbs,
+        "tune",
+        "Find the best learning rate, LoRA rank and what else `tuning.space` names; leaves a page and best.yaml.",
+        _tune,
+    )
+    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help="sft, dpo or projection")
+    parser.add_argument(
+        "--train-data", metavar="NAME|FILE", help="sft: dataset or JSONL (default: the dataset of this --name)"
+    )
+    parser.add_argument("--val-data", type=Path, metavar="FILE", help="sft: validation JSONL, with a --train-data file")
+    parser.add_argument("--data", dest="pairs", metavar="NAME|FILE", help="dpo: preference pairs, or relation rows")
+    parser.add_argument("--from", dest="start", metavar="ADAPTER", help="dpo: adapter of sft to start from")
+    parser.add_argument("--input", metavar="NAME|PATH", help="projection: descriptions or encoded pairs")
+    parser.add_argument("--tiers", metavar="TIER,…", help="sft: several tiers in one sweep, for example slm,small")
+    parser.add_argument("--search", choices=("grid", "random", "optuna"), help="tuning.search")
+    parser.add_argument("--trials", type=int, help="tuning.trials, of each tier; a grid has its own number")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write best.yaml there")
+    parser.add_argument("--dry-run", action="store_true", help="the trials and what one costs; nothing is trained")
+    flags.add_training_flags(parser)
+
+
+def _tune(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.stages import requirements, tuning
+
+    packages = (
+        ("torch",) if args.stage == "projection" else ("torch", "transformers", "trl", "peft", "datasets", "gguf")
+    )
+    requirements.require_packages("ray", "matplotlib", *packages)
+    with flags.run_of(args, name=_name(args)) as run:
+        subject = _subject(run, args)
+        if args.dry_run:
+            return _planned(run, subject)
+        made = tuning.tune(run, subject)
+        return _result(made.path, args.output) | {"artifact": str(made.path), "mlflow_run": run.mlflow_run()}
+
+
+def _name(args: argparse.Namespace) -> str | None:
+    if args.stage == "dpo" and args.start:
+        return f"{Path(args.start).name}-dpo"
+    return "projection" if args.stage == "projection" else None
+
+
+def _subject(run: "Run", args: argparse.Namespace) -> "Subject":
+    from ucotron_ray.stages import datasets, embeddings, models, preferences, subjects
+
+    _refuse_foreign(args)
+    if args.stage == "sft":
+        return subjects.sft_subject(run, datasets.training_data(run, args.train_data, args.val_data))
+    if args.stage == "projection":
+        return subjects.projection_subject(run, embeddings.pairs_of(run, args.input or "projection"))
+    base, adapter = models.model(run, args.start)
+    if adapter is None:
+        raise ConfigError(
+            "DPO starts from an adapter", where="--from", expected="an adapter of the store", found=args.start
+        )
+    data = preferences.data_of(run, args.pairs)
+    return subjects.dpo_subject(run, preferences.pairs_of(run, data, base, adapter), base, adapter)
+
+
+def _refuse_foreign(args: argparse.Namespace) -> None:
+    """Flags of another stage would be passed over in silence, and what a stage needs must be there."""
+    own = {
+        # The guide's flags are those of sft.
+        "sft": ("train_data", "val_data", "tiers", "epochs", "batch_size", "learning_rate", "max_seq_length"),
+        "dpo": ("pairs", "start"),
+        "projection": ("input",),
+    }
+    names = {"pairs": "--data", "start": "--from"}
+    for stage, flags_of in own.items():
+        for flag in flags_of:
+            given = getattr(args, flag) is not None
+            shown = names.get(flag, f"--{flag.replace('_', '-')}")
+            if given and stage != args.stage:
+                raise ConfigError(f"{shown} belongs to `tune {stage}`", where=f"tune {args.stage}", found=shown)
+            if stage == args.stage == "dpo" and not given:
+                raise ConfigError(f"`tune dpo` needs {shown}", where="tune dpo", expected="--data PAIRS --from ADAPTER")
+
+
+def _planned(run: "Run", subject: "Subject") -> dict[str, Any]:
+    from ucotron_ray.stages import preparation, subjects, tuning
+
+    trials = tuning.check(run, subject)
+    for trial in trials:
+        print(f"{trial.id:<18} " + ", ".join(f"{name} {value}" for name, value in trial.params.items()))
+    if not trials:
+        print(f"{run.config.recipe.tuning.trials} trials of each tier, which Optuna proposes one after the other")
+    plans = {}
+    if subject.stage == "sft":
+        from ucotron_ray.models import base as base_models
+        from ucotron_ray.training.plan import lines
+
+        for tier in subject.settings:
+            with subjects.at_tier(run, tier):
+                base = base_models.resolve(run.config.recipe.tier_model.local_model)
+                plan = preparation.dry_run(run, "sft", subject.data, base)
+            print(f"one trial of {tier}:")
+            for line in lines(plan) if plan else ["the layers of this model are not known: no plan"]:
+                print(f"  {line}")
+            plans[tier] = plan.as_dict() if plan else None
+    return {"status": "planned", "trials": [trial.model_dump() for trial in trials], "plans": plans}
+
+
+def _result(path: Path, output: Path | None) -> dict[str, Any]:
+    """The figures of the last line; a table of winners for people."""
+    import json
+
+    from ucotron_ray.stages import datasets
+    from ucotron_ray.tuning import overlay, report
+
+    summary = json.loads((path / report.SUMMARY).read_text(encoding="utf-8"))
+    for tier, won in summary["winners"].items():
+        interval = f" ({won['low']:.3f} to {won['high']:.3f})" if won["low"] is not None else ""
+        chosen = ", ".join(f"{name} {value}" for name, value in won["params"].items())
+        print(
+            f"{tier:<11} {summary['metric']} {won['value']:.3f}{interval}  {chosen}  ({won['trial']})", file=sys.stderr
+        )
+    if output is not None:
+        datasets.copy_file(path / overlay.FILE, output)
+    names = ("winners", "states", "trials", "steps_run", "steps_full", "steps_saved", "fixed_seconds_median", "metric")
+    return {
+        **{name: summary[name] for name in names},
+        "best": str(path / overlay.FILE),
+        "page": str(path / report.FILE),
+    }
