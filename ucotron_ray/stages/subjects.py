@@ -76,7 +76,7 @@ def dpo_subject(run: Run, pairs: Artifact, base: base_models.BaseModel, adapter:
     """Preferences on one adapter, merged into its base: one tier, the run's."""
     recipe = run.config.recipe
     tier: str = recipe.tier
-    if (recipe.tuning.tiers or [tier]) != [tier]:
+    if any(other != tier for other in recipe.tuning.tiers or []):
         raise ConfigError(
             "preferences are trained on one adapter, which is of one tier",
             where="tuning.tiers",
