@@ -16,6 +16,7 @@ import yaml
 
 from tests.ray.conftest import ROOT, Head
 from tests.ray.test_chain import finished, start, wait_for
+from ucotron_ray import tracking
 from ucotron_ray.artifacts import Store, file_hash
 
 pytestmark = pytest.mark.ray
@@ -164,14 +165,15 @@ def test_two_workers_a_trial_train_what_one_does_and_a_stopped_one_gives_both_ba
     assert not [group for group in listed(ray_head, "placement_groups") if group["state"] != "REMOVED"]
 
 
-def mlflow_runs(store: Path) -> dict[str, list[str]]:
-    """Names of the runs in the store's own database, with their ids."""
+def mlflow_runs(store: Path, name: str) -> dict[str, list[str]]:
+    """Names of the runs of a sweep in the store's own database, with their ids."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{store}/tracking/mlflow.db")
     found: dict[str, list[str]] = {}
     for run in client.search_runs([entry.experiment_id for entry in client.search_experiments()]):
-        found.setdefault(run.info.run_name, []).append(run.info.run_id)
+        if run.data.tags[tracking.KEY_TAG].startswith(f"tune-{name}-"):
+            found.setdefault(run.info.run_name, []).append(run.info.run_id)
     return found
 
 
@@ -200,7 +202,7 @@ def test_after_kill_9_of_the_driver_the_same_command_repeats_no_finished_trial_a
     assert result["steps_run"] == 4 * STEPS
     if scored - set(before):
         assert "going on from checkpoint-" in result["stderr"]
-    runs = mlflow_runs(place["store"])
+    runs = mlflow_runs(place["store"], "k")
     names = [f"slm-{number:03d}" for number in range(4)]
     assert all(len(runs[name]) == 1 for name in names), runs
     assert len(runs["tune"]) == 1
