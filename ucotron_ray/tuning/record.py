@@ -21,8 +21,8 @@ State = Literal["waiting", "running", "interrupted", "finished", "stopped", "fai
 OPEN: tuple[State, ...] = ("waiting", "running", "interrupted")
 
 TIE = 1e-4
-"""Share of the validation loss that is taken off F1 where trials are compared: at equal F1 the smaller loss wins. All of
-it, from a loss of 0 to `LARGEST_LOSS`, is less than one more right triple of 250 adds to F1."""
+"""Share of the validation loss that is taken off F1 where trials are compared: at equal F1 the smaller loss wins. All
+of it, up to `LARGEST_LOSS`, is less than one more right triple of 250 adds to F1."""
 
 LARGEST_LOSS = 20.0
 """Beyond which a loss counts as this one in a tie; of a model that knows nothing it is ln(vocabulary), 12 at most."""
