@@ -118,12 +118,6 @@ def test_early_stops_with_the_dashboard_on_leave_no_group_actor_or_process(place
     assert trial_processes(place["store"]) == []
     fixed = [trial["fixed_seconds"] for trial in record(made.path)["trials"]]
     assert all(0 < seconds < 120 for seconds in fixed)
-    # What was promoted trains as it is.
-    arguments = ["sft", *common(place["recipe"], place["store"]), "--overlay", str(made.path / "best.yaml")]
-    trained = finished(start(ray_head, *arguments, "--train-data", "rows", "--name", "promoted"))
-    adapter = Store(place["store"]).get("adapter", "promoted")
-    assert adapter.manifest.recipe_fields["sft"]["learning_rate"] == 1e-2
-    assert trained["steps"] == STEPS
 
 
 @pytest.mark.slow
@@ -241,6 +235,17 @@ def test_the_chain_with_tune_trains_with_what_the_sweep_chose(place, ray_head):
     best = yaml.safe_load((store.get("sweep", "chain").path / "best.yaml").read_text(encoding="utf-8"))
     used = store.get("adapter", "chain").manifest.recipe_fields["sft"]
     assert {name: used[name] for name in ("learning_rate", "lora_rank")} == best["training"]["sft"]["slm"]
+    # What was promoted trains as it is, beside the chain too.
+    own = [
+        "sft",
+        *common(place["recipe"], place["store"]),
+        "--overlay",
+        str(store.path("sweep", "chain") / "best.yaml"),
+    ]
+    trained = finished(start(ray_head, *own, "--train-data", "chain", "--name", "promoted"))
+    assert trained["steps"] == STEPS
+    weights = "adapter/adapter_model.safetensors"
+    assert file_hash(Path(trained["artifact"]) / weights) == file_hash(store.path("adapter", "chain") / weights)
     again = finished(start(ray_head, "pipeline", *arguments))
     assert "tune: reuse sweep 'chain'" in again["stderr"]
     assert "sft: reuse adapter 'chain'" in again["stderr"]
