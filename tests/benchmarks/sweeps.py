@@ -2,8 +2,8 @@
 
 `grid` trains 12 configurations (4 rates × 3 ranks) of the demo's model to their end and keeps the curves: about 40
 minutes on two cores. `replay` runs the sweep's own decisions over these curves in 100 orders, without training anything.
-`live` runs the sweep once as a user would. Stopped, the same command with the same --keep goes on. `probe` is one of the
-12, to see how long a trial takes and what it reaches.
+`live` runs the sweep once as a user would. Stopped, the same command with the same --keep goes on. `probe` is two of the
+12, to see how long trials take and what they reach.
 """
 
 import argparse
@@ -105,11 +105,15 @@ def fixed(record: Record) -> Result:
 
 
 def probe(root: Path) -> Result:
-    """One configuration, to its end."""
-    made = tune(root, "probe", scheduler="none", rates=[RATES[2]], ranks=[RANKS[1]])
+    """Two configurations to their end, at once: what a pair of trials takes and reaches."""
+    made = tune(root, "probe", scheduler="none", rates=RATES[2:], ranks=RANKS[1:2])
     record: Record = made["record"]
-    curve = [(score.step, score.value, score.loss, score.seconds) for score in record.curve(record.trials[0].id)]
-    return {"curve": curve, "seconds": record.trials[0].seconds, "fixed_seconds": fixed(record)}
+    curves = {
+        trial.id: [(score.step, score.value, score.loss, score.seconds) for score in record.curve(trial.id)]
+        for trial in record.trials
+    }
+    seconds = {trial.id: trial.seconds for trial in record.trials}
+    return {"curves": curves, "seconds": seconds, "fixed_seconds": fixed(record), "minutes": made["minutes"]}
 
 
 def grid(root: Path) -> Result:
