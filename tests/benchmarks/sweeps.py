@@ -1,9 +1,9 @@
 """Measures sweeps: `python -m tests.benchmarks.sweeps [grid replay live] [--keep DIR]`. Writes `results/sweep_<name>.json`.
 
-`grid` trains 12 configurations (4 rates × 3 ranks) of the demo's model to their end and keeps the curves: about 40
-minutes on two cores. `replay` runs the sweep's own decisions over these curves in 100 orders, without training anything.
-`live` runs the sweep once as a user would. Stopped, the same command with the same --keep goes on. `probe` is two of the
-12, to see how long trials take and what they reach.
+`grid` trains 12 configurations (4 rates × 3 ranks) of the demo's model to their end and keeps the curves; it is sized for
+40 minutes on two cores, which `probe` (two of the 12) lets check. `replay` runs the sweep's own decisions over these
+curves in 100 orders, without training anything. `live` runs the sweep once as a user would. Stopped, the same command
+with the same --keep goes on.
 """
 
 import argparse
