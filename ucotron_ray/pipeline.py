@@ -201,7 +201,7 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
                 f"--skip-train needs the adapter '{run.name}'", where=str(run.store.root), next_step="train it first"
             )
         steps.append({"stage": "sft", "artifact": f"adapter/{run.name}", "action": "skip"})
-    elif dataset is not None and _planned_sweep(run, options, dataset, steps):
+    elif _planned_sweep(run, options, dataset, steps) and dataset is not None:
         adapter = _step(run, steps, "sft", training.sft_request(run, dataset, base))
     else:
         _unknown(run, steps, "sft", "adapter", run.name)
@@ -228,10 +228,13 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
     return steps
 
 
-def _planned_sweep(run: Run, options: Options, dataset: Artifact, steps: list[dict[str, str]]) -> bool:
+def _planned_sweep(run: Run, options: Options, dataset: Artifact | None, steps: list[dict[str, str]]) -> bool:
     """Adds the sweep to the steps, if one is wanted; whether the settings of what follows are known."""
     if not options.tune:
         return True
+    if dataset is None:
+        _unknown(run, steps, "tune", "sweep", run.name)
+        return False
     made = _step(run, steps, "tune", tuning.request(run, subjects.sft_subject(run, dataset)))
     if made is not None:
         run.config = tuning.with_winner(run, made)

@@ -1,9 +1,9 @@
 """Measures sweeps: `python -m tests.benchmarks.sweeps [grid replay live] [--keep DIR]`. Writes `results/sweep_<name>.json`.
 
-`grid` trains 12 configurations (4 rates × 3 ranks) of the demo's model to their end and keeps the curves: about 40
-minutes on two cores. `replay` runs the sweep's own decisions over these curves in 100 orders, without training anything.
-`live` runs the sweep once as a user would. Stopped, the same command with the same --keep goes on. `probe` is one of the
-12, to see how long a trial takes and what it reaches.
+`grid` trains 12 configurations (4 rates × 3 ranks) of the demo's model to their end and keeps the curves; it is sized for
+40 minutes on two cores, which `probe` (two of the 12) lets check. `replay` runs the sweep's own decisions over these
+curves in 100 orders, without training anything. `live` runs the sweep once as a user would. Stopped, the same command
+with the same --keep goes on.
 """
 
 import argparse
@@ -105,11 +105,15 @@ def fixed(record: Record) -> Result:
 
 
 def probe(root: Path) -> Result:
-    """One configuration, to its end."""
-    made = tune(root, "probe", scheduler="none", rates=[RATES[2]], ranks=[RANKS[1]])
+    """Two configurations to their end, at once: what a pair of trials takes and reaches."""
+    made = tune(root, "probe", scheduler="none", rates=RATES[2:], ranks=RANKS[1:2])
     record: Record = made["record"]
-    curve = [(score.step, score.value, score.loss, score.seconds) for score in record.curve(record.trials[0].id)]
-    return {"curve": curve, "seconds": record.trials[0].seconds, "fixed_seconds": fixed(record)}
+    curves = {
+        trial.id: [(score.step, score.value, score.loss, score.seconds) for score in record.curve(trial.id)]
+        for trial in record.trials
+    }
+    seconds = {trial.id: trial.seconds for trial in record.trials}
+    return {"curves": curves, "seconds": seconds, "fixed_seconds": fixed(record), "minutes": made["minutes"]}
 
 
 def grid(root: Path) -> Result:

@@ -16,6 +16,7 @@ import yaml
 
 from tests.ray.conftest import ROOT, Head
 from tests.ray.test_chain import finished, start, wait_for
+from ucotron_ray import tracking
 from ucotron_ray.artifacts import Store, file_hash
 
 pytestmark = pytest.mark.ray
@@ -117,12 +118,6 @@ def test_early_stops_with_the_dashboard_on_leave_no_group_actor_or_process(place
     assert trial_processes(place["store"]) == []
     fixed = [trial["fixed_seconds"] for trial in record(made.path)["trials"]]
     assert all(0 < seconds < 120 for seconds in fixed)
-    # What was promoted trains as it is.
-    arguments = ["sft", *common(place["recipe"], place["store"]), "--overlay", str(made.path / "best.yaml")]
-    trained = finished(start(ray_head, *arguments, "--train-data", "rows", "--name", "promoted"))
-    adapter = Store(place["store"]).get("adapter", "promoted")
-    assert adapter.manifest.recipe_fields["sft"]["learning_rate"] == 1e-2
-    assert trained["steps"] == STEPS
 
 
 @pytest.mark.slow
@@ -164,14 +159,15 @@ def test_two_workers_a_trial_train_what_one_does_and_a_stopped_one_gives_both_ba
     assert not [group for group in listed(ray_head, "placement_groups") if group["state"] != "REMOVED"]
 
 
-def mlflow_runs(store: Path) -> dict[str, list[str]]:
-    """Names of the runs in the store's own database, with their ids."""
+def mlflow_runs(store: Path, name: str) -> dict[str, list[str]]:
+    """Names of the runs of a sweep in the store's own database, with their ids."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{store}/tracking/mlflow.db")
     found: dict[str, list[str]] = {}
     for run in client.search_runs([entry.experiment_id for entry in client.search_experiments()]):
-        found.setdefault(run.info.run_name, []).append(run.info.run_id)
+        if run.data.tags[tracking.KEY_TAG].startswith(f"tune-{name}-"):
+            found.setdefault(run.info.run_name, []).append(run.info.run_id)
     return found
 
 
@@ -200,7 +196,7 @@ def test_after_kill_9_of_the_driver_the_same_command_repeats_no_finished_trial_a
     assert result["steps_run"] == 4 * STEPS
     if scored - set(before):
         assert "going on from checkpoint-" in result["stderr"]
-    runs = mlflow_runs(place["store"])
+    runs = mlflow_runs(place["store"], "k")
     names = [f"slm-{number:03d}" for number in range(4)]
     assert all(len(runs[name]) == 1 for name in names), runs
     assert len(runs["tune"]) == 1
@@ -239,6 +235,17 @@ def test_the_chain_with_tune_trains_with_what_the_sweep_chose(place, ray_head):
     best = yaml.safe_load((store.get("sweep", "chain").path / "best.yaml").read_text(encoding="utf-8"))
     used = store.get("adapter", "chain").manifest.recipe_fields["sft"]
     assert {name: used[name] for name in ("learning_rate", "lora_rank")} == best["training"]["sft"]["slm"]
+    # What was promoted trains as it is, beside the chain too.
+    own = [
+        "sft",
+        *common(place["recipe"], place["store"]),
+        "--overlay",
+        str(store.path("sweep", "chain") / "best.yaml"),
+    ]
+    trained = finished(start(ray_head, *own, "--train-data", "chain", "--name", "promoted"))
+    assert trained["steps"] == STEPS
+    weights = "adapter/adapter_model.safetensors"
+    assert file_hash(Path(trained["artifact"]) / weights) == file_hash(store.path("adapter", "chain") / weights)
     again = finished(start(ray_head, "pipeline", *arguments))
     assert "tune: reuse sweep 'chain'" in again["stderr"]
     assert "sft: reuse adapter 'chain'" in again["stderr"]

@@ -14,8 +14,7 @@ from ucotron_ray import artifacts, config, jsonl, run, session
 from ucotron_ray.artifacts import Store
 from ucotron_ray.models import base as base_models
 from ucotron_ray.stages import training
-from ucotron_ray.tracking import Spool
-from ucotron_ray.tuning import on_ray
+from ucotron_ray.tuning import on_ray, png
 from ucotron_ray.tuning import trial as trials
 
 RECIPE = """
@@ -45,6 +44,12 @@ def place(tmp_path, tiny_model, monkeypatch):
     jsonl.write_rows(tmp_path / "rows.jsonl", ROWS[:16])
     jsonl.write_rows(tmp_path / "val.jsonl", ROWS[16:20])
     return tmp_path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """PNGs take seconds, and one test looks at them."""
+    monkeypatch.setattr(png, "write", lambda figures, directory: None)
 
 
 def tune(place, capsys, *more: str) -> tuple[int, dict, str]:
@@ -107,54 +112,11 @@ def test_a_sweep_leaves_record_page_pictures_winner_and_an_overlay_that_sft_take
     # The same command again: nothing runs.
     again = tune(place, capsys)[1]
     assert again["artifact"] == result["artifact"]
+    check_tracking(place)
 
 
-def test_a_sweep_that_was_killed_goes_on_and_trains_no_finished_trial_again(place, capsys, monkeypatch):
-    monkeypatch.setattr(on_ray, "sweep_on_ray", in_process(killed_after=6))
-    with pytest.raises(Killed):
-        tune(place, capsys, "--set", "tuning.scheduler=none")
-    capsys.readouterr()
-    partial = place / "store/sweep/r.partial"
-    assert [trials.outcome_of(path) is not None for path in sorted((partial / "trials").iterdir())] == [True, False]
-    first = (partial / "trials/slm-000/outcome.json").stat().st_mtime_ns
-    ran: list[str] = []
-    real = trials.run
-
-    def counted(job, tell, **more):
-        ran.append(job.trial)
-        return real(job, tell, **more)
-
-    monkeypatch.setattr(trials, "run", counted)
-    monkeypatch.setattr(on_ray, "sweep_on_ray", in_process())
-    code, result, err = tune(place, capsys, "--set", "tuning.scheduler=none")
-    assert code == 0, err
-    assert ran == ["slm-001", "slm-002", "slm-003"]
-    made = Store(place / "store").get("sweep", "r")
-    assert (made.path / "trials/slm-000/outcome.json").stat().st_mtime_ns == first
-    record = json.loads((made.path / "sweep.json").read_text(encoding="utf-8"))
-    steps = [(score["trial"], score["step"]) for score in record["scores"]]
-    assert sorted(steps) == [(f"slm-{n:03d}", step) for n in range(4) for step in (1, 2, 3, 4)]
-    assert result["steps_run"] == 16
-
-
-def test_trials_that_fail_do_not_stop_the_rest_and_if_all_do_the_causes_are_said(place, capsys):
-    rates = "tuning.space.sft.learning_rate=[1.0e-3, 1.0e+30]"
-    slack = ["--set", "training.sft.slm.max_grad_norm=1.0e+30", "--set", "tuning.space.sft.lora_rank=[2]"]
-    code, result, _ = tune(place, capsys, "--set", rates, *slack)
-    assert code == 0
-    assert (result["states"]["failed"], result["states"]["finished"]) == (1, 1)
-    page = (Store(place / "store").get("sweep", "r").path / "sweep.html").read_text(encoding="utf-8")
-    assert "the training loss is not finite" in page
-    rates = "tuning.space.sft.learning_rate=[1.0e+29, 1.0e+30]"
-    code, result, err = tune(place, capsys, "--name", "bad", "--set", rates, *slack)
-    assert code == 1
-    assert "no trial of the sweep came to a score" in err
-    assert "slm-000: the training loss is not finite" in err
-
-
-def test_every_trial_is_a_child_of_the_sweep_with_its_end_and_a_key_that_stays(place, capsys, monkeypatch):
-    code, _, err = tune(place, capsys)
-    assert code == 0, err
+def check_tracking(place) -> None:
+    """Every trial is a child of the sweep, with its end and its curves."""
     events = [
         json.loads(line)
         for path in (place / "store/tracking/spool").glob("*.jsonl")
@@ -169,7 +131,53 @@ def test_every_trial_is_a_child_of_the_sweep_with_its_end_and_a_key_that_stays(p
     assert {ends[child] for child in children} == {"FINISHED"}
     losses = [event for event in events if event["type"] == "metrics" and "loss" in event["values"]]
     assert {event["run"] for event in losses} == set(children)
-    assert isinstance(Spool(place, parents[0]).child("slm-000").run, str)
+
+
+THREE = ("--set", "tuning.scheduler=none", "--set", "tuning.space.sft.lora_rank=[2]")
+THREE += ("--set", "tuning.space.sft.learning_rate=[1.0e-4, 1.0e-3, 1.0e-2]")
+
+
+def test_a_sweep_that_was_killed_goes_on_and_trains_no_finished_trial_again(place, capsys, monkeypatch, no_pictures):
+    monkeypatch.setattr(on_ray, "sweep_on_ray", in_process(killed_after=6))
+    with pytest.raises(Killed):
+        tune(place, capsys, *THREE)
+    capsys.readouterr()
+    partial = place / "store/sweep/r.partial"
+    assert [trials.outcome_of(path) is not None for path in sorted((partial / "trials").iterdir())] == [True, False]
+    first = (partial / "trials/slm-000/outcome.json").stat().st_mtime_ns
+    ran: list[str] = []
+    real = trials.run
+
+    def counted(job, tell, **more):
+        ran.append(job.trial)
+        return real(job, tell, **more)
+
+    monkeypatch.setattr(trials, "run", counted)
+    monkeypatch.setattr(on_ray, "sweep_on_ray", in_process())
+    code, result, err = tune(place, capsys, *THREE)
+    assert code == 0, err
+    assert ran == ["slm-001", "slm-002"]
+    made = Store(place / "store").get("sweep", "r")
+    assert (made.path / "trials/slm-000/outcome.json").stat().st_mtime_ns == first
+    record = json.loads((made.path / "sweep.json").read_text(encoding="utf-8"))
+    steps = [(score["trial"], score["step"]) for score in record["scores"]]
+    assert sorted(steps) == [(f"slm-{n:03d}", step) for n in range(3) for step in (1, 2, 3, 4)]
+    assert result["steps_run"] == 12
+
+
+def test_trials_that_fail_do_not_stop_the_rest_and_if_all_do_the_causes_are_said(place, capsys, no_pictures):
+    rates = "tuning.space.sft.learning_rate=[1.0e-3, 1.0e+30]"
+    slack = ["--set", "training.sft.slm.max_grad_norm=1.0e+30", "--set", "tuning.space.sft.lora_rank=[2]"]
+    code, result, _ = tune(place, capsys, "--set", rates, *slack)
+    assert code == 0
+    assert (result["states"]["failed"], result["states"]["finished"]) == (1, 1)
+    page = (Store(place / "store").get("sweep", "r").path / "sweep.html").read_text(encoding="utf-8")
+    assert "the training loss is not finite" in page
+    rates = "tuning.space.sft.learning_rate=[1.0e+29, 1.0e+30]"
+    code, result, err = tune(place, capsys, "--name", "bad", "--set", rates, *slack)
+    assert code == 1
+    assert "no trial of the sweep came to a score" in err
+    assert "slm-000: the training loss is not finite" in err
 
 
 @pytest.mark.parametrize(
@@ -210,6 +218,7 @@ def test_a_dry_run_names_the_trials_and_starts_nothing(place, capsys, monkeypatc
     assert not (place / "store/sweep").exists()
 
 
+@pytest.mark.slow
 def test_preferences_are_tuned_on_an_adapter_with_one_reference_for_all_trials(place, capsys, request, monkeypatch):
     request.getfixturevalue("in_one_process")
     monkeypatch.setattr(session, "worker_resources", lambda workers: session.WorkerResources(1.0, 0.0))
@@ -237,7 +246,7 @@ def test_preferences_are_tuned_on_an_adapter_with_one_reference_for_all_trials(p
     assert {entry.role for entry in made.manifest.inputs} == {"data", "adapter"}
 
 
-def test_the_projection_is_tuned_by_its_validation_loss(place, capsys, data, monkeypatch):
+def test_the_projection_is_tuned_by_its_validation_loss(place, capsys, data, monkeypatch, no_pictures):
     with Store(place / "store").building(artifacts.Request("dataset", "pairs", {"x": 1})) as build:
         for file in data.iterdir():
             (build.path / file.name).write_bytes(file.read_bytes())

@@ -80,8 +80,8 @@ def test_equal_f1_is_decided_by_the_loss_and_more_f1_is_not(tmp_path):
     def rank(value: float, loss: float | None) -> float:
         return record.rank(Score(trial="slm-000", step=1, value=value, loss=loss, at=0.0))
 
-    assert rank(0.0, 1.0) > rank(0.0, 2.0) > rank(0.0, None)
-    assert rank(0.51, 5.0) > rank(0.50, 0.1)
+    assert rank(0.0, 1.0) > rank(0.0, 2.0) > rank(0.0, 11.0) > rank(0.0, 12.0) > rank(0.0, None)
+    assert rank(0.504, 12.0) > rank(0.500, 0.1)
 
 
 def test_tiers_come_in_turn_or_side_by_side_within_their_shares(tmp_path):

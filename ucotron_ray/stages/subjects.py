@@ -48,7 +48,7 @@ class Subject:
 
 def sft_subject(run: Run, data: Artifact) -> Subject:
     """LoRA on relation rows, for the tiers of the recipe. Finds mistakes; starts nothing."""
-    tiers = run.config.recipe.tuning.tiers or [run.config.recipe.tier]
+    tiers: list[str] = [*(run.config.recipe.tuning.tiers or [run.config.recipe.tier])]
     recipe = run.config.recipe
     bases = {tier: base_models.resolve(getattr(recipe.models.fine_tuning, tier).local_model) for tier in tiers}
     settings = {tier: getattr(recipe.training.sft, tier) for tier in tiers}
@@ -74,8 +74,9 @@ def sft_subject(run: Run, data: Artifact) -> Subject:
 
 def dpo_subject(run: Run, pairs: Artifact, base: base_models.BaseModel, adapter: Artifact) -> Subject:
     """Preferences on one adapter, merged into its base: one tier, the run's."""
-    tier, recipe = run.config.recipe.tier, run.config.recipe
-    if (recipe.tuning.tiers or [tier]) != [tier]:
+    recipe = run.config.recipe
+    tier: str = recipe.tier
+    if any(other != tier for other in recipe.tuning.tiers or []):
         raise ConfigError(
             "preferences are trained on one adapter, which is of one tier",
             where="tuning.tiers",

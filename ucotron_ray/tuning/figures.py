@@ -92,7 +92,7 @@ def _curves(
 
 def _heat(record: Record, trials: Sequence[Trial], tier: str, of: str) -> list[Heat]:
     """The two settings that matter by custom, rate and rank, else the first two that are searched."""
-    wanted = [name for name in ("learning_rate", "lora_rank", "hidden_dim") if name in record.searched]
+    wanted: list[str] = [name for name in ("learning_rate", "lora_rank", "hidden_dim") if name in record.searched]
     wanted += [name for name in record.searched if name not in wanted]
     if len(wanted) < 2:
         return []

@@ -20,12 +20,12 @@ RECORD = "sweep.json"
 State = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]
 OPEN: tuple[State, ...] = ("waiting", "running", "interrupted")
 
-TIE = 1e-3
-"""Share of the validation loss that is taken off F1 where trials are compared: at equal F1 the smaller loss wins, and a
-thousandth of the difference of two losses is less than one more right triple (of some hundreds) adds to F1."""
+TIE = 1e-4
+"""Share of the validation loss that is taken off F1 where trials are compared: at equal F1 the smaller loss wins. All
+of it, up to `LARGEST_LOSS`, is less than one more right triple of 250 adds to F1."""
 
-LARGEST_LOSS = 5.0
-"""Beyond which a loss counts as this one in a tie."""
+LARGEST_LOSS = 20.0
+"""Beyond which a loss counts as this one in a tie; of a model that knows nothing it is ln(vocabulary), 12 at most."""
 
 
 class Entry(BaseModel):

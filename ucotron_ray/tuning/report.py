@@ -179,7 +179,15 @@ def _table(made: Mapping[str, Any]) -> str:
             f'<td class="n">{_value(made, f"{path}/seconds", ".0f")}</td><td>{escape(held)}</td>'
             f'<td class="why">{escape(row["cause"] or "")}</td></tr>'
         )
-    names = (("trial", ""), ("state", ""), ("settings", ""), ("seed", "n"), ("best", "n"), ("low", "n"), ("high", "n"))
+    names: tuple[tuple[str, str], ...] = (
+        ("trial", ""),
+        ("state", ""),
+        ("settings", ""),
+        ("seed", "n"),
+        ("best", "n"),
+        ("low", "n"),
+        ("high", "n"),
+    )
     names += (("step", "n"), ("seconds", "n"), ("holds", ""), ("why", ""))
     head = "".join(f'<th class="{kind}">{name}</th>' for name, kind in names)
     return f'<section class="wide"><h2>Trials</h2><table><tr>{head}</tr>{"".join(rows)}</table></section>'
