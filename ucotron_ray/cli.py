@@ -20,10 +20,12 @@ from ucotron_ray.verbs import (
     export,
     fireworks,
     inspection,
+    operations,
     projection,
     registry,
     serving,
     simulators,
+    submitting,
     training,
     tuning,
     validation,
@@ -35,7 +37,7 @@ STOPPED_EXIT = 75
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code. Mistakes of the user end here as one block of text on stderr."""
-    args = _parser().parse_args(argv)
+    args = parse(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "urllib3", "mlflow", "alembic", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -59,6 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(result, ensure_ascii=False))
     return code
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags of one invocation. Ends the process with 2 for a mistake in them, as argparse does."""
+    return _parser().parse_args(argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_serve(verbs)
     chain.add_pipeline(verbs)
     fireworks.add_fireworks(verbs)
+    submitting.add_submit(verbs)
+    operations.add_status(verbs)
+    operations.add_dashboards(verbs)
     estimating.add_estimate(verbs)
     inspection.add_show(verbs)
     simulators.add_simulate_fireworks(verbs)
