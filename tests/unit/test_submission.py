@@ -72,7 +72,7 @@ def test_nothing_outside_of_the_project_goes_along(project, name):
 def test_a_recipe_that_is_named_goes_along_and_other_files_only_when_asked(project):
     (project / "mine.yaml").write_text("tier: slm\n", encoding="utf-8")
     arguments = ["sft", "--recipe", "mine.yaml", "--train-data", "data/rows.jsonl"]
-    with pytest.raises(ConfigError, match="the job would not find data/rows.jsonl") as caught:
+    with pytest.raises(ConfigError, match="the job would not find") as caught:
         submission.plan(project, arguments, OPTIONS)
     assert "--include data/rows.jsonl" in str(caught.value)
     made = submission.plan(project, arguments, Options(None, (), ("data/rows.jsonl",), None, "python"))
