@@ -149,3 +149,11 @@ def stop(head: Head, name: str) -> None:
     environment = {**head.environment, "RAY_API_SERVER_ADDRESS": head.dashboard}
     ray = str(Path(sys.executable).with_name("ray"))
     subprocess.run([ray, "job", "stop", name], env=environment, check=True, capture_output=True, timeout=120)
+
+
+def test_an_environment_that_cannot_be_made_is_tried_again_and_then_a_failure(ray_head, tmp_path):
+    store = tmp_path / "store"
+    arguments = ["--working-dir", f"local://{tmp_path}/nowhere", "--retries", "1", *job(store)]
+    result = finished(submitting(ray_head, *arguments), code=1)
+    assert "the runtime environment could not be set up" in result["cause"]
+    assert [attempt.code for attempt in record.read(Path(result["run_dir"])).attempts] == [1, 1]
