@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.errors import Stopped
+from ucotron_ray.errors import StageFailed, Stopped
 from ucotron_ray.verbs import flags
 
 if TYPE_CHECKING:
@@ -79,13 +79,17 @@ def _run(args: argparse.Namespace, plan: "Submission", directory: Path) -> dict[
     known = record.JobRecord(run=plan.run, command=plan.arguments, address=where, package=plan.digest)
     keeper = record.Keeper(directory, known)
     send = _sender(server, plan, args.cpus)
-    name = jobs.begin(server, plan.run, keeper, send, again=args.again)
-    if args.no_wait:
-        return {"job": name, "status": "submitted", "run_dir": str(directory)}
     try:
+        name = jobs.begin(server, plan.run, keeper, send, again=args.again)
+        if args.no_wait:
+            return {"job": name, "status": "submitted", "run_dir": str(directory)}
         name, ended = jobs.finish(server, name, keeper, send, retries=args.retries)
+    except OSError as error:
+        raise StageFailed("the cluster did not take the job", where=where, found=str(error)) from error
     except KeyboardInterrupt:
-        keeper.note(name, "left")
+        name = keeper.record.attempts[-1].id if keeper.record.attempts else "nothing was submitted yet"
+        if keeper.record.attempts:
+            keeper.note(name, "left")
         raise Stopped(
             f"the job goes on without this command: {name}",
             where=f"{where}, log so far in {directory}",
