@@ -68,12 +68,14 @@ def test_a_killed_run_is_lost_and_resumable_once_it_is_silent(tmp_path):
     assert (found.state, found.resumable, found.stages[0].state) == ("lost", True, "lost")
 
 
-def test_a_second_process_of_the_same_run_counts_not_the_first_ones_end(tmp_path):
+def test_a_second_process_of_the_same_run_counts_not_the_first_ones_end(tmp_path, monkeypatch):
     run = spool(tmp_path, "sft-a-0123")
     run.end("KILLED")
     assert status.look(tmp_path).runs[0].state == "stopped"
-    time.sleep(0.002)  # The spool's clock has milliseconds: the second start must be later.
-    run.start(name="sft a")
+    later = time.time() + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: later)
+        run.start(name="sft a")
     assert status.look(tmp_path).runs[0].state == "running"
 
 
