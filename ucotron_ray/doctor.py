@@ -108,7 +108,7 @@ def _ray_token() -> Check:
             NOTE, "Ray's token", "none", "cluster/local-head.sh makes one; a cluster elsewhere gives you its own"
         )
     if path.stat().st_mode & 0o077:
-        return Check(GAP, "Ray's token", f"others can read {path}", f"chmod 600 {path}")
+        return Check(NOTE, "Ray's token", f"others can read {path}", f"chmod 600 {path}")
     return Check(OK, "Ray's token", str(path))
 
 
