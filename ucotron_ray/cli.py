@@ -37,7 +37,7 @@ STOPPED_EXIT = 75
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code. Mistakes of the user end here as one block of text on stderr."""
-    args = parse(argv)
+    args = _parser().parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "urllib3", "mlflow", "alembic", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
