@@ -38,6 +38,8 @@ class After:
     may_repeat: int = 0
     made: Path | None = None
     straight: Path | None = None
+    files: str = "*"
+    """Which files of the two must be equal; reports and cards have times in them."""
     ended: Sequence[tuple[Ended, int]] = ()
     """Commands, each with the exit code that it should have."""
     canary: str | None = None
@@ -78,7 +80,7 @@ def _ledger(after: After) -> list[str]:
 def _bytes(after: After) -> list[str]:
     if after.made is None or after.straight is None:
         return []
-    ours, theirs = _contents(after.made), _contents(after.straight)
+    ours, theirs = _contents(after.made, after.files), _contents(after.straight, after.files)
     return [f"I3: {name} differs" for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
 
 
@@ -105,8 +107,9 @@ def _hashes(after: After) -> list[str]:
             verify(read_artifact(path.parent))
         except UcotronRayError as error:
             lines.append(f"I5: {error.problem}")
-    half = [path for path in after.store.rglob("*") if re.search(r"\.tmp$|^\.[\w.-]+\.\d+$", path.name)]
-    return lines + [f"I5: {path.name} is half a file" for path in sorted(half)]
+        half = [file for file in path.parent.rglob("*") if re.search(r"\.tmp$|^\.[\w.-]+\.\d+$", file.name)]
+        lines += [f"I5: {file.name} is half a file" for file in sorted(half)]
+    return lines
 
 
 def _canary(after: After) -> list[str]:
@@ -130,7 +133,7 @@ def _running(after: After) -> list[str]:
     return [f"I7: process {pid} is left: {' '.join(psutil.Process(pid).cmdline())[:100]}" for pid in alive]
 
 
-def _contents(directory: Path) -> dict[str, str]:
+def _contents(directory: Path, pattern: str) -> dict[str, str]:
     """sha256 of every file but the manifest, which holds times, and what a build leaves beside it."""
-    files = (path for path in directory.rglob("*") if path.is_file() and path.name not in (MANIFEST, RECIPE))
+    files = (path for path in directory.rglob(pattern) if path.is_file() and path.name not in (MANIFEST, RECIPE))
     return {path.relative_to(directory).as_posix(): file_hash(path) for path in files}

@@ -74,7 +74,7 @@ def test_a_wrong_code_a_traceback_and_a_cause_too_many_or_too_few(store, ended, 
 
 def test_damaged_bytes_and_half_files(store):
     (store / "dataset" / "d" / "rows.jsonl").write_text("[]\n", encoding="utf-8")
-    (store / "dataset" / ".manifest.json.4711").touch()
+    (store / "dataset" / "d" / ".manifest.json.4711").touch()
     assert broken(After(store)) == ["I5: dataset 'd' is damaged", "I5: .manifest.json.4711 is half a file"]
 
 
