@@ -80,6 +80,16 @@ def test_a_recipe_that_is_named_goes_along_and_other_files_only_when_asked(proje
     assert {"mine.yaml", "data/rows.jsonl"} <= {entry.path for entry in made.files}
 
 
+def test_a_directory_of_data_is_not_left_behind_in_silence_and_a_name_is_no_directory(project):
+    with pytest.raises(ConfigError, match="the job would not find"):
+        submission.plan(project, ["pipeline", "--data-dir", "./data/"], OPTIONS)
+    made = submission.plan(
+        project, ["pipeline", "--data-dir", "./data/", "--name", "tests"], Options(None, (), ("data",), None, "python")
+    )
+    assert made.files is not None
+    assert "data/rows.jsonl" in {entry.path for entry in made.files}
+
+
 def test_too_large_a_package_is_refused_with_its_largest_files(project):
     with (project / "ucotron_ray" / "huge.yaml").open("wb") as file:
         file.truncate(package.MAX_BYTES + 1)

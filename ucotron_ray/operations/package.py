@@ -52,7 +52,7 @@ def project_root(start: Path) -> Path:
         "a job is submitted from the project's directory",
         where=str(start),
         expected="a directory with ucotron_ray/ and jobs/ in it",
-        next_step="cd to the checkout, or make --working-dir local:///app of an image that has it",
+        next_step="cd to the checkout, or give --working-dir local:///app of an image that has it",
     )
 
 
@@ -84,11 +84,17 @@ def named_files(arguments: Sequence[str]) -> list[str]:
 
 
 def refuse_left_behind(root: Path, arguments: Sequence[str], files: Iterable[PackedFile]) -> None:
-    """Refuse an argument that is a file here and would be none there. Raises ConfigError."""
+    """Refuse an argument that is a file or directory here and would be none there. Raises ConfigError.
+
+    A word without a slash is taken for a directory by nobody: it may be a name.
+    """
     packed = {entry.path for entry in files}
+    packed |= {parent.as_posix() for path in packed for parent in Path(path).parents}
     for argument in arguments:
         value = argument.rpartition("=")[2]
-        if not value or value.startswith(("-", "/")) or "://" in value or not (root / value).is_file():
+        if not value or value.startswith(("-", "/")) or "://" in value:
+            continue
+        if not ((root / value).is_file() or ("/" in value and (root / value).is_dir())):
             continue
         path = Path(value).as_posix()
         if path not in packed:
