@@ -29,7 +29,7 @@ LOG_SHARE = 10
 PATIENCE_SECONDS = 120.0
 """How long a cluster may not answer before it counts as gone."""
 
-RETRY_SECONDS = 5.0
+RETRY_SECONDS = 2.0
 
 KILLED = {-9: "SIGKILL", 137: "SIGKILL", -15: "SIGTERM", 143: "SIGTERM"}
 """Exit codes of a driver that was ended from outside, as a shell or Python gives them."""
