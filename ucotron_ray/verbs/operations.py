@@ -1,6 +1,7 @@
 """Verbs that watch: `status`, `dashboards`."""
 
 import argparse
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -34,6 +35,8 @@ def add_dashboards(verbs: Any) -> None:
 def _status(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.operations import status, status_table
 
+    # `ucotron-ray status | head` ends quietly.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     now = time.time()
     state = status.look(Path(flags.config_of(args).place.store).expanduser().absolute(), now=now)
     print(status_table.table(state, now=now, limit=10**9 if args.all else 10))
