@@ -1,12 +1,15 @@
 """Which cluster a job goes to. To be called before Ray is imported: it reads its way of authentication only once."""
 
 import json
+import logging
 import os
 import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
 from ucotron_ray.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 DEFAULT = "http://127.0.0.1:8265"
 SECONDS = 10.0
@@ -48,4 +51,8 @@ def authenticate_as_asked(address: str) -> str:
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     if mode == "token":
         os.environ["RAY_AUTH_MODE"] = "token"
+        if address.startswith("http://") and urlsplit(address).hostname not in ("127.0.0.1", "localhost", "::1"):
+            log.warning(
+                "submit: the cluster's token goes to %s in the clear: better through a tunnel or https", address
+            )
     return mode
