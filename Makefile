@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo serve-demo test check format bench test-slow test-faults clean
+.PHONY: help setup demo serve-demo dashboards test check format bench test-slow test-faults clean
 
 help: ## What there is to do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ demo: setup ## Graph and teacher → rows → fine-tuned model → scores → ON
 serve-demo: setup ## Serve the demo's bundle on http://127.0.0.1:8000/v1, until Ctrl-C (runs `demo` first if there is none)
 	test -f store/bundle/demo/manifest.json || $(MAKE) demo
 	$(BIN)/ucotron-ray serve demo --place cluster/places/laptop.yaml
+
+dashboards: setup ## Ray's dashboard, MLflow and TensorBoard for ./store, on loopback, until Ctrl-C
+	exec $(BIN)/ucotron-ray dashboards
 
 check: setup ## Format, lint, types
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,9 @@ State = Literal["ok", "rejected", "failed"]
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
+
+_ASIDE = re.compile(r"\..+\.\d+")
+"""Names that `write_text` gives to files before they are renamed."""
 
 RECORDED_PACKAGES = (
     "ray",
@@ -240,6 +244,7 @@ class Build:
         An older artifact of that name (`--replace`) is only removed once the new one is whole.
         """
         partial = self.path
+        _remove_asides(partial)
         files = list_files(partial)
         manifest = Manifest(
             kind=self.request.kind,
@@ -340,6 +345,13 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def _remove_asides(directory: Path) -> None:
+    """Remove what `write_text` left of a process that was killed between writing a file aside and renaming it."""
+    for path in directory.rglob(".*"):
+        if _ASIDE.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def differing_fields(new: Mapping[str, Any], old: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -20,10 +20,12 @@ from ucotron_ray.verbs import (
     export,
     fireworks,
     inspection,
+    operations,
     projection,
     registry,
     serving,
     simulators,
+    submitting,
     training,
     tuning,
     validation,
@@ -61,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags of one invocation. Ends the process with 2 for a mistake in them, as argparse does."""
+    return _parser().parse_args(argv)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ucotron-ray",
@@ -88,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_serve(verbs)
     chain.add_pipeline(verbs)
     fireworks.add_fireworks(verbs)
+    submitting.add_submit(verbs)
+    operations.add_status(verbs)
+    operations.add_dashboards(verbs)
     estimating.add_estimate(verbs)
     inspection.add_show(verbs)
     simulators.add_simulate_fireworks(verbs)

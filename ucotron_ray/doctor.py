@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import resource
 import shutil
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ucotron_ray import config, tracking
 from ucotron_ray.config import Config
 from ucotron_ray.errors import UcotronRayError
 from ucotron_ray.models import base as base_models
+from ucotron_ray.operations import status
 from ucotron_ray.stages.requirements import PACKAGES
 
 OK, NOTE, GAP = "ok", "note", "GAP"
@@ -35,6 +37,10 @@ def examine(settings: Config) -> list[Check]:
         _processor(),
         _gpu(),
         _memory(),
+        _shared_memory(),
+        _open_files(),
+        _ray_token(),
+        _store(settings),
         _model(settings),
         _tracking(settings),
         *(_variable(name) for name in config.VARIABLES),
@@ -74,6 +80,48 @@ def _memory() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / 1024**3
     verdict, advice = (OK, "") if free > 5 else (GAP, "the demo writes about 3 GB")
     return Check(verdict, "memory, disk", f"{pages:.0f} GiB memory, {free:.0f} GiB free disk", advice)
+
+
+def _shared_memory() -> Check:
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return Check(NOTE, "shared memory", "none", "Ray keeps its objects on disk then, which is slow")
+    size = shutil.disk_usage(folder).total / 1024**3
+    if size < 0.5:
+        return Check(
+            NOTE, "shared memory", f"{size:.2f} GiB", "Ray's objects go to disk beyond it (docker: --shm-size)"
+        )
+    return Check(OK, "shared memory", f"{size:.1f} GiB")
+
+
+def _open_files() -> Check:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 4096 and hard != resource.RLIM_INFINITY and hard < 4096:
+        return Check(NOTE, "open files", f"at most {hard}", "a Ray head with many workers wants 65536 (ulimit -n)")
+    return Check(OK, "open files", str(soft))
+
+
+def _ray_token() -> Check:
+    path = Path(config.variable("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if not path.is_file():
+        return Check(
+            NOTE, "Ray's token", "none", "cluster/local-head.sh makes one; a cluster elsewhere gives you its own"
+        )
+    if path.stat().st_mode & 0o077:
+        return Check(NOTE, "Ray's token", f"others can read {path}", f"chmod 600 {path}")
+    return Check(OK, "Ray's token", str(path))
+
+
+def _store(settings: Config) -> Check:
+    root = Path(settings.place.store).expanduser().absolute()
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    if not os.access(existing, os.W_OK):
+        return Check(GAP, "store", f"{existing} cannot be written", "choose another with --set store=PATH")
+    unfinished = [entry for entry in status.look(root).building if entry.resumable]
+    if unfinished:
+        names = ", ".join(f"{entry.kind}/{entry.name}" for entry in unfinished[:3])
+        return Check(NOTE, "store", f"{root}: unfinished: {names}", "the command that began it goes on from there")
+    return Check(OK, "store", str(root))
 
 
 def _model(settings: Config) -> Check:

@@ -5,8 +5,10 @@ import re
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.ray.conftest import lose, second_node
 from tests.ray.test_chain import RECIPE, WEIGHTS, finished, start, wait_for
 from ucotron_ray.artifacts import Store, file_hash
 
@@ -86,3 +88,25 @@ def test_f1_is_measured_while_it_trains(place, ray_head):
     history = json.loads((adapter.path / "training.json").read_text(encoding="utf-8"))["history"]
     assert [entry["step"] for entry in history if "eval_f1" in entry] == [8, 16]
     assert {"report.html", "training.json", "plan.json"} <= {entry.path for entry in adapter.manifest.files}
+
+
+@pytest.mark.slow
+def test_a_node_lost_in_the_middle_and_another_added_train_the_same_steps(place, ray_head):
+    """One worker a node: two processors each on nodes of two. Three nodes in all, the second one killed."""
+    store, name = Store(place["store"]), "nodes"
+    command = sft(place, name, "workers.num_workers=2", "workers.cpus_per_worker=2")
+    with second_node(ray_head) as node:
+        process = start(ray_head, *command)
+        wait_for(lambda: bool(steps_of(store.partial("adapter", name))), process)
+        there = {child.pid for child in psutil.Process(node.pid).children(recursive=True)}
+        logs = "".join(path.read_text() for path in (place["store"] / "tracking/logs").glob(f"sft-{name}-*.log"))
+        workers = {int(pid) for pid in re.findall(r"worker \d of 2, pid (\d+)", logs)}
+        assert len(workers) == 2
+        assert len(workers & there) == 1, "one of them on each node"
+        lose(node)
+        with second_node(ray_head):
+            result = finished(process)
+    assert "going on from checkpoint-" in result["stderr"]
+    straight, both = store.get("adapter", "straight").manifest, store.get("adapter", name).manifest
+    assert straight.metrics["steps"] == both.metrics["steps"] == 80
+    assert abs(straight.metrics["train_loss_last"] - both.metrics["train_loss_last"]) < 0.05

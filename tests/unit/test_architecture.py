@@ -123,6 +123,7 @@ def test_the_environment_is_read_in_config_and_session_only():
     exceptions = {
         "ucotron_ray/tracking.py": "tells mlflow its limits before it is imported",
         "ucotron_ray/export/onnx.py": "tells optimum its file layout before it is imported",
+        "ucotron_ray/operations/address.py": "tells Ray its authentication before it is imported",
         "ucotron_ray/graph/simulator.py": "the stand-in's own key, by the variable's name",
     }
     for path in FILES:

@@ -1,0 +1,88 @@
+"""Which cluster a job goes to, and that Ray's client is told to send its token where the cluster wants one."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from ucotron_ray.errors import ConfigError
+from ucotron_ray.operations import address
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@contextmanager
+def head(status: int, body: str) -> Iterator[str]:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert "Authorization" not in self.headers
+            self.send_response(status if self.path == "/api/authentication_mode" else 418)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (None, "http://127.0.0.1:8265"),
+        ("10.0.0.1:8265", "http://10.0.0.1:8265"),
+        ("https://ray.example/x/", "https://ray.example/x"),
+    ],
+)
+def test_the_address_is_read(given, found):
+    assert address.of_cluster(given) == found
+
+
+def test_what_is_given_wins_over_the_variable(monkeypatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    assert address.of_cluster(None) == "http://127.0.0.1:1"
+    assert address.of_cluster("http://127.0.0.1:2") == "http://127.0.0.1:2"
+
+
+@pytest.mark.parametrize("given", ["ray://host:10001", "file:///etc/passwd", "http://me:canary@host:8265", "http://"])
+def test_what_is_no_dashboard_is_refused_and_no_password_is_said(given):
+    with pytest.raises(ConfigError) as caught:
+        address.of_cluster(given)
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "mode"),
+    [
+        (200, json.dumps({"authentication_mode": "token"}), "token"),
+        (200, json.dumps({"authentication_mode": "disabled"}), None),
+        (404, "", None),
+        (401, "", "token"),
+    ],
+)
+def test_the_mode_is_asked_for_without_a_token_and_told_to_rays_client(status, body, mode):
+    with head(status, body) as url:
+        address.authenticate_as_asked(url)
+    assert os.environ.get("RAY_AUTH_MODE") == mode
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == url
+
+
+def test_nobody_there_is_a_mistake_with_a_next_step():
+    with pytest.raises(ConfigError, match="no Ray dashboard answers"):
+        address.authenticate_as_asked("http://127.0.0.1:9")
