@@ -36,7 +36,7 @@ METADATA_ADDRESSES = ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "19
 """AWS, GCP and Azure; AWS by IPv6; Alibaba; Oracle; Azure's host agent."""
 
 
-NAT64 = bytes.fromhex("0064ff9b0000000000000000")
+NAT64 = b"\x00\x64\xff\x9b\x00\x00\x00\x00\x00\x00\x00\x00"
 """The prefix 64:ff9b::/96: the last four bytes are an IPv4 address (RFC 6052)."""
 
 

@@ -637,7 +637,7 @@ def parse_override(text: str) -> tuple[str, Any]:
             found=text,
         )
     try:
-        return key.strip(), strict_yaml.load(value) if value.strip() else None
+        return key.strip(), strict_yaml.read(value) if value.strip() else None
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {key} has a value that is no YAML", found=value) from error
 
@@ -645,7 +645,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping. Raises ConfigError with the line if it cannot be read."""
     try:
-        data = strict_yaml.load(path.read_text(encoding="utf-8"))
+        data = strict_yaml.read(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError("the file does not exist", where=str(path), next_step="check the path") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

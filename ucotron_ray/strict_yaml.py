@@ -15,7 +15,7 @@ MAX_VALUES = 100_000
 _MERGE = "tag:yaml.org,2002:merge"
 
 
-def load(text: str) -> Any:
+def read(text: str) -> Any:
     """The plain values of one document. Raises yaml.YAMLError with the line of what is wrong."""
     if len(text) > MAX_CHARACTERS:
         raise yaml.YAMLError(f"longer than {MAX_CHARACTERS} characters: this is no settings file")
