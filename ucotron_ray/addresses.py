@@ -83,12 +83,12 @@ def opener(allowed: Sequence[str]) -> urllib.request.OpenerDirector:
 
     class Http(urllib.request.HTTPHandler):
         def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(functools.partial(_Http, allowed=allowed), req)  # type: ignore[arg-type]  # a maker
+            return self.do_open(functools.partial(_Http, allowed=allowed), req)
 
     class Https(urllib.request.HTTPSHandler):
         def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
             maker = functools.partial(_Https, allowed=allowed, context=context)
-            return self.do_open(maker, req)  # type: ignore[arg-type]  # a maker, as do_open asks for
+            return self.do_open(maker, req)
 
     return urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}), Http, Https)
 

@@ -37,7 +37,8 @@ class _Strict(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise ComposerError(None, None, f"nested deeper than {MAX_DEPTH}", self.peek_event().start_mark)
+            mark = self.get_mark()  # type: ignore[no-untyped-call]  # the stubs say nothing of it
+            raise ComposerError(None, None, f"nested deeper than {MAX_DEPTH}", mark)
         node: Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
