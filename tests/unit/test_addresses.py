@@ -222,3 +222,15 @@ def test_endpoint_and_account_take_the_hosts_of_the_place():
         endpoint.endpoint_of(api(inference_base_url="http://gpu-box:8000/v1"), "m")
     made = endpoint.endpoint_of(api(inference_base_url="http://gpu-box:8000/v1", allowed_hosts=["gpu-box"]), "m")
     assert made.allowed_hosts == ("gpu-box",)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["import-graph", "http://ucotron.example:8420"], ["synthesize", "path_reward", "--input", "http://10.0.0.8:8420"]],
+    ids=["import", "path rewards"],
+)
+def test_a_graph_server_is_not_asked_in_clear_text_either(tmp_path, capsys, arguments):
+    from ucotron_ray import cli
+
+    assert cli.main([*arguments, "--set", f"store={tmp_path / 'store'}"]) == 2
+    assert "this address is not asked" in capsys.readouterr().err
