@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo serve-demo test check format bench test-slow test-faults lock clean
+.PHONY: help setup demo serve-demo test check format bench test-slow test-faults clean
 
 help: ## What there is to do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +61,7 @@ bench: setup ## Measure what README claims
 # For the image's machine, not for this one: PyPI's torch, which brings CUDA. The models have dependencies that we do not need.
 LOCK := env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile -c constraints.txt --quiet --generate-hashes \
 	  --no-header --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28
+.PHONY: lock
 lock: setup ## Make cluster/requirements.lock, the image's packages by version and sha256 (asks the package index)
 	echo '# Made by `make lock`: every file of the image, by version and sha256, for Python 3.11 on x86_64 Linux. Do not edit.' > cluster/requirements.lock.new
 	$(LOCK) pyproject.toml >> cluster/requirements.lock.new
