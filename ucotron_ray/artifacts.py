@@ -34,6 +34,9 @@ State = Literal["ok", "rejected", "failed"]
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+MAX_NAME_BYTES = 200
+"""File systems take 255, and `.partial` and the like are added."""
+
 RECIPE = "recipe.json"
 
 _ASIDE = re.compile(r"\..+\.\d+")
@@ -144,10 +147,11 @@ class Store:
 
     def path(self, kind: Kind, name: str) -> Path:
         """Where the complete artifact lies or would lie."""
-        if not name or name in {".", ".."} or "/" in name or os.sep in name or name.endswith((".partial", ".lock")):
+        is_path = {"/", "\\", os.sep} & set(name) or name.startswith((".", "~")) or not name.isprintable()
+        if not name or is_path or len(name.encode()) > MAX_NAME_BYTES or name.endswith((".partial", ".lock")):
             raise ConfigError(
-                f"'{name}' cannot be the name of an artifact",
-                expected="one path component without a slash, not ending in .partial or .lock",
+                f"{name[:80]!r} cannot be the name of an artifact",
+                expected="one path component without a slash, no dot or ~ first, not ending in .partial or .lock",
                 next_step="choose another --name",
             )
         return self.root / kind / name

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from ucotron_ray import __version__
+from ucotron_ray import __version__, config, redaction
 from ucotron_ray.errors import Stopped, UcotronRayError
 from ucotron_ray.verbs import (
     chain,
@@ -38,7 +38,11 @@ STOPPED_EXIT = 75
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code. Mistakes of the user end here as one block of text on stderr."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    secrets = config.known_secrets()
+    sys.excepthook = redaction.hook(secrets)
+    handler_of_log = logging.StreamHandler(sys.stderr)
+    handler_of_log.setFormatter(redaction.Redacting(logging.Formatter("%(message)s"), secrets))
+    logging.basicConfig(handlers=[handler_of_log], level=logging.INFO)
     for noisy in ("httpx", "urllib3", "mlflow", "alembic", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _stop)
@@ -48,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = {"status": "ok", "artifact": None, **handler(args)}
         code = int(result.pop("exit_code", 0))
     except UcotronRayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redaction.redacted(f"error: {error}", secrets), file=sys.stderr)
         result = {"status": "stopped" if isinstance(error, Stopped) else "failed", "artifact": None}
-        result |= {"error": error.problem, "exit_code": error.exit_code}
+        result |= {"error": redaction.redacted(error.problem, secrets), "exit_code": error.exit_code}
         code = error.exit_code
     except KeyboardInterrupt:
         problem = "stopped before the end, by Ctrl-C or SIGTERM"

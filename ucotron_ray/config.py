@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
+from ucotron_ray import strict_yaml
 from ucotron_ray.errors import ConfigError
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -33,6 +34,9 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Url = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^https?://\S+$")]
+Host = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z0-9.:\-]+$")]
+# In capitals: a key that was written here by mistake is no such name, and is not looked for.
+VariableName = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Z_][A-Z0-9_]*$")]
 Tier = Literal["slm", "small", "medium"]
 
 VARIABLES = {
@@ -421,8 +425,9 @@ class Api(Section):
     timeout: Positive
     max_retries: NonNegative
     retry_delay: Positive
-    key_variable: Text | None
+    key_variable: VariableName | None
     key_file: Text | None
+    allowed_hosts: list[Host]
     dialect: Literal["auto", "fireworks", "openai", "plain"]
     prices: Text | None
     connect_timeout: Positive
@@ -507,6 +512,7 @@ class RayPlace(Section):
     temp_dir: str | None
     dashboard: bool
     object_store_mb: Annotated[int, Field(ge=80)]
+    wait_for_nodes: Annotated[float, Field(ge=0)]
 
 
 class Workers(Section):
@@ -533,7 +539,7 @@ class Serving(Section):
 
     host: Text
     port: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)]
-    key_variable: Text | None
+    key_variable: VariableName | None
     backend: Literal["auto", "onnx", "transformers"]
     variant: Literal["fp32", "int8", "int4"]
     decoding: Literal["auto", "free", "entities", "vocabulary"]
@@ -631,7 +637,7 @@ def parse_override(text: str) -> tuple[str, Any]:
             found=text,
         )
     try:
-        return key.strip(), yaml.safe_load(value) if value.strip() else None
+        return key.strip(), strict_yaml.read(value) if value.strip() else None
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {key} has a value that is no YAML", found=value) from error
 
@@ -639,7 +645,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping. Raises ConfigError with the line if it cannot be read."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = strict_yaml.read(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError("the file does not exist", where=str(path), next_step="check the path") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -695,6 +701,13 @@ def secret(variable_name: str | None, file: str | None) -> str | None:
     return value
 
 
+def known_secrets() -> tuple[str, ...]:
+    """The values of all variables that hold a key by their name, to be taken out of what is printed."""
+    names = [name for name in os.environ if name.endswith(("KEY", "TOKEN", "SECRET", "PASSWORD"))]
+    # Shorter ones would take words out of every line.
+    return tuple(os.environ[name] for name in names if len(os.environ[name]) >= 8)
+
+
 PLACE_ONLY = tuple(name for name in Place.model_fields if name not in WHERE_SECTIONS)
 RECIPE_ONLY = tuple(Recipe.model_fields)
 
@@ -737,7 +750,9 @@ def _validated(merged: Mapping[str, Any]) -> Config:
         raise ConfigError(
             f"`{key}` has a value that cannot be used",
             expected=first["msg"],
-            found=repr(first["input"]),
+            found="something else; it is not shown, since it may be a key"
+            if key.endswith("key_variable")
+            else repr(first["input"]),
             next_step=f"correct `{key}` in the recipe, the place or --set"
             + (f"; {len(error.errors()) - 1} more value(s) are wrong too" if len(error.errors()) > 1 else ""),
         ) from error

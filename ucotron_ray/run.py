@@ -63,7 +63,10 @@ class Run:
             self._stack.enter_context(session.connected(self.config.place, hub=self.hub_needed))
             self.connected = True
         if workers:
-            session.check_resources(self.config.place.workers)
+            place = self.config.place
+            if place.ray.wait_for_nodes:
+                session.wait_for_nodes(place.workers, place.ray.wait_for_nodes)
+            session.check_resources(place.workers)
 
     def enter(self, context: AbstractContextManager[Entered]) -> Entered:
         """Enter a context that lasts as long as this run."""

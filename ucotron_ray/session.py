@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +14,16 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
+from ucotron_ray import config, redaction
 from ucotron_ray.config import Place, Workers
 from ucotron_ray.errors import ResourceError, StageFailed, Stopped, UcotronRayError
 
 log = logging.getLogger(__name__)
 
 FOLLOW_SECONDS = 0.5
+GROWTH_POLL_SECONDS = 5.0
 
 WORKER_ENVIRONMENT = {
     # Each of these opens connections or files of its own that nobody asked for.
@@ -127,6 +131,26 @@ def check_resources(workers: Workers) -> None:
             found=f"room for {places} on nodes with {[_shown(node) for node in nodes]}",
             next_step="lower the workers in the place file, or join larger nodes",
         )
+
+
+def wait_for_nodes(workers: Workers, seconds: float) -> None:
+    """Ask a cluster that grows for nodes that hold the workers, and wait until they are there, at most so long.
+
+    Ray's autoscaler counts what waits for resources; a run that refuses what is not there would never make it grow.
+    The place says what a worker holds: with null it would be derived from the nodes that there are.
+    """
+    one = worker_resources(workers).as_ray()
+    deadline = time.monotonic() + seconds
+    if room_for(workers) >= workers.num_workers:
+        return
+    log.info("cluster: waiting up to %.0f s for nodes with room for %d x %s", seconds, workers.num_workers, one)
+    request_resources(bundles=[one] * workers.num_workers)
+    try:
+        while room_for(workers) < workers.num_workers and time.monotonic() < deadline:
+            time.sleep(GROWTH_POLL_SECONDS)
+    finally:
+        # A request holds until the next one: nodes would stay for ever.
+        request_resources(bundles=[])
 
 
 def room_for(workers: Workers) -> int:
@@ -265,7 +289,8 @@ def set_up_worker(log_file: str, *, prefix: str = "") -> None:
     path = Path(log_file)
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(prefix.replace("%", "%%") + "%(message)s"))
+    lines = logging.Formatter(prefix.replace("%", "%%") + "%(message)s")
+    handler.setFormatter(redaction.Redacting(lines, config.known_secrets()))
     logger = logging.getLogger("ucotron_ray")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)

@@ -363,6 +363,8 @@ def _client(uri: str, registry_uri: str | None = None, *, timeout: int = 10) -> 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # What others logged may be pickled, and loading that runs their code.
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     from mlflow import MlflowClient  # noqa: PLC0415 - 1.2 s, and only who sends or asks the registry needs it
 
     for name in ("mlflow", "mlflow.store.db.utils", "alembic"):

@@ -279,7 +279,7 @@ def test_the_key_goes_to_the_vendor_and_nowhere_else_unless_said(monkeypatch):
     assert endpoints.endpoint_of(api("https://api.fireworks.ai/inference/v1"), "m").key_variable == "FIREWORKS_API_KEY"
     assert endpoints.endpoint_of(api("https://example.org/v1"), "m").key_variable is None
     assert endpoints.endpoint_of(api("https://evilfireworks.ai/v1"), "m").key_variable is None
-    with pytest.raises(ConfigError, match="without encryption"):
+    with pytest.raises(ConfigError, match="http is not encrypted"):
         endpoints.endpoint_of(api("http://api.fireworks.ai/inference/v1"), "m")
 
 

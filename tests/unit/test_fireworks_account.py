@@ -111,7 +111,7 @@ def test_a_missing_variable_is_named_before_any_work(tmp_path, capsys, monkeypat
 def test_a_key_never_travels_in_clear_text(monkeypatch):
     monkeypatch.setenv("FIREWORKS_API_KEY", KEY)
     api = config.load(overrides=[("api.fine_tuning_base_url", "http://vendor.example/v1")]).place.api
-    with pytest.raises(ConfigError, match="without encryption"):
+    with pytest.raises(ConfigError, match="http is not encrypted"):
         account_of(api, "acme")
 
 

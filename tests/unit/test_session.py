@@ -54,3 +54,40 @@ def test_gpus_are_known_by_type_only_where_all_are_of_one(monkeypatch):
     assert session.accelerator() is None
     cluster(monkeypatch, {"CPU": 4.0})
     assert session.accelerator() is None
+
+
+def test_a_cluster_that_grows_is_asked_and_waited_for_and_the_request_is_taken_back(monkeypatch):
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(session, "request_resources", lambda bundles: asked.append(bundles))
+    gpu = {"CPU": 8.0, "GPU": 1.0}
+    wanted = workers(num_workers=2, cpus_per_worker=7.0, gpus_per_worker=1.0)
+    there = [{"CPU": 4.0}]
+    cluster(monkeypatch, *there)
+
+    def a_node_comes(seconds: float) -> None:
+        there.append(gpu)
+        cluster(monkeypatch, *there)
+
+    monkeypatch.setattr(session.time, "sleep", a_node_comes)
+    session.wait_for_nodes(wanted, 60.0)
+    assert there.count(gpu) == 2
+    assert asked == [[{"CPU": 7.0, "GPU": 1.0}] * 2, []]
+    session.check_resources(wanted)
+    asked.clear()
+    session.wait_for_nodes(wanted, 60.0)
+    assert asked == []
+
+
+def test_nodes_that_never_come_are_refused_in_words(monkeypatch):
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(session, "request_resources", lambda bundles: asked.append(bundles))
+    cluster(monkeypatch, {"CPU": 4.0})
+    now = [0.0]
+    monkeypatch.setattr(session.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(session.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    wanted = workers(num_workers=2, cpus_per_worker=2.0, gpus_per_worker=1.0)
+    session.wait_for_nodes(wanted, 12.0)
+    assert now[0] == 15.0
+    assert asked[-1] == []
+    with pytest.raises(ResourceError, match="too few GPUs"):
+        session.check_resources(wanted)

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from ucotron_ray import wire
+from ucotron_ray import addresses, wire
 from ucotron_ray.errors import AuthError, FireworksError, NotFoundError
 from ucotron_ray.evaluation.scoring import RowScore, score_row, summary
 from ucotron_ray.fireworks.chat import FATAL, FINAL, Kind, Outcome, chat, client_timeout
@@ -156,7 +156,8 @@ async def _replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str,
     timeout = client_timeout(connect=CONNECT_SECONDS, read=asking.timeout, total=asking.timeout * 4)
     headers, gate = endpoint.headers(), asyncio.Semaphore(IN_FLIGHT)
     # Proxies and netrc of the shell would take the key elsewhere.
-    async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
+    connector = aiohttp.TCPConnector(resolver=addresses.resolver(endpoint.allowed_hosts))
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=False) as session:
 
         async def one(messages: Sequence[Mapping[str, str]]) -> Reply:
             body = {

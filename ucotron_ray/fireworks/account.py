@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
-from ucotron_ray import config
+from ucotron_ray import addresses, config
 from ucotron_ray.errors import AuthError, ConfigError, FireworksError, NotFoundError, RateLimitError
 from ucotron_ray.fireworks.chat import retry_after
-from ucotron_ray.fireworks.endpoint import LOOPBACK, VENDOR_KEY
+from ucotron_ray.fireworks.endpoint import VENDOR_KEY
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Account:
     timeout: float = 120.0
     max_retries: int = 3
     retry_delay: float = 2.0
+    allowed_hosts: tuple[str, ...] = ()
 
     @property
     def parent(self) -> str:
@@ -80,23 +81,16 @@ class Answer:
 
 def account_of(api: config.Api, account_id: str | None = None) -> Account:
     """The place's account. Raises ConfigError that names the variable that is missing: nothing was sent by then."""
-    address = urlsplit(api.fine_tuning_base_url)
     variable = api.key_variable if api.key_variable or api.key_file else VENDOR_KEY
-    if address.scheme == "http" and address.hostname not in LOOPBACK:
-        raise ConfigError(
-            "the key would be sent without encryption",
-            where="api.fine_tuning_base_url",
-            expected="https://, or a server on this machine",
-            found=api.fine_tuning_base_url,
-        )
+    addresses.check(api.fine_tuning_base_url, allowed=api.allowed_hosts, where="api.fine_tuning_base_url")
     config.secret(variable, api.key_file)
     chosen = account_id or config.secret(ACCOUNT_VARIABLE, None)
     assert chosen is not None
     chosen = chosen.removeprefix("accounts/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", chosen):
         raise ConfigError("this is no account id", where=ACCOUNT_VARIABLE, expected="letters, digits, - and _")
-    base_url = api.fine_tuning_base_url.rstrip("/")
-    return Account(base_url, chosen, variable, api.key_file, api.timeout, api.max_retries, api.retry_delay)
+    base_url, allowed = api.fine_tuning_base_url.rstrip("/"), tuple(api.allowed_hosts)
+    return Account(base_url, chosen, variable, api.key_file, api.timeout, api.max_retries, api.retry_delay, allowed)
 
 
 def call(
@@ -183,15 +177,25 @@ def repeated(account: Account, attempt: Callable[[], Result], what: str) -> Resu
     raise AssertionError("the loop returns or raises")
 
 
-def put_signed(url: str, body: Streamed, timeout: float) -> None:
+def put_signed(account: Account, url: str, body: Streamed) -> None:
     """PUT a file to a signed URL. The URL is the permission: no key goes there. Raises FireworksError."""
+    _check_signed(account, url)
     request = urllib.request.Request(url, data=body.start(), headers=dict(body.headers), method="PUT")
-    _open(request, timeout, shown=_without_query(url))
+    _open(account, request, shown=_without_query(url))
 
 
-def get_signed(url: str, timeout: float) -> bytes:
+def get_signed(account: Account, url: str) -> bytes:
     """The bytes behind a signed URL. Raises FireworksError."""
-    return _open(urllib.request.Request(url), timeout, shown=_without_query(url))[1]
+    _check_signed(account, url)
+    return _open(account, urllib.request.Request(url), shown=_without_query(url))[1]
+
+
+def _check_signed(account: Account, url: str) -> None:
+    """The vendor chose this address: it may lead to this machine only if the vendor's stand-in runs on it."""
+    is_here = urlsplit(account.base_url).hostname in addresses.LOOPBACK
+    addresses.check(
+        _without_query(url), allowed=account.allowed_hosts, where="a signed address of the vendor's", loopback=is_here
+    )
 
 
 def _url(account: Account, path: str, query: Mapping[str, Any] | None) -> str:
@@ -210,7 +214,7 @@ def _send(account: Account, method: str, url: str, body: Body) -> Answer:
         headers["Content-Type"] = "application/json"
         data = json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, headers=headers, method=method)
-    status, raw = _open(request, account.timeout, shown=_without_query(url), key=key)
+    status, raw = _open(account, request, shown=_without_query(url), key=key)
     try:
         parsed = json.loads(raw) if raw.strip() else {}
     except ValueError as error:
@@ -218,18 +222,9 @@ def _send(account: Account, method: str, url: str, body: Body) -> Answer:
     return Answer(status, parsed if isinstance(parsed, dict) else {})
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The key goes to the configured host and to no other."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-def _open(request: urllib.request.Request, timeout: float, *, shown: str, key: str = "") -> tuple[int, bytes]:
-    # No proxy of the shell, as for all requests: the key goes to the server.
-    opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
+def _open(account: Account, request: urllib.request.Request, *, shown: str, key: str = "") -> tuple[int, bytes]:
     try:
-        with opener.open(request, timeout=timeout) as response:
+        with addresses.opener(account.allowed_hosts).open(request, timeout=account.timeout) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         raw = error.read(DETAIL_CHARACTERS * 8)

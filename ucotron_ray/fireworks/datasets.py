@@ -96,7 +96,7 @@ def download(account: Account, name: str) -> dict[str, bytes]:
     urls: dict[str, str] = answer.get("filenameToSignedUrls") or {}
     files = {}
     for key, url in urls.items():
-        read = control.repeated(account, lambda url=url: control.get_signed(url, account.timeout), f"GET {key}")  # type: ignore[misc]  # bound now
+        read = control.repeated(account, lambda url=url: control.get_signed(account, url), f"GET {key}")  # type: ignore[misc]  # bound now
         files[key.rpartition("/")[2]] = read
     return files
 
@@ -125,7 +125,7 @@ def _send(account: Account, file: Prepared, name: str) -> None:
         urls = control.once(account, "POST", f"{name}:getUploadEndpoint", sizes).get("filenameToSignedUrls") or {}
         if filename not in urls:
             raise FireworksError("the vendor names no address for the upload", where=name, found=str(sorted(urls)))
-        control.put_signed(urls[filename], _raw(file.path), account.timeout)
+        control.put_signed(account, urls[filename], _raw(file.path))
 
     control.repeated(account, put, f"PUT {filename}")
     control.call(account, "POST", f"{name}:validateUpload", {})

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ucotron_ray import config
-from ucotron_ray.errors import ConfigError, InputError
+from ucotron_ray import addresses, config
+from ucotron_ray.addresses import LOOPBACK
+from ucotron_ray.errors import InputError
 
 VENDOR_HOST = "fireworks.ai"
 VENDOR_KEY = "FIREWORKS_API_KEY"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LIST_TIMEOUT_SECONDS = 30.0
 PROBE_TIMEOUT_SECONDS = 120.0
 """For the first answer: a small server loads its model when it is first asked."""
@@ -37,6 +37,9 @@ class Endpoint:
     key_file: str | None
     refused_keys: tuple[str, ...] | None
     """Keys that the server does not take; None = found out."""
+
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts that may be asked by http or in a private network, beside this machine."""
 
     @property
     def chat_url(self) -> str:
@@ -65,16 +68,11 @@ def endpoint_of(api: config.Api, model: str) -> Endpoint:
     variable = api.key_variable
     if variable is None and api.key_file is None and (is_vendor or (host in LOOPBACK and config.is_set(VENDOR_KEY))):
         variable = VENDOR_KEY
-    if (variable or api.key_file) and address.scheme == "http" and host not in LOOPBACK:
-        raise ConfigError(
-            "the key would be sent without encryption",
-            where="api.inference_base_url",
-            expected="https://, or a server on this machine",
-            found=api.inference_base_url,
-        )
+    addresses.check(api.inference_base_url, allowed=api.allowed_hosts, where="api.inference_base_url")
     config.secret(variable, api.key_file)
     refused = REFUSED_BY.get("fireworks" if is_vendor and api.dialect == "auto" else api.dialect)
-    return Endpoint(api.inference_base_url.rstrip("/"), model, variable, api.key_file, refused)
+    base_url, allowed = api.inference_base_url.rstrip("/"), tuple(api.allowed_hosts)
+    return Endpoint(base_url, model, variable, api.key_file, refused, allowed)
 
 
 def check(endpoint: Endpoint, *, probe_timeout: float = PROBE_TIMEOUT_SECONDS) -> str | None:
@@ -83,7 +81,7 @@ def check(endpoint: Endpoint, *, probe_timeout: float = PROBE_TIMEOUT_SECONDS) -
     Returns a warning if the server has no list. Raises InputError (exit 2) with what to do; nothing was paid by then,
     but for one token where the list lacks the model: lists are not always whole (`probe_timeout` seconds).
     """
-    status, answer = _get(f"{endpoint.base_url}/models", endpoint.headers())
+    status, answer = _get(endpoint, f"{endpoint.base_url}/models")
     _refuse_key(endpoint, status)
     names = _names(answer) if status == 200 else None
     if names is None:
@@ -91,7 +89,7 @@ def check(endpoint: Endpoint, *, probe_timeout: float = PROBE_TIMEOUT_SECONDS) -
     if endpoint.model in names:
         return None
     tiny = {"model": endpoint.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    status, _ = _get(endpoint.chat_url, endpoint.headers(), tiny, timeout=probe_timeout)
+    status, _ = _get(endpoint, endpoint.chat_url, tiny, timeout=probe_timeout)
     _refuse_key(endpoint, status)
     if status in (429, 500, 502, 503, 529):
         return f"{endpoint.base_url} does not list '{endpoint.model}', and is too busy to say more (HTTP {status})"
@@ -130,27 +128,18 @@ def _names(answer: object) -> list[str] | None:
     return sorted(str(entry["id"]) for entry in entries if isinstance(entry, dict) and "id" in entry)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The key goes to the configured host and to no other."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
 def _get(
+    endpoint: Endpoint,
     url: str,
-    headers: Mapping[str, str],
     body: Mapping[str, Any] | None = None,
     *,
     timeout: float = LIST_TIMEOUT_SECONDS,
 ) -> tuple[int, object]:
     """Status and parsed body. Raises InputError if the server cannot be reached."""
     data = json.dumps(body).encode() if body is not None else None
-    request = urllib.request.Request(url, data=data, headers=dict(headers))
-    # No proxy of the shell, as for the requests themselves: the key goes to the server.
-    opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(url, data=data, headers=endpoint.headers())
     try:
-        with opener.open(request, timeout=timeout) as response:
+        with addresses.opener(endpoint.allowed_hosts).open(request, timeout=timeout) as response:
             return response.status, json.loads(response.read())
     except urllib.error.HTTPError as error:
         return error.code, None

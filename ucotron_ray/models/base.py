@@ -72,9 +72,17 @@ def check_directory(path: Path) -> None:
             else "check the path; a trained adapter is exported by its artifact name",
         )
     try:
-        json.loads(config.read_text(encoding="utf-8"))
+        settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError("config.json is no JSON", where=str(config), found=str(error)) from error
+    if isinstance(settings, dict) and settings.get("auto_map"):
+        raise InputError(
+            "the model brings program code of its own",
+            where=str(config),
+            expected="a model of a kind that transformers knows; code out of a model's directory is never run",
+            found=f"auto_map: {', '.join(sorted(map(str, settings['auto_map'])))}",
+            next_step="use a model of another kind",
+        )
     if not list(path.glob("*.safetensors")):
         pickled = [entry.name for entry in path.iterdir() if entry.suffix in {".bin", ".pt", ".pth", ".pkl"}]
         raise InputError(

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ucotron_ray import artifacts, config, jsonl, readers, wire
+from ucotron_ray import addresses, artifacts, config, jsonl, readers, wire
 from ucotron_ray.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.errors import ConfigError, InputError
 from ucotron_ray.graph import dataset as graph_dataset
@@ -37,6 +37,8 @@ def import_graph(run: Run, source: str | None = None) -> Artifact:
     settings = run.config.recipe.graph
     source = source or settings.source or config.variable("UCOTRON_SERVER_URL")
     assert source is not None
+    if graph_export.is_server(source):
+        addresses.check(source, allowed=run.config.place.api.allowed_hosts, where="the graph's server")
     split, identity, where = _read_graph(source, settings)
 
     def build(build: Build) -> Result:

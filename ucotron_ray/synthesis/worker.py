@@ -18,6 +18,7 @@ from typing import Any
 
 import aiohttp
 
+from ucotron_ray import addresses
 from ucotron_ray.fireworks.chat import FATAL, FINAL, Kind, Outcome, chat, client_timeout, most_prompt_tokens
 from ucotron_ray.fireworks.chat import prompt_tokens as count_prompt_tokens
 from ucotron_ray.fireworks.endpoint import OPTIONAL_KEYS, Endpoint
@@ -130,7 +131,12 @@ class Worker:
         timeout = client_timeout(
             connect=sending.connect_timeout, read=sending.read_timeout, total=sending.total_timeout
         )
-        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=KEEPALIVE_SECONDS)
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            ttl_dns_cache=300,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            resolver=addresses.resolver(self._endpoint.allowed_hosts),
+        )
         # Proxies and netrc of the shell would take the key elsewhere.
         self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=False)
         self._news = asyncio.Event()
