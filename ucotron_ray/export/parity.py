@@ -72,8 +72,8 @@ def compare(
     model = load(model_directory)
     runner = OnnxRunner(graph, num_threads=num_threads)
     alone, batched, cached = _Differences(), _Differences(), _Differences()
-    for ids in _other_lengths(prompts):
-        alone.add(_logits(model, ids), runner.logits(ids))
+    for other in _other_lengths(prompts):
+        alone.add(_logits(model, other), runner.logits(other))
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         for ids, padded_SV in zip(batch, runner.logits_of(batch), strict=True):

@@ -164,7 +164,8 @@ def nibbles(blocks_NGB: Floats) -> tuple[Bytes, Floats, Bytes]:
 
 def _pairs(values: NDArray[np.floating]) -> Bytes:
     codes = values.astype(np.uint8)
-    return np.bitwise_or(codes[..., 0::2], codes[..., 1::2] * np.uint8(16)).astype(np.uint8)
+    paired: Bytes = np.bitwise_or(codes[..., 0::2], codes[..., 1::2] * np.uint8(16)).astype(np.uint8)
+    return paired
 
 
 def _nonzero(scales: Floats) -> Floats:
