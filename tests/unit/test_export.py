@@ -91,6 +91,37 @@ def test_weights_lie_the_same_way_whatever_the_head(made):
     assert copies == (1 if config_["tie_word_embeddings"] else 2)
 
 
+def test_constants_that_lie_outside_come_into_the_graph(tmp_path):
+    """optimum writes constants of nodes beyond some bytes outside: the rotary frequencies of SmolLM2, none of a tiny one."""
+    values = np.arange(64, dtype=np.float32)
+    make = onnx_package.helper
+    constant = make.make_node("Constant", [], ["c"], value=onnx_package.numpy_helper.from_array(values, "c"))
+    add = make.make_node("Add", ["x", "c"], ["y"])
+    infos = [make.make_tensor_value_info(name, onnx_package.TensorProto.FLOAT, [64]) for name in "xy"]
+    proto = make.make_model(
+        make.make_graph([constant, add], "g", infos[:1], infos[1:]),
+        opset_imports=[make.make_opsetid("", 18)],
+        ir_version=8,
+    )
+    graph = tmp_path / "model.onnx"
+    onnx_package.save(
+        proto,
+        str(graph),
+        save_as_external_data=True,
+        location="model.onnx_data",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    read, weights = layout.read(graph)
+    assert not read.graph.node[0].attribute[0].t.external_data
+    layout.write(graph, read, weights)
+    layout.data_file(graph).write_bytes(b"")
+    import onnxruntime
+
+    found = onnxruntime.InferenceSession(str(graph)).run(None, {"x": np.zeros(64, dtype=np.float32)})[0]
+    assert np.array_equal(found, values)
+
+
 def test_a_caller_that_does_not_know_of_num_logits_gets_all(made):
     import onnxruntime
 

@@ -32,6 +32,7 @@ def size_of(graph: Path) -> int:
 def read(graph: Path) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """A graph, and its weights by name: memory maps of those that lie outside of it."""
     proto = onnx.load(str(graph), load_external_data=False)
+    _bring_in(proto.graph, graph.parent)
     outside = {tensor.name: _mapped(tensor, graph.parent) for tensor in proto.graph.initializer if _is_outside(tensor)}
     return proto, {**read_inside(proto), **outside}
 
@@ -40,6 +41,16 @@ def read_inside(proto: onnx.ModelProto) -> dict[str, Array]:
     """The weights that lie in the graph itself."""
     inside = [tensor for tensor in proto.graph.initializer if not _is_outside(tensor)]
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in inside}
+
+
+def _bring_in(graph: onnx.GraphProto, directory: Path) -> None:
+    """Put constants of nodes into the graph: optimum writes those outside too, and only initializers are moved."""
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        if attribute.HasField("t") and _is_outside(attribute.t):
+            array = np.array(_mapped(attribute.t, directory))
+            attribute.t.CopyFrom(onnx.numpy_helper.from_array(array, attribute.t.name))
+        if attribute.HasField("g"):
+            _bring_in(attribute.g, directory)
 
 
 def _is_outside(tensor: onnx.TensorProto) -> bool:

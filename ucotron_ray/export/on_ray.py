@@ -33,8 +33,7 @@ def export_on_ray(job: ExportJob, workers: Workers, *, memory: float | None) -> 
 
 
 def _export(fields: Mapping[str, Any]) -> dict[str, float]:
-    from ucotron_ray.export import bundle as contents  # noqa: PLC0415 - in the task only
-    from ucotron_ray.export import job as steps  # noqa: PLC0415
+    from ucotron_ray.export import job as steps  # noqa: PLC0415 - in the task only
 
     job = ExportJob(**fields)
     session.set_up_worker(job.log_file)
@@ -45,8 +44,6 @@ def _export(fields: Mapping[str, Any]) -> dict[str, float]:
         return {}
     figures = steps.bundle(job)
     spool.metrics(figures)
-    for name in contents.REPORTED:
-        spool.file(Path(job.bundle_directory) / name)
     if job.destination is not None:
         # The last task of a run leaves nothing unsent, also where the driver's own sender is gone.
         tracking.send_pending(spool.directory, tracking.Destination(**job.destination))

@@ -54,6 +54,7 @@ def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data
     """Merge → `model/<name>`, export and compare → `bundle/<name>`. Raises GateFailed if it misses a threshold."""
     model_request, bundle_request = export_requests(run, base, adapter)
     spool = run.spool.child("export")
+    reported: list[str] = []
 
     def build_bundle(bundle: Build) -> Result:
         needed = plan(run, base)
@@ -80,10 +81,16 @@ def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data
             figures = export_on_ray(job, run.config.place.workers, memory=needed.memory if needed else None)
             if not model.reused:
                 model.publish(Result({}, {}, [f"base {base.reference}, float32"]))
+        from ucotron_ray.export.bundle import REPORTED
+
+        reported.extend(REPORTED)
         missed = json.loads((bundle.path / "parity.json").read_text(encoding="utf-8"))["missed"]
         return Result(figures, {}, missed, state="failed" if missed else "ok")
 
     bundle = run.make("export", bundle_request, build_bundle)
+    for file in reported:
+        # Only now: until it is published its files lie under a name that goes away, maybe before they are sent.
+        spool.file(bundle.path / file)
     if bundle.manifest.state != "ok":
         raise GateFailed(
             "the bundle misses a gate",
