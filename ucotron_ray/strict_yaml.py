@@ -37,7 +37,7 @@ class _Strict(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            mark = self.get_mark()  # type: ignore[no-untyped-call]  # the stubs say nothing of it
+            mark = self.get_mark()
             raise ComposerError(None, None, f"nested deeper than {MAX_DEPTH}", mark)
         node: Node | None = super().compose_node(parent, index)
         self._depth -= 1

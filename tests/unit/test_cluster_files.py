@@ -4,8 +4,10 @@ import copy
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -481,15 +483,15 @@ def test_slurm_ends_with_the_drivers_code_and_requeues_what_can_go_on(slurm, env
 
 
 def test_slurms_warning_reaches_the_driver_and_the_job_goes_back_into_the_queue(slurm, tmp_path):
-    import os
-    import signal
-
     start, calls = slurm
     ready = tmp_path / "ready"
-    os.mkfifo(ready)
     process = start(HANGS=str(ready))
-    # Opening waits for the driver: it writes when its trap is set.
-    assert ready.read_text(encoding="utf-8") == "ready\n"
+    deadline = time.monotonic() + 20
+    while not ready.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        # A file says that the driver's trap is set; there is nothing to be told by.
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == 75
