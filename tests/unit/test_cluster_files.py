@@ -4,8 +4,10 @@ import copy
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -481,16 +483,34 @@ def test_slurm_ends_with_the_drivers_code_and_requeues_what_can_go_on(slurm, env
 
 
 def test_slurms_warning_reaches_the_driver_and_the_job_goes_back_into_the_queue(slurm, tmp_path):
-    import os
-    import signal
-
     start, calls = slurm
     ready = tmp_path / "ready"
-    os.mkfifo(ready)
     process = start(HANGS=str(ready))
-    # Opening waits for the driver: it writes when its trap is set.
-    assert ready.read_text(encoding="utf-8") == "ready\n"
+    deadline = time.monotonic() + 20
+    while not ready.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        # A file says that the driver's trap is set; there is nothing to be told by.
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == 75
     assert "requeue 20123" in calls.read_text(encoding="utf-8")
+
+
+# ---- the text --------------------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_commands_are_shell_and_name_files_that_exist():
+    text = (CLUSTER / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 9
+    for block in blocks:
+        subprocess.run(["bash", "-n", "-c", block], check=True)
+        for path in re.findall(r"(?:^|[ /])((?:jobs|cluster)/[\w./-]+\.(?:py|yaml|sh|sbatch))", block):
+            assert (ROOT / path).is_file(), path
+    for way in ("Containers on one machine", "Kubernetes", "AWS and Google Cloud"):
+        section = text.split(f"\n## {way}\n")[1].split("\n## ")[0]
+        assert "tatically checked only" in section, way
+    for name in re.findall(r"`((?:kuberay/|places/)?[\w.-]+\.(?:yaml|sh|sbatch|lock))`", text.split("\n## ")[0]):
+        assert (CLUSTER / name).exists(), name
