@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 from urllib.parse import quote
 
 import psutil
 
-from ucotron_ray.artifacts import MANIFEST, RECIPE, file_hash, read_artifact, verify
+from ucotron_ray.artifacts import MANIFEST, RECIPE, Kind, file_hash, read_artifact, verify
 from ucotron_ray.errors import UcotronRayError
 
 
@@ -99,7 +100,8 @@ def _codes(after: After) -> list[str]:
 
 def _hashes(after: After) -> list[str]:
     lines = []
-    for path in sorted(after.store.glob(f"*/*/{MANIFEST}")):
+    # A journal has a manifest of its own kind.
+    for path in sorted(path for kind in get_args(Kind) for path in after.store.glob(f"{kind}/*/{MANIFEST}")):
         if ".partial" in path.parent.name:
             lines.append(f"I5: {path.parent.name} has a manifest and is no artifact")
             continue

@@ -96,8 +96,6 @@ def test_chain_leaves_every_artifact_with_its_lineage_and_its_figures(place):
         "model_int8.onnx",
         "model_int8.onnx_data",
         "model_int4.onnx",
-        "gguf/f16/chain-f16.gguf",
-        "gguf/q8_0/chain-q8_0.gguf",
         "decoding.json",
         "relations.json",
         "io_contract.json",
