@@ -296,6 +296,7 @@ def main() -> None:
         made |= {"processor": processor(), "rows": len(rows), "bundle": args.bundle.name}
         facts = provenance(seconds=time.monotonic() - began)
         made |= {"commit": facts["commit"], "versions": facts["packages"]}
+        args.results.mkdir(parents=True, exist_ok=True)
         artifacts.write_json(args.results / f"serving_{part}.json", made)
         print(json.dumps(made, indent=2))
 
