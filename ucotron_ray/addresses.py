@@ -83,11 +83,11 @@ def opener(allowed: Sequence[str]) -> urllib.request.OpenerDirector:
 
     class Http(urllib.request.HTTPHandler):
         def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(functools.partial(_Http, allowed=allowed), req)
+            return self.do_open(functools.partial(_Checked, allowed=allowed), req)
 
     class Https(urllib.request.HTTPSHandler):
         def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-            maker = functools.partial(_Https, allowed=allowed, context=context)
+            maker = functools.partial(_CheckedTls, allowed=allowed, context=context)
             return self.do_open(maker, req)
 
     return urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}), Http, Https)
@@ -105,7 +105,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class _Http(http.client.HTTPConnection):
+class _Checked(http.client.HTTPConnection):
+    """A connection that looks at its peer; over TLS too, by inheritance below."""
+
     def __init__(self, host: str, *, allowed: Sequence[str], **arguments: Any) -> None:
         super().__init__(host, **arguments)
         self._allowed = allowed
@@ -115,14 +117,8 @@ class _Http(http.client.HTTPConnection):
         _check_peer(self.sock, self.host, self._allowed)
 
 
-class _Https(http.client.HTTPSConnection):
-    def __init__(self, host: str, *, allowed: Sequence[str], **arguments: Any) -> None:
-        super().__init__(host, **arguments)
-        self._allowed = allowed
-
-    def connect(self) -> None:
-        super().connect()
-        _check_peer(self.sock, self.host, self._allowed)
+class _CheckedTls(_Checked, http.client.HTTPSConnection):
+    """The same over TLS: `_Checked` comes first, so that it looks once the connection stands."""
 
 
 def _check_peer(sock: socket.socket, host: str, allowed: Sequence[str]) -> None:

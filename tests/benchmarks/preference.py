@@ -13,6 +13,7 @@ import numpy as np
 
 from tests.benchmarks.run import RECIPE, ucotron
 from ucotron_ray.artifacts import Store
+from ucotron_ray.evaluation import bootstrap
 
 NAME, ALIGNED = "demo", "demo-dpo"
 RESAMPLES = 2000
@@ -34,13 +35,13 @@ def preference(store: Path) -> dict[str, Any]:
     made = ucotron(store, "dpo", *common, *aligned, "--data", NAME, "--from", NAME, "--name", ALIGNED)
     ucotron(store, "evaluate", ALIGNED, *common, *scored)
     before, after = (counts_of(store, name) for name in (NAME, ALIGNED))
-    low, high = paired(before, after)
+    compared = bootstrap.paired(after, before, resamples=RESAMPLES, seed=42)
     return {
-        "f1_before": f1(before.sum(axis=0)),
-        "f1_after": f1(after.sum(axis=0)),
-        "difference": f1(after.sum(axis=0)) - f1(before.sum(axis=0)),
-        "difference_low": low,
-        "difference_high": high,
+        "f1_before": float(bootstrap.f1_of_counts(before.sum(axis=0))),
+        "f1_after": float(bootstrap.f1_of_counts(after.sum(axis=0))),
+        "difference": compared.difference,
+        "difference_low": compared.low,
+        "difference_high": compared.high,
         "rows": len(before),
         "pairs": made["counts"]["rows"],
         "held_out_pairs": made["counts"]["val_rows"],
@@ -62,17 +63,3 @@ def counts_of(store: Path, name: str) -> np.ndarray:
         if entry["layout"] == "chat" and entry["group"] != "guide"
     ]
     return np.array(counts, dtype=np.float64)
-
-
-def paired(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """95 % bounds of the difference in F1 over resamples of the rows, the same rows for both models."""
-    rng = np.random.default_rng(42)
-    picks = rng.integers(0, len(before), size=(RESAMPLES, len(before)))
-    differences = [f1(after[pick].sum(axis=0)) - f1(before[pick].sum(axis=0)) for pick in picks]
-    low, high = np.quantile(differences, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def f1(counts: np.ndarray) -> float:
-    right, predicted, expected = counts
-    return float(2 * right / (predicted + expected)) if predicted + expected else 1.0
