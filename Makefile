@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo serve-demo dashboards test check format bench test-slow test-faults clean
+.PHONY: help setup demo serve-demo dashboards test check format bench test-gpu test-slow test-faults clean
 
 help: ## What there is to do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ format: setup ## Format the code
 
 test: setup check ## Everything that CI runs
 	$(BIN)/pytest -m "not slow and not faults and not gpu and not browser"
+
+test-gpu: setup ## Seconds, on a machine with a GPU
+	$(BIN)/pytest -m gpu tests/gpu
 
 test-slow: setup ## Minutes: the demo model, whole chains
 	$(BIN)/pytest -m "slow"

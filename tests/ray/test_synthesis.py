@@ -9,6 +9,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -178,6 +179,28 @@ def test_a_lost_node_and_the_same_command_end_with_the_same_rows(straight, ray_h
             finished(start(ray_head, *command))
     assert left(straight, store, ledger) == []
     assert rows(store)
+
+
+@pytest.mark.faults
+def test_a_lossy_control_plane_costs_time_and_no_row(straight, ray_head, tmp_path):
+    """A quarter of what the driver asks Ray's processes for, and of their answers, is lost by Ray's own injection."""
+    lossy = {"num_failures": 20, "req_failure_prob": 25, "resp_failure_prob": 25}
+    methods = (
+        "CoreWorkerService.grpc_client.PushTask",
+        "CoreWorkerService.grpc_client.GetObjectStatus",
+        "NodeManagerService.grpc_client.RequestWorkerLease",
+    )
+    injected = {"RAY_testing_rpc_failure": json.dumps(dict.fromkeys(methods, lossy))}
+    head = replace(ray_head, environment={**ray_head.environment, **injected})
+    store, ledger = tmp_path / "store", tmp_path / "ledger.jsonl"
+    with simulator(ledger) as url:
+        command = arguments(url, store)
+        process = start(head, *command)
+        _, err = process.communicate(timeout=TIMEOUT)
+        if process.returncode != 0:
+            assert process.returncode == 75, err[-3000:]
+            finished(start(ray_head, *command))
+    assert left(straight, store, ledger) == []
 
 
 @pytest.mark.faults

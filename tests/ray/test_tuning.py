@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.ray.conftest import ROOT, Head
+from tests.ray.conftest import ROOT, Head, lose, second_node
 from tests.ray.test_chain import finished, start, wait_for
 from ucotron_ray import tracking
 from ucotron_ray.artifacts import Store, file_hash
@@ -256,3 +256,29 @@ def test_the_chain_with_tune_trains_with_what_the_sweep_chose(place, ray_head):
     again = finished(start(ray_head, "pipeline", *arguments))
     assert "tune: reuse sweep 'chain'" in again["stderr"]
     assert "sft: reuse adapter 'chain'" in again["stderr"]
+
+
+@pytest.mark.faults
+def test_a_node_lost_in_the_middle_of_a_sweep_and_another_added_end_with_every_trial(place, ray_head):
+    """One trial a node: two processors each on nodes of two. Three nodes in all, the second one killed."""
+    settings = ("tuning.scheduler=none", "trials.slm.cpus_per_worker=2", "trials.slm.at_once=2")
+    store, name = Store(place["store"]), "nodes"
+    partial = store.partial("sweep", name)
+    with second_node(ray_head) as node:
+        process = start(ray_head, *tune(place, name, *settings))
+        wait_for(lambda: len({score["trial"] for score in record(partial)["scores"]}) >= 2, process)
+        there = {child.pid for child in psutil.Process(node.pid).children(recursive=True)}
+        logs = "".join(path.read_text() for path in (place["store"] / "tracking/logs").glob(f"tune-{name}-*.log"))
+        trials = {int(pid) for pid in re.findall(r"trial slm-00[01], worker 0 of 1, pid (\d+)", logs)}
+        assert len(trials) == 2
+        assert len(trials & there) == 1, "one of them on each node"
+        lose(node)
+        with second_node(ray_head):
+            result = finished(process)
+    made = store.get("sweep", name).path
+    assert set(states(made).values()) == {"finished"}
+    steps = [score["step"] for score in record(made)["scores"] if score["trial"] == "slm-001"]
+    assert max(steps) == STEPS
+    assert len(steps) == len(set(steps)), "no step is counted twice"
+    assert result["winners"]["slm"]["params"]["learning_rate"] == 1e-2
+    assert trial_processes(place["store"]) == []

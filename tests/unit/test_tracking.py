@@ -1,6 +1,8 @@
 """Tracking: spooled first, sent once, never in the way. Real MLflow on real sqlite."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -89,6 +91,32 @@ def test_a_dead_server_keeps_the_spool_and_the_next_sender_empties_it(tmp_path, 
     run_id = tracking.run_id(tmp_path, "run-2")
     assert run_id is not None
     assert client(database).get_run(run_id).data.metrics == {"f1": 0.5}
+
+
+def test_a_database_that_another_process_holds_delays_the_spool_and_loses_nothing(tmp_path, database):
+    spool = tracking.Spool(tmp_path, "run-locked")
+    spool.start(name="locked")
+    assert tracking.send_pending(tmp_path, database)
+    spool.metrics({"f1": 0.5})
+    hold = (
+        "import sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "connection.execute('BEGIN EXCLUSIVE')\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    path = database.uri.removeprefix("sqlite:///")
+    command = [sys.executable, "-c", hold, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert not tracking.send_pending(tmp_path, database)
+        assert tracking.has_pending(tmp_path)
+        other.kill()
+    assert tracking.send_pending(tmp_path, database)
+    run_id = tracking.run_id(tmp_path, "run-locked")
+    assert run_id is not None
+    assert [entry.value for entry in client(database).get_metric_history(run_id, "f1")] == [0.5]
 
 
 def test_a_torn_last_line_waits_for_its_end(tmp_path, database):

@@ -30,8 +30,7 @@ class Score:
 class Reference:
     """What the float32 graph says, for others to agree with."""
 
-    sequences: list[list[int]]
-    """Prompts with their greedy answers."""
+    prompts: list[list[int]]
     answers: list[list[int]]
     score: Score
 
@@ -66,8 +65,7 @@ def reference(
 ) -> Reference:
     """The float32 graph's greedy answers to the parity prompts, and its F1."""
     answers = model.generate(prompts, max_new_tokens=settings.parity_new_tokens, to_array_end=False)
-    sequences = [[*ids, *answer] for ids, answer in zip(prompts, answers, strict=True)]
-    return Reference(sequences, answers, score(model, rows, settings, decoding="free"))
+    return Reference([list(ids) for ids in prompts], answers, score(model, rows, settings, decoding="free"))
 
 
 def variant(
@@ -84,14 +82,14 @@ def variant(
     """The figures of a rounded graph beside float32.
 
     Returns:
-        `load_seconds`, `agreement` (share of positions with the same most likely token, prompts and answers), `mean_kl`
-        (nats a position), `greedy_match`, `single_tokens_per_second` (one answer at a time), the task's figures, and
-        `f1_drop` with the ends of its paired bootstrap interval.
+        `load_seconds`, `agreement` (share of the answers' positions with the same most likely token, the answer so far
+        being float32's), `mean_kl` (nats a position of the answers), `greedy_match`, `single_tokens_per_second` (one
+        answer at a time), the task's figures, and `f1_drop` with the ends of its paired bootstrap interval.
     """
     began = time.monotonic()
     model = served.load(bundle, variant=name, num_threads=num_threads)
     figures = {"load_seconds": time.monotonic() - began}
-    figures |= _agreement(float32, model, expected.sequences)
+    figures |= _agreement(float32, model, expected)
     answers = model.generate(prompts, max_new_tokens=settings.parity_new_tokens, to_array_end=False)
     figures["greedy_match"] = float(np.mean([a == b for a, b in zip(answers, expected.answers, strict=True)]))
     figures["single_tokens_per_second"] = single_speed(model, prompts, settings)
@@ -107,12 +105,13 @@ def single_speed(model: served.BundleModel, prompts: Sequence[Sequence[int]], se
     return tokens / (time.perf_counter() - began)
 
 
-def _agreement(
-    one: served.BundleModel, other: served.BundleModel, sequences: Sequence[Sequence[int]]
-) -> dict[str, float]:
+def _agreement(one: served.BundleModel, other: served.BundleModel, expected: Reference) -> dict[str, float]:
+    # What the model would have said in place of the prompt is of no use to anybody: there the most likely of many
+    # unlikely tokens changes at the least rounding (SmolLM2, int8: 96.7 % with the prompts, KL 0.005).
     same, divergences = [], []
-    for ids in sequences:
-        one_SV, other_SV = one.runner.logits(ids), other.runner.logits(ids)
+    for prompt, answer in zip(expected.prompts, expected.answers, strict=True):
+        ids, said = [*prompt, *answer], slice(len(prompt) - 1, -1)
+        one_SV, other_SV = one.runner.logits(ids)[said], other.runner.logits(ids)[said]
         same.append(one_SV.argmax(-1) == other_SV.argmax(-1))
         p_SV, q_SV = _log_softmax(one_SV), _log_softmax(other_SV)
         divergences.append((np.exp(p_SV) * (p_SV - q_SV)).sum(-1))

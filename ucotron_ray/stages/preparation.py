@@ -168,6 +168,7 @@ def plan_of(
     device = _device(run)
     sizes = {
         "bytes_per_value": 2 if device.dtype == "bfloat16" else 4,
+        "on_gpu": device.on_gpu,
         "shares": workers.num_workers if workers.shard_base else 1,
     }
     memory = plans.memory_of(shape, settings, work, **sizes, gradient_checkpointing=False)
@@ -201,6 +202,7 @@ class _Device:
     """What one worker computes on, as far as it is known: bytes, FLOP/s, and the shares of them that are reached."""
 
     dtype: str
+    on_gpu: bool
     memory: float | None
     flops: float | None
     shares: tuple[float, float]
@@ -228,9 +230,9 @@ def _device(run: Run) -> _Device:
         dtype = "bfloat16" if workers.dtype == "auto" else workers.dtype
         # Who shares a GPU has its share of the memory.
         memory = size * min(1.0, gpus) if size else None
-        return _Device(dtype, given or memory, flops, plans.MFU_EXPECTED)
+        return _Device(dtype, True, given or memory, flops, plans.MFU_EXPECTED)
     dtype = base_models.compute_dtype(workers.dtype)
-    return _Device(dtype, given or memory, processor_flops(dtype), plans.CPU_SHARES)
+    return _Device(dtype, False, given or memory, processor_flops(dtype), plans.CPU_SHARES)
 
 
 def _is_remote(run: Run) -> bool:

@@ -24,7 +24,7 @@ CPU_SHARES = (0.45, 0.75)
 """The same for a processor, of the speed of a product that is timed on it."""
 HEAP = 1.3
 """What the heap takes for a block's activations, of their size: on a processor freed pieces stay between those that are
-kept (tests/benchmarks, arm `memory`). On a GPU it was not measured."""
+kept (tests/benchmarks, arm `memory`). On a GPU torch's allocator keeps none (arm `gpu`)."""
 NF4_BYTES = 0.5 + 4 / 64 / 4 + 4 / 64 / 256
 """Of a weight in 4 bits: NF4 with one 8-bit scale for 64 weights, and a second scale for 256 of those."""
 
@@ -147,26 +147,30 @@ def memory_of(
     *,
     bytes_per_value: int,
     gradient_checkpointing: bool,
+    on_gpu: bool,
     shares: int = 1,
 ) -> dict[str, float]:
     """Bytes of one worker at its peak, by what takes them.
 
     What a block keeps for the backward pass, in values a token (counted with torch's saved-tensor hooks): the
     residual stream twice, in float32 (2 h), and normed (2 h); queries, keys and values repeated to all heads, and the
-    output of attention (4 Q); gate, its activation, up, and their product (4 i); a row of the mask. Logits stand in
-    float32, twice, with their gradient. A base in `shares` is whole for one block at a time, and for the next one that
-    is fetched meanwhile; the root of it (embedding and head) is whole all the while.
+    output of attention (4 Q); gate, its activation, up, and their product (4 i); on a processor a row of the mask.
+    Logits stand in float32, twice, with their gradient. Beside 4-bit blocks all that is not quantized is in float32,
+    and with the embedding the residual stream (peft's `prepare_model_for_kbit_training`). A base in `shares` is whole
+    for one block at a time, and for the next one that is fetched meanwhile; the root of it (embedding and head) is
+    whole all the while.
     """
     lora = shape.lora(settings.lora_rank, settings.target_modules)
     quantized = settings.quantize == "nf4"
-    base = shape.body * NF4_BYTES + (shape.total - shape.body) * 2 if quantized else shape.total * bytes_per_value
+    base = shape.body * NF4_BYTES + (shape.total - shape.body) * 4 if quantized else shape.total * bytes_per_value
     if shares > 1:
         whole = (shape.total - shape.body) + 2 * shape.body / shape.layers
         base = shape.total * bytes_per_value / shares + whole * bytes_per_value
     attention = shape.heads * shape.head_dim
-    values = 2 * shape.hidden + 4 * attention + 4 * shape.mlp + work.longest
-    block = work.step_tokens * (values * bytes_per_value + 2 * shape.hidden * 4) * HEAP
-    kept = work.step_tokens * shape.hidden * bytes_per_value * shape.layers * HEAP
+    values = 2 * shape.hidden + 4 * attention + 4 * shape.mlp + (0 if on_gpu else work.longest)
+    heap = 1.0 if on_gpu else HEAP
+    block = work.step_tokens * (values * bytes_per_value + 2 * shape.hidden * 4) * heap
+    kept = work.step_tokens * shape.hidden * (4 if quantized else bytes_per_value) * shape.layers * heap
     return {
         "base weights": base,
         "adapter, gradients, optimizer": 16.0 * lora,
