@@ -347,6 +347,83 @@ def _targets(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def export_table(directory: Path = RESULTS) -> str:
+    """One line a figure of the demo's bundle, for the results that are there."""
+    lines = ["| what | measured | commit |", "|---|---|---|"]
+    parts = (
+        ("decode", _decode),
+        ("variants", _variants),
+        ("decoding", _decoding),
+        ("gguf", _gguf),
+        ("runtime", _runtime),
+    )
+    for name, describe in parts:
+        path = directory / f"export_{name}.json"
+        if path.is_file():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            lines += [f"| {what} | {figure} | {result['commit'][:7]} |" for what, figure in describe(result)]
+    return "\n".join(lines)
+
+
+def _decode(result: dict[str, Any]) -> list[tuple[str, str]]:
+    speeds = result["median"]
+    shown = ", ".join(
+        f"{name.removeprefix('onnx ')} {speed:.1f}" for name, speed in speeds.items() if name.startswith("onnx")
+    )
+    times = result["times_torch"]["onnx fp32"]
+    return [
+        (
+            f"greedy tokens a second, one of {result['prompts']} prompts at a time, two threads: ONNX; eager PyTorch",
+            f"{shown}; {speeds['torch']:.1f} (fp32: {times:.2f} times)",
+        )
+    ]
+
+
+def _variants(result: dict[str, Any]) -> list[tuple[str, str]]:
+    every = result["variants"]
+    float32 = every["fp32"]
+
+    def line(name: str) -> tuple[str, str]:
+        made = every[name]
+        drop, low, high = (100 * made[key] for key in ("f1_drop", "f1_drop_low", "f1_drop_high"))
+        return (
+            f"{name}: size of float32's, agreement on the answers' tokens, F1 of {result['rows']} free answers "
+            f"(float32 {float32['f1']:.3f}), points lost",
+            f"{made['size_ratio']:.3f}, {made['agreement']:.1%}, {made['f1']:.3f}, {drop:.1f} ({low:.1f} to {high:.1f})",
+        )
+
+    return [line(name) for name in every if name != "fp32"]
+
+
+def _decoding(result: dict[str, Any]) -> list[tuple[str, str]]:
+    def line(variant: str, ways: dict[str, Any]) -> tuple[str, str]:
+        shown = "; ".join(
+            f"{name} {way['f1']:.3f}, {way['valid_answers']:.0%} valid, {way['tokens_per_second']:.0f}"
+            for name, way in ways.items()
+        )
+        return f"{variant}, ways of decoding, {result['rows']} rows: F1, answers that parse, tokens a second", shown
+
+    return [line(variant, ways) for variant, ways in result["decodings"].items()]
+
+
+def _gguf(result: dict[str, Any]) -> list[tuple[str, str]]:
+    files = result["files"]
+    return [
+        (
+            f"GGUF, raw prompts: the same {result['tokens']} greedy tokens as PyTorch on {result['prompts']} prompts; "
+            f"F1 of {result['rows']} rows (PyTorch {result['merged_f1']:.2f})",
+            "; ".join(f"{kind} {file['greedy_match']:.0%}, {file['f1']:.2f}" for kind, file in files.items()),
+        )
+    ]
+
+
+def _runtime(result: dict[str, Any]) -> list[tuple[str, str]]:
+    if "variants" not in result:
+        return []
+    shown = ", ".join(f"{name} {made['max_logit_difference']:.1g}" for name, made in result["variants"].items())
+    return [(f"loaded under ONNX Runtime {result['onnxruntime']}: largest difference of a logit", shown)]
+
+
 def serving_table(directory: Path = RESULTS) -> str:
     """One line a figure of the endpoint, for the results that are there."""
     lines = ["| what | measured | commit |", "|---|---|---|"]

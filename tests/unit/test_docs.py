@@ -105,6 +105,7 @@ def test_readmes_figures_are_those_of_the_result_files():
         table.gate_table,
         table.generators_table,
         table.training_table,
+        table.export_table,
         table.projection_table,
         table.projection_costs,
     ):

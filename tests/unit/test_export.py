@@ -10,6 +10,7 @@ import numpy as np
 import onnx as onnx_package
 import pytest
 
+from tests.llama_cpp import llama_cpp
 from tests.tiny_models import save_tiny
 from ucotron_ray import config, jsonl
 from ucotron_ray.artifacts import canonical_hash
@@ -362,24 +363,16 @@ def test_every_graph_agrees_under_the_runtime_of_the_server(made, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 def test_llama_cpp_reads_the_files_splits_texts_alike_and_answers_the_same(tmp_path, family):
-    """pip install llama-cpp-python (it is compiled; not pinned, nothing else needs it)"""
-    llama_cpp = pytest.importorskip("llama_cpp")
     base = base_models.resolve(str(save_tiny(tmp_path / "base", family)))
     onnx.merge(base, None, tmp_path / "merged")
     tokenizer = base_models.load_tokenizer(base_models.resolve(str(tmp_path / "merged")))
+    texts = [user_prompt(row.text, row.entities) for row in ROWS]
     prompts = [prompt_ids(server_row(row, "raw"), tokenizer) for row in ROWS]
-    eos = tokenizer.eos_token_id
-    expected = parity.greedy(parity.load(tmp_path / "merged"), prompts, max_new_tokens=6, eos=eos)
+    expected = parity.greedy(parity.load(tmp_path / "merged"), prompts, max_new_tokens=6, eos=tokenizer.eos_token_id)
     for kind in ("f16", "q8_0"):
         file = gguf.path_of(tmp_path, "tiny", kind)
         gguf.write(tmp_path / "merged", file, kind=kind, name="tiny")
-        model = llama_cpp.Llama(str(file), n_ctx=2048, n_threads=1, verbose=False)
-        for row, ids, wanted in zip(ROWS, prompts, expected, strict=True):
-            text = user_prompt(row.text, row.entities)
-            assert model.tokenize(text.encode(), add_bos=True, special=True) == ids
-            answer = []
-            for token in model.generate(ids, temp=0.0, repeat_penalty=1.0):
-                if token == eos or len(answer) == 6:
-                    break
-                answer.append(token)
-            assert kind == "q8_0" or answer == wanted
+        found = llama_cpp(file, texts, max_new_tokens=6)
+        assert [answer["ids"] for answer in found] == prompts
+        if kind == "f16":
+            assert [answer["tokens"] for answer in found] == expected

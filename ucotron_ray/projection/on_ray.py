@@ -118,7 +118,7 @@ def fit_on_ray(job: FitJob, workers: Workers, spool: Spool, build: Build, log_fi
     )
     try:
         with session.following(log_file):
-            result = _guarded(trainer.fit)
+            result = _guarded(lambda: session.aside(trainer.fit))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if not isinstance(result.return_value, dict):

@@ -1,0 +1,48 @@
+"""llama.cpp itself, by the wheel `xllamacpp`: how it splits texts and what it answers greedily.
+
+In a process of its own, `python -m tests.llama_cpp FILE TEXTS TOKENS` with texts as JSON: the library has threads.
+"""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def llama_cpp(file: Path, texts: Sequence[str], *, max_new_tokens: int) -> list[dict[str, list[int]]]:
+    """For each text its token `ids`, begin of sequence and special tokens included, and the `tokens` of its answer."""
+    command = [sys.executable, "-m", "tests.llama_cpp", str(file), json.dumps(list(texts)), str(max_new_tokens)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers: list[dict[str, list[int]]] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+def main() -> None:
+    import xllamacpp
+
+    file, texts, max_new_tokens = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+    given = xllamacpp.CommonParams()
+    given.model.path = file
+    given.n_ctx, given.n_parallel, given.warmup, given.verbosity, given.port = 2048, 1, False, 0, 0
+    server = xllamacpp.Server(given)
+
+    def ask(path: str, **body: Any) -> Any:
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(server.listening_address + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            return json.loads(answer.read())
+
+    answers = []
+    for text in texts:
+        ids = ask("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
+        made = ask("/completion", prompt=ids, n_predict=max_new_tokens, temperature=0.0, return_tokens=True)
+        answers.append({"ids": ids, "tokens": made["tokens"]})
+    print(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main()
