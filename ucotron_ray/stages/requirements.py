@@ -24,8 +24,8 @@ PACKAGES = {
     "matplotlib": "matplotlib",
     # The extra `optuna`.
     "optuna": "optuna",
-    # Only where a place or a recipe asks for them, on a GPU. liger-kernel 0.8.5 wants transformers 5; flash-attn is built
-    # against the torch that is there, and not pinned.
+    # Only where a place or a recipe asks for them, on a GPU. liger-kernel 0.8.5 wants transformers 5; flash-attn is
+    # built against the torch that is there, and not pinned.
     "bitsandbytes": "bitsandbytes",
     "liger_kernel": "liger-kernel",
     "flash_attn": "flash-attn",
