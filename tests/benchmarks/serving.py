@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from tests.serving_load import ROOT, Asked, Load, Service, serving
 from ucotron_ray import artifacts, jsonl
 from ucotron_ray.artifacts import Artifact, Request, Result, Store, provenance
 from ucotron_ray.graph import demo_world
+from ucotron_ray.operations.dashboards import free_port
 from ucotron_ray.records import RawRow
 from ucotron_ray.wire import chat_messages, parse_answer
 
@@ -68,12 +68,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def loaded(bundle: Path, rows: Sequence[RawRow], during: During, *settings: str, replicas: int = 1) -> Figures:

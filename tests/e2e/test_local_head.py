@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,15 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from ucotron_ray.operations.dashboards import free_port
+
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "cluster/README.md").read_text(encoding="utf-8").split("\n## This machine\n")[1].split("\n## ")[0]
 BLOCKS = re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL)
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -47,9 +42,9 @@ def test_from_nothing_to_a_finished_job(checkout):
         "HOME": str(checkout),
         # The interpreter itself: a manager's stand-in for it looks for its files in HOME.
         "PATH": f"{sys.base_prefix}/bin:{os.environ['PATH']}",
-        "RAY_PORT": free_port(),
-        "RAY_DASHBOARD_PORT": free_port(),
-        "RAY_METRICS_PORT": free_port(),
+        "RAY_PORT": str(free_port()),
+        "RAY_DASHBOARD_PORT": str(free_port()),
+        "RAY_METRICS_PORT": str(free_port()),
         "RAY_TEMP_DIR": str(checkout / "r"),
     }
     # Where this machine keeps its wheels and certificates: what `make setup` needs to install anything here.

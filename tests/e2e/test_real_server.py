@@ -6,7 +6,6 @@ small to be a teacher: most samples are expected to be turned down, each with it
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ucotron_ray.models import base as base_models
+from ucotron_ray.operations.dashboards import free_port
 
 pytest.importorskip("openai", reason="transformers serve needs it: pip install -c constraints.txt -e '.[dev]'")
 
@@ -28,9 +28,7 @@ def served(tmp_path):
     """Address and model name of the server."""
     model = tmp_path / "model"
     base_models.convert(base_models.resolve(MODEL), model)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [str(Path(sys.executable).with_name("transformers")), "serve", "--host", "127.0.0.1", "--port", str(port)]
     log = (tmp_path / "server.log").open("w")
     process = subprocess.Popen(

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,15 +13,14 @@ import pytest
 from tests.registered import answer_with, base_directory, held_out_file, make_bundle
 from ucotron_ray import cli
 from ucotron_ray.artifacts import Store, content_hash, list_files
+from ucotron_ray.operations.dashboards import free_port
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def server(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/kept"]
     with (tmp_path / "server.log").open("w") as log:

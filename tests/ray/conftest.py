@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ucotron_ray.operations.dashboards import free_port
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,12 +27,6 @@ class Head:
     address: str
     dashboard: str
     environment: dict[str, str]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

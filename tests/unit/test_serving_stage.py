@@ -12,6 +12,7 @@ import pytest
 from ucotron_ray import cli, config
 from ucotron_ray.artifacts import Request, Result, Store
 from ucotron_ray.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact
+from ucotron_ray.operations.dashboards import free_port
 from ucotron_ray.registry import CONTENT_TAG
 from ucotron_ray.run import Run
 from ucotron_ray.serving import target as targets
@@ -106,12 +107,6 @@ def test_replicas_check_the_bytes_that_they_see_themselves(tmp_path, run):
     (path / "model.onnx").write_bytes(b"grapH")
     with pytest.raises(CorruptArtifact, match="damaged"):
         targets.check(found)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_bundle_made_again_is_followed_and_a_damaged_one_is_not(tmp_path, run, caplog):

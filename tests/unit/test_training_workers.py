@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from tests.unit.test_sft import WEIGHTS, job
 from tests.unit.test_sft import straight as straight  # the fixture, again for this file
+from ucotron_ray.operations.dashboards import free_port
 from ucotron_ray.training import checkpoints, sft
 from ucotron_ray.training.job import STOP
 
@@ -47,9 +47,7 @@ def run_two(made, *, stop_after: int) -> list[dict]:
     directory = Path(made.directory).parent
     file = directory / "job.json"
     file.write_text(json.dumps(vars(made)), encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     processes = []
     for rank in range(2):
         environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
