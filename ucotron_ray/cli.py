@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from ucotron_ray import __version__, config, redaction
+from ucotron_ray import __version__, redaction, variables
 from ucotron_ray.errors import Stopped, UcotronRayError
 from ucotron_ray.verbs import (
     chain,
@@ -38,7 +38,7 @@ STOPPED_EXIT = 75
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code. Mistakes of the user end here as one block of text on stderr."""
     args = _parser().parse_args(argv)
-    secrets = config.known_secrets()
+    secrets = variables.known_secrets()
     sys.excepthook = redaction.hook(secrets)
     handler_of_log = logging.StreamHandler(sys.stderr)
     handler_of_log.setFormatter(redaction.Redacting(logging.Formatter("%(message)s"), secrets))

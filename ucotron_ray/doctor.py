@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ucotron_ray import config, tracking
+from ucotron_ray import tracking, variables
 from ucotron_ray.config import Config
 from ucotron_ray.errors import UcotronRayError
 from ucotron_ray.models import base as base_models
@@ -43,7 +43,7 @@ def examine(settings: Config) -> list[Check]:
         _store(settings),
         _model(settings),
         _tracking(settings),
-        *(_variable(name) for name in config.VARIABLES),
+        *(_variable(name) for name in variables.VARIABLES),
     ]
 
 
@@ -102,7 +102,7 @@ def _open_files() -> Check:
 
 
 def _ray_token() -> Check:
-    path = Path(config.variable("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    path = Path(variables.value("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if not path.is_file():
         return Check(
             NOTE, "Ray's token", "none", "cluster/local-head.sh makes one; a cluster elsewhere gives you its own"
@@ -144,10 +144,10 @@ def _tracking(settings: Config) -> Check:
 
 
 def _variable(name: str) -> Check:
-    purpose = config.VARIABLES[name]
-    if config.is_set(name):
+    purpose = variables.VARIABLES[name]
+    if variables.is_set(name):
         return Check(OK, name, "set")
-    default = config.VARIABLE_DEFAULTS.get(name)
+    default = variables.VARIABLE_DEFAULTS.get(name)
     if default:
         return Check(NOTE, name, f"not set, default {default}")
     return Check(NOTE, name, "not set", purpose)

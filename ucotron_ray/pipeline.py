@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import artifacts, jsonl
+from ucotron_ray import artifacts, jsonl, variables
 from ucotron_ray.artifacts import Artifact, Request
-from ucotron_ray.config import variable
 from ucotron_ray.errors import InputError, MissingArtifact
 from ucotron_ray.graph.export import is_server, read_file
 from ucotron_ray.models import base as base_models
@@ -266,7 +265,7 @@ def planned_dataset(run: Run, options: Options, steps: list[dict[str, str]]) -> 
         steps.append({"stage": "import-graph", "artifact": f"dataset/{run.name}", "action": "skip"})
         return run.store.get("dataset", run.name)
     settings = run.config.recipe.graph
-    source = settings.source or variable("UCOTRON_SERVER_URL") or ""
+    source = settings.source or variables.value("UCOTRON_SERVER_URL") or ""
     if is_server(source):
         # What the server holds is known once it is asked, and a dry run asks nobody.
         _unknown(run, steps, "import-graph", "dataset", run.name)

@@ -16,9 +16,9 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from ucotron_ray import config, redaction
-from ucotron_ray.config import Place, Workers
+from ucotron_ray import redaction, variables
 from ucotron_ray.errors import ResourceError, StageFailed, Stopped, UcotronRayError
+from ucotron_ray.place import Place, Workers
 
 log = logging.getLogger(__name__)
 
@@ -290,7 +290,7 @@ def set_up_worker(log_file: str, *, prefix: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     lines = logging.Formatter(prefix.replace("%", "%%") + "%(message)s")
-    handler.setFormatter(redaction.Redacting(lines, config.known_secrets()))
+    handler.setFormatter(redaction.Redacting(lines, variables.known_secrets()))
     logger = logging.getLogger("ucotron_ray")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)

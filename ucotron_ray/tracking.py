@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from ucotron_ray.artifacts import Artifact, write_json
-from ucotron_ray.config import Place
 from ucotron_ray.errors import ConfigError
+from ucotron_ray.place import Place
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

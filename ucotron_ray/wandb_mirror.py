@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import config
+from ucotron_ray import variables
 from ucotron_ray.artifacts import write_json
+from ucotron_ray.place import Tracking
 from ucotron_ray.tracking import Spool
 
 log = logging.getLogger(__name__)
@@ -23,11 +24,11 @@ SENT = "wandb.json"
 INIT_SECONDS = 20.0
 
 
-def mirror(settings: config.Tracking, spool: Spool) -> bool:
+def mirror(settings: Tracking, spool: Spool) -> bool:
     """Send what this run and its stages have spooled since the last time. False if it is off, or could not be sent."""
     if not settings.enabled:
         return False
-    if not settings.wandb_project or not config.is_set(KEY_VARIABLE):
+    if not settings.wandb_project or not variables.is_set(KEY_VARIABLE):
         log.warning("tracking: no Weights & Biases: tracking.wandb_project or %s is not set", KEY_VARIABLE)
         return False
     if importlib.util.find_spec("wandb") is None:

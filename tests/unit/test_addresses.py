@@ -214,8 +214,9 @@ def test_a_signed_address_of_a_server_elsewhere_may_not_lead_to_this_machine():
 
 def test_endpoint_and_account_take_the_hosts_of_the_place():
     from ucotron_ray import config
+    from ucotron_ray.place import Api
 
-    def api(**settings: object) -> config.Api:
+    def api(**settings: object) -> Api:
         return config.load(overrides=[(f"api.{name}", value) for name, value in settings.items()]).place.api
 
     with pytest.raises(ConfigError, match="http is not encrypted"):

@@ -11,12 +11,13 @@ import pytest
 from aiohttp import web
 
 from tests.teacher import serving, teaching
-from ucotron_ray import config
+from ucotron_ray import config, variables
 from ucotron_ray.errors import ConfigError, InputError
 from ucotron_ray.fireworks import chat as chats
 from ucotron_ray.fireworks import endpoint as endpoints
 from ucotron_ray.fireworks.chat import Kind, Limits, Outcome
 from ucotron_ray.fireworks.simulator import TEACHER
+from ucotron_ray.place import Api
 
 CANARY = "fw-canary-4711"
 BODY = {
@@ -204,7 +205,7 @@ def test_retry_after_as_a_date():
 # ---- the endpoint ----------------------------------------------------------------------------------------------------
 
 
-def api(url: str, **changes) -> config.Api:
+def api(url: str, **changes) -> Api:
     return config.load().place.api.model_copy(update={"inference_base_url": url, **changes})
 
 
@@ -293,9 +294,9 @@ def test_a_key_file_must_be_its_owners_alone(tmp_path):
     file.write_text(CANARY + "\n")
     file.chmod(0o644)
     with pytest.raises(ConfigError, match="others can read"):
-        config.secret(None, str(file))
+        variables.secret(None, str(file))
     file.chmod(0o600)
-    assert config.secret(None, str(file)) == CANARY
+    assert variables.secret(None, str(file)) == CANARY
 
 
 def test_a_mistake_about_the_teacher_leaves_nothing_that_a_corrected_command_would_run_into(tmp_path, capsys):

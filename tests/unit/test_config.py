@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from ucotron_ray import config
+from ucotron_ray import config, variables
 from ucotron_ray.errors import ConfigError
 
 EXISTING_FILE = """
@@ -130,8 +130,8 @@ def test_set_without_key_or_value_is_refused(text):
 
 def test_missing_variable_names_it_and_never_shows_a_value(monkeypatch):
     with pytest.raises(ConfigError, match="FIREWORKS_API_KEY"):
-        config.secret("FIREWORKS_API_KEY", None)
+        variables.secret("FIREWORKS_API_KEY", None)
     monkeypatch.setenv("FIREWORKS_API_KEY", "fw-canary")
-    assert config.is_set("FIREWORKS_API_KEY")
-    assert config.variable("UCOTRON_NAMESPACE") == "default"
-    assert config.variable("UCOTRON_SERVER_URL") == "http://localhost:8420"
+    assert variables.is_set("FIREWORKS_API_KEY")
+    assert variables.value("UCOTRON_NAMESPACE") == "default"
+    assert variables.value("UCOTRON_SERVER_URL") == "http://localhost:8420"

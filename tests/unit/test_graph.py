@@ -7,10 +7,11 @@ import pytest
 from ucotron_ray import config, jsonl, wire
 from ucotron_ray.errors import InputError
 from ucotron_ray.graph import dataset, demo_world, export
+from ucotron_ray.recipe import Graph
 from ucotron_ray.records import ChatRow, Entity, RawRow, Relation
 
 
-def settings(**changes: object) -> config.Graph:
+def settings(**changes: object) -> Graph:
     return config.load().recipe.graph.model_copy(update={"min_relations": 0, **changes})
 
 

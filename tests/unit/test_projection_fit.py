@@ -11,6 +11,7 @@ from ucotron_ray.errors import InputError
 from ucotron_ray.projection import fit, model, pairs, retrieval
 from ucotron_ray.projection.descriptions import Description
 from ucotron_ray.projection.job import FitJob
+from ucotron_ray.recipe import Projection
 
 SETTINGS = config.load().recipe.projection.model_dump() | {
     "hidden_dim": 64,
@@ -123,7 +124,7 @@ def test_training_stops_when_validation_does_not_get_better(data, tmp_path):
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
-    settings = config.Projection.model_validate(SETTINGS | {"learning_rate": 1.0, "warmup_ratio": 0.1})
+    settings = Projection.model_validate(SETTINGS | {"learning_rate": 1.0, "warmup_ratio": 0.1})
     rates = [fit.learning_rate(step, 100, settings) for step in range(100)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert max(rates) == rates[10] == 1.0

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tests.unit.test_architecture import FILES, imports
-from ucotron_ray import cli, config, redaction, strict_yaml
+from ucotron_ray import cli, config, redaction, strict_yaml, variables
 from ucotron_ray.artifacts import Store
 from ucotron_ray.errors import ConfigError, InputError
 from ucotron_ray.fireworks import account, endpoint
@@ -89,7 +89,7 @@ def test_a_key_is_taken_out_of_a_text_whatever_its_form(text):
 
 def test_logs_and_tracebacks_hide_the_keys_of_the_environment(monkeypatch, capsys):
     monkeypatch.setenv("TEACHER_TOKEN", CANARY)
-    secrets = config.known_secrets()
+    secrets = variables.known_secrets()
     assert CANARY in secrets
     formatter = redaction.Redacting(logging.Formatter("%(message)s"), secrets)
     message = f"refused: {CANARY}"

@@ -5,6 +5,7 @@ import ray
 
 from ucotron_ray import config, session
 from ucotron_ray.errors import ResourceError
+from ucotron_ray.place import Workers
 
 
 def cluster(monkeypatch, *nodes: dict[str, float]) -> None:
@@ -15,7 +16,7 @@ def cluster(monkeypatch, *nodes: dict[str, float]) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: total)
 
 
-def workers(**values: object) -> config.Workers:
+def workers(**values: object) -> Workers:
     return config.load().place.workers.model_copy(update=values)
 
 

@@ -6,12 +6,13 @@ import pytest
 
 from ucotron_ray import config
 from ucotron_ray.errors import ConfigError
+from ucotron_ray.recipe import Tuning
 from ucotron_ray.tuning import space
 
 SFT = config.load().recipe.sft
 
 
-def tuning(**overrides: object) -> config.Tuning:
+def tuning(**overrides: object) -> Tuning:
     """The defaults with other values of the section `tuning`."""
     given = [(f"tuning.{key}", value) for key, value in overrides.items()]
     return config.load(overrides=given).recipe.tuning

@@ -6,6 +6,7 @@ import types
 import pytest
 
 from ucotron_ray import config, wandb_mirror
+from ucotron_ray.place import Tracking
 from ucotron_ray.tracking import Spool
 
 
@@ -37,7 +38,7 @@ def wandb(monkeypatch):
     return module
 
 
-def settings(**changes) -> config.Tracking:
+def settings(**changes) -> Tracking:
     return config.load(overrides=[(f"tracking.{key}", value) for key, value in changes.items()]).place.tracking
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import ray
 
 from ucotron_ray import session
-from ucotron_ray.config import Workers
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, read_predictions
+from ucotron_ray.place import Workers
 
 
 def predict_on_ray(

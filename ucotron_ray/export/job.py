@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ucotron_ray.artifacts import file_hash, write_json
-from ucotron_ray.config import Export
+from ucotron_ray.recipe import Export
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,8 +8,8 @@ from typing import Any
 import ray
 
 from ucotron_ray import session, tracking
-from ucotron_ray.config import Workers
 from ucotron_ray.export.job import ExportJob
+from ucotron_ray.place import Workers
 
 
 def export_on_ray(job: ExportJob, workers: Workers, *, memory: float | None) -> dict[str, float]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ucotron_ray.config import Export
 from ucotron_ray.models.runner import Floats, OnnxRunner
 from ucotron_ray.models.served import BundleModel
+from ucotron_ray.recipe import Export
 from ucotron_ray.records import RawRow
 from ucotron_ray.wire import chat_messages, user_prompt
 

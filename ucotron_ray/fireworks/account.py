@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
-from ucotron_ray import addresses, config
+from ucotron_ray import addresses, variables
 from ucotron_ray.errors import AuthError, ConfigError, FireworksError, NotFoundError, RateLimitError
 from ucotron_ray.fireworks.chat import retry_after
 from ucotron_ray.fireworks.endpoint import VENDOR_KEY
+from ucotron_ray.place import Api
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +80,12 @@ class Answer:
     body: dict[str, Any]
 
 
-def account_of(api: config.Api, account_id: str | None = None) -> Account:
+def account_of(api: Api, account_id: str | None = None) -> Account:
     """The place's account. Raises ConfigError that names the variable that is missing: nothing was sent by then."""
     variable = api.key_variable if api.key_variable or api.key_file else VENDOR_KEY
     addresses.check(api.fine_tuning_base_url, allowed=api.allowed_hosts, where="api.fine_tuning_base_url")
-    config.secret(variable, api.key_file)
-    chosen = account_id or config.secret(ACCOUNT_VARIABLE, None)
+    variables.secret(variable, api.key_file)
+    chosen = account_id or variables.secret(ACCOUNT_VARIABLE, None)
     assert chosen is not None
     chosen = chosen.removeprefix("accounts/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", chosen):
@@ -204,7 +205,7 @@ def _url(account: Account, path: str, query: Mapping[str, Any] | None) -> str:
 
 
 def _send(account: Account, method: str, url: str, body: Body) -> Answer:
-    key = config.secret(account.key_variable, account.key_file) or ""
+    key = variables.secret(account.key_variable, account.key_file) or ""
     headers = {"Authorization": f"Bearer {key}", "Accept": "application/json"}
     data: bytes | Iterable[bytes] | None = None
     if isinstance(body, Streamed):

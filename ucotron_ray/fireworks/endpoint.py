@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ucotron_ray import addresses, config
+from ucotron_ray import addresses, variables
 from ucotron_ray.addresses import LOOPBACK
 from ucotron_ray.errors import InputError
+from ucotron_ray.place import Api
 
 VENDOR_HOST = "fireworks.ai"
 VENDOR_KEY = "FIREWORKS_API_KEY"
@@ -54,22 +55,22 @@ class Endpoint:
     def headers(self) -> dict[str, str]:
         """Headers with the key, read where they are needed. Raises ConfigError that names the variable or file."""
         headers = {"Content-Type": "application/json"}
-        key = config.secret(self.key_variable, self.key_file)
+        key = variables.secret(self.key_variable, self.key_file)
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
         return headers
 
 
-def endpoint_of(api: config.Api, model: str) -> Endpoint:
+def endpoint_of(api: Api, model: str) -> Endpoint:
     """The place's teacher. Raises ConfigError where a key is missing or would travel unprotected."""
     address = urlsplit(api.inference_base_url)
     host = address.hostname or ""
     is_vendor = host == VENDOR_HOST or host.endswith("." + VENDOR_HOST)
     variable = api.key_variable
-    if variable is None and api.key_file is None and (is_vendor or (host in LOOPBACK and config.is_set(VENDOR_KEY))):
+    if variable is None and api.key_file is None and (is_vendor or (host in LOOPBACK and variables.is_set(VENDOR_KEY))):
         variable = VENDOR_KEY
     addresses.check(api.inference_base_url, allowed=api.allowed_hosts, where="api.inference_base_url")
-    config.secret(variable, api.key_file)
+    variables.secret(variable, api.key_file)
     refused = REFUSED_BY.get("fireworks" if is_vendor and api.dialect == "auto" else api.dialect)
     base_url, allowed = api.inference_base_url.rstrip("/"), tuple(api.allowed_hosts)
     return Endpoint(base_url, model, variable, api.key_file, refused, allowed)

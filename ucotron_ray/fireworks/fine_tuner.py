@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray import config
+from ucotron_ray import config, variables
 from ucotron_ray.fireworks import datasets, deployments, tuning_jobs, waiting
 from ucotron_ray.fireworks.account import Account, account_of
 from ucotron_ray.fireworks.endpoint import endpoint_of
 from ucotron_ray.fireworks.tuning_jobs import DpoJobConfig, JobStatus, SftJobConfig
 from ucotron_ray.fireworks.waiting import Patience
+from ucotron_ray.place import Api
 
 if TYPE_CHECKING:
     from ucotron_ray.evaluation.endpoint import Asking
@@ -26,7 +27,7 @@ class FireworksFineTuner:
 
     def __init__(self, account_id: str | None = None, base_url: str | None = None) -> None:
         settings = config.load().place
-        address = base_url or config.variable(BASE_URL_VARIABLE)
+        address = base_url or variables.value(BASE_URL_VARIABLE)
         self._api = settings.api if address is None else _at(settings.api, address)
         self._polling = settings.polling
         self.account: Account = account_of(self._api, account_id)
@@ -176,7 +177,7 @@ class FireworksFineTuner:
         return made
 
 
-def _at(api: config.Api, address: str) -> config.Api:
+def _at(api: Api, address: str) -> Api:
     """The same settings at another address, which may or may not end in the API's version."""
     root = address.rstrip("/").removesuffix("/inference/v1").removesuffix("/v1")
     return api.model_copy(update={"fine_tuning_base_url": f"{root}/v1", "inference_base_url": f"{root}/inference/v1"})

@@ -20,8 +20,8 @@ from ray.train.torch import TorchTrainer
 
 from ucotron_ray import session
 from ucotron_ray.artifacts import Build, write_json
-from ucotron_ray.config import Workers
 from ucotron_ray.errors import StageFailed, UcotronRayError
+from ucotron_ray.place import Workers
 from ucotron_ray.projection.job import EncodeJob, EvaluateJob, ExportJob, FitJob, Shard
 from ucotron_ray.tracking import Spool
 

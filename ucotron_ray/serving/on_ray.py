@@ -23,8 +23,8 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from ucotron_ray import session
-from ucotron_ray.config import Serving, Workers
 from ucotron_ray.errors import ResourceError, StageFailed
+from ucotron_ray.place import Serving, Workers
 from ucotron_ray.serving.app import Front, Limits
 from ucotron_ray.serving.exchange import Piece, Question, Refusal, Served
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ucotron_ray import artifacts, config
+from ucotron_ray import artifacts
 from ucotron_ray.artifacts import Artifact, Input
 from ucotron_ray.errors import ArtifactError, ConfigError, Stopped
 from ucotron_ray.models import base as base_models
+from ucotron_ray.place import Api
 from ucotron_ray.records import RawRow
 from ucotron_ray.run import Run
 from ucotron_ray.stages import models
@@ -214,7 +215,7 @@ def _endpoint(run: Run, reference: str) -> Source:
             found=reference,
             next_step="ask its /models for the name",
         )
-    api: config.Api = run.config.place.api.model_copy(update={"inference_base_url": found["url"].rstrip("/")})
+    api: Api = run.config.place.api.model_copy(update={"inference_base_url": found["url"].rstrip("/")})
     served = endpoint.endpoint_of(api, found["model"])
     endpoint.check(served)
     return Source(reference, "endpoint", endpoint=served)

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ucotron_ray import addresses, artifacts, config, jsonl, readers, wire
+from ucotron_ray import addresses, artifacts, jsonl, readers, variables, wire
 from ucotron_ray.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.errors import ConfigError, InputError
 from ucotron_ray.graph import dataset as graph_dataset
 from ucotron_ray.graph import export as graph_export
+from ucotron_ray.recipe import Graph
 from ucotron_ray.records import ChatRow, PreferenceRow, RawRow, Row
 from ucotron_ray.run import Run
 
@@ -35,7 +36,7 @@ def rows_request(train: Path, val: Path | None) -> Request:
 def import_graph(run: Run, source: str | None = None) -> Artifact:
     """A knowledge graph → `dataset/<name>` with `train.jsonl` and `val.jsonl`."""
     settings = run.config.recipe.graph
-    source = source or settings.source or config.variable("UCOTRON_SERVER_URL")
+    source = source or settings.source or variables.value("UCOTRON_SERVER_URL")
     assert source is not None
     if graph_export.is_server(source):
         addresses.check(source, allowed=run.config.place.api.allowed_hosts, where="the graph's server")
@@ -189,14 +190,14 @@ def copy_file(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _read_graph(source: str, settings: config.Graph) -> tuple[graph_dataset.Split, dict[str, str], str]:
+def _read_graph(source: str, settings: Graph) -> tuple[graph_dataset.Split, dict[str, str], str]:
     """The rows of a source, the identity of what was read, and where it was read without any key."""
     if not graph_export.is_server(source):
         path = Path(source)
         graph = graph_export.read_file(path)
         return graph_dataset.rows_of_graph(graph, settings), {"file": artifacts.file_hash(path)}, str(path)
-    namespace = settings.namespace or config.variable("UCOTRON_NAMESPACE") or "default"
-    key = config.variable("UCOTRON_API_KEY")
+    namespace = settings.namespace or variables.value("UCOTRON_NAMESPACE") or "default"
+    key = variables.value("UCOTRON_API_KEY")
     if settings.kind == "generate-dataset":
         _refuse_namespace(namespace, settings)
         keys = ("max_samples", "train_ratio", "min_relations", "max_text_length", "seed")
@@ -211,7 +212,7 @@ def _read_graph(source: str, settings: config.Graph) -> tuple[graph_dataset.Spli
     return split, {"rows": artifacts.canonical_hash(rows)}, f"{source}, namespace {namespace}"
 
 
-def _refuse_namespace(namespace: str, settings: config.Graph) -> None:
+def _refuse_namespace(namespace: str, settings: Graph) -> None:
     if namespace != "default" and not settings.all_namespaces:
         raise ConfigError(
             "generate-dataset ignores namespaces: it would mix in the texts of all of them",

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import addresses, config
+from ucotron_ray import addresses, variables
 from ucotron_ray.artifacts import Artifact, write_text
 from ucotron_ray.errors import ConfigError, FireworksError, GateFailed, InputError
 from ucotron_ray.graph import probe
@@ -110,7 +110,7 @@ def prove(
 ) -> dict[str, Any]:
     """Probe a server. Raises GateFailed if the model is not what answers."""
     addresses.check(server, allowed=run.config.place.api.allowed_hosts, where="the Ucotron server")
-    learned = probe.learn(server, api_key=config.variable("UCOTRON_API_KEY"), namespace=namespace)
+    learned = probe.learn(server, api_key=variables.value("UCOTRON_API_KEY"), namespace=namespace)
     strategy = str(learned.health.get("relation_strategy", "unknown"))
     # Without a model the server can only have guessed; of a GGUF model nobody knows the answer beforehand.
     expected: list[Relation] | None = [] if strategy == "co_occurrence" else None

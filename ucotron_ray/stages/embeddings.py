@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ucotron_ray import artifacts
 from ucotron_ray.artifacts import Artifact, Build, Request, Result
-from ucotron_ray.config import Projection
 from ucotron_ray.errors import InputError
 from ucotron_ray.models import base as base_models
+from ucotron_ray.recipe import Projection
 from ucotron_ray.run import Run
 from ucotron_ray.stages.models import loadable_base
 

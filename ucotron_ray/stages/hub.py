@@ -3,9 +3,9 @@
 import logging
 
 from ucotron_ray.artifacts import Artifact
-from ucotron_ray.config import is_set
 from ucotron_ray.errors import ConfigError, StageFailed
 from ucotron_ray.run import Run
+from ucotron_ray.variables import is_set
 
 log = logging.getLogger(__name__)
 

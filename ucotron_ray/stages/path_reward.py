@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import addresses, artifacts, config
+from ucotron_ray import addresses, artifacts, variables
 from ucotron_ray.artifacts import Artifact, Build, Request, Result, canonical_hash
 from ucotron_ray.errors import ConfigError, StageFailed
 from ucotron_ray.graph import export as graph_export
@@ -169,6 +169,6 @@ def _graph(run: Run, source: str | None) -> tuple[paths.PathGraph, list[str], li
     if not graph_export.is_server(source):
         return paths.from_export(graph_export.read_file(Path(source)))
     addresses.check(source, allowed=run.config.place.api.allowed_hosts, where="the graph's server")
-    namespace = run.config.recipe.graph.namespace or config.variable("UCOTRON_NAMESPACE") or "default"
-    key = config.variable("UCOTRON_API_KEY")
+    namespace = run.config.recipe.graph.namespace or variables.value("UCOTRON_NAMESPACE") or "default"
+    key = variables.value("UCOTRON_API_KEY")
     return paths.from_export(graph_export.fetch(source, api_key=key, namespace=namespace))

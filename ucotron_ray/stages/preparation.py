@@ -4,15 +4,16 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ucotron_ray import jsonl
 from ucotron_ray.artifacts import Artifact, Build, Request, Result
-from ucotron_ray.config import LoraSettings, is_set
 from ucotron_ray.errors import ConfigError, InputError, ResourceError
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.shape import Shape, shape_of
+from ucotron_ray.recipe import LoraSettings
 from ucotron_ray.run import Run
 from ucotron_ray.stages.datasets import TRAIN, VAL, row_key
 from ucotron_ray.stages.models import loadable_base, prompt_identity
@@ -20,6 +21,7 @@ from ucotron_ray.stages.requirements import require_packages
 from ucotron_ray.training import plan as plans
 from ucotron_ray.training.peak import gpu, processor_flops
 from ucotron_ray.training.plan import Plan
+from ucotron_ray.variables import is_set
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -166,15 +168,19 @@ def plan_of(
     )
     work = plans.work_of(lengths, labels, global_batch=settings.global_batch, per_device=per_device, seed=settings.seed)
     device = _device(run)
-    sizes = {
-        "bytes_per_value": 2 if device.dtype == "bfloat16" else 4,
-        "on_gpu": device.on_gpu,
-        "shares": workers.num_workers if workers.shard_base else 1,
-    }
-    memory = plans.memory_of(shape, settings, work, **sizes, gradient_checkpointing=False)
+    memory_of = partial(
+        plans.memory_of,
+        shape,
+        settings,
+        work,
+        bytes_per_value=2 if device.dtype == "bfloat16" else 4,
+        on_gpu=device.on_gpu,
+        shares=workers.num_workers if workers.shard_base else 1,
+    )
     recompute = workers.gradient_checkpointing
     if recompute is None:
-        recompute = device.memory is not None and sum(memory.values()) > device.memory
+        needed = sum(memory_of(gradient_checkpointing=False).values())
+        recompute = device.memory is not None and needed > device.memory
     sequences = 2 if stage == "dpo" else 1
     flops = plans.flops_4n(shape, settings, work, padded=True, sequences=sequences) * settings.epochs
     speed = [share * device.flops * workers.num_workers for share in device.shares] if device.flops else None
@@ -189,7 +195,7 @@ def plan_of(
         dtype=device.dtype,
         gradient_checkpointing=recompute,
         shard_base=workers.shard_base,
-        memory=plans.memory_of(shape, settings, work, **sizes, gradient_checkpointing=recompute),
+        memory=memory_of(gradient_checkpointing=recompute),
         available=device.memory,
         flops=flops,
         hours=(flops / speed[1] / 3600, flops / speed[0] / 3600) if speed else None,

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import config, jsonl
+from ucotron_ray import jsonl, variables
 from ucotron_ray.artifacts import Artifact, Build, Request, Result, write_json
-from ucotron_ray.config import Config, DpoSettings, LoraSettings
+from ucotron_ray.config import Config
 from ucotron_ray.errors import NotFoundError, Stopped
 from ucotron_ray.fireworks import datasets as vendor_datasets
 from ucotron_ray.fireworks import deployments, tuning_jobs, waiting
@@ -23,6 +23,7 @@ from ucotron_ray.fireworks.dataset_rows import stable_id
 from ucotron_ray.fireworks.endpoint import endpoint_of
 from ucotron_ray.fireworks.tuning_jobs import DpoJobConfig, JobStatus, Kind, SftJobConfig
 from ucotron_ray.fireworks.waiting import Patience
+from ucotron_ray.recipe import DpoSettings, LoraSettings
 from ucotron_ray.run import Run
 from ucotron_ray.stages.datasets import ROWS, TRAIN, VAL, rows_file
 from ucotron_ray.stages.models import prompt_identity
@@ -61,7 +62,7 @@ def wandb(settings: Config) -> dict[str, Any] | None:
     tracking = settings.place.tracking
     if not tracking.enabled:
         return None
-    block = tuning_jobs.wandb_config(tracking.wandb_project, config.variable("WANDB_API_KEY"))
+    block = tuning_jobs.wandb_config(tracking.wandb_project, variables.value("WANDB_API_KEY"))
     if block is None:
         log.warning("fireworks: no tracking at Weights & Biases: tracking.wandb_project or WANDB_API_KEY is not set")
     return block

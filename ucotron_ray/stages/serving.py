@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import artifacts, config
-from ucotron_ray.config import Serving
+from ucotron_ray import artifacts, variables
 from ucotron_ray.errors import ConfigError, MissingArtifact, UcotronRayError
+from ucotron_ray.place import Serving
 from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, PREVIOUS
 from ucotron_ray.run import Run
 from ucotron_ray.serving import target as targets
@@ -230,15 +230,15 @@ def check_port_free(settings: Serving) -> None:
 
 
 def _key(settings: Serving) -> str | None:
-    if settings.key_variable is not None and not config.is_set(settings.key_variable):
+    if settings.key_variable is not None and not variables.is_set(settings.key_variable):
         raise ConfigError(
             f"the environment variable {settings.key_variable} is not set",
             where="serving.key_variable",
             expected="the key that callers have to send as a bearer token",
             next_step=f"export {settings.key_variable}=... and run the same command again",
         )
-    return config.secret(settings.key_variable, None)
+    return variables.secret(settings.key_variable, None)
 
 
 def _cluster_elsewhere(run: Run) -> bool:
-    return bool(run.config.place.ray.address) or config.is_set("RAY_ADDRESS")
+    return bool(run.config.place.ray.address) or variables.is_set("RAY_ADDRESS")

@@ -10,10 +10,12 @@ from pydantic import BaseModel
 
 from ucotron_ray import jsonl
 from ucotron_ray.artifacts import Artifact, Input
-from ucotron_ray.config import Config, LoraSettings, TrialShare, Workers
+from ucotron_ray.config import Config
 from ucotron_ray.errors import ConfigError, InputError
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.shape import shape_of
+from ucotron_ray.place import TrialShare, Workers
+from ucotron_ray.recipe import LoraSettings
 from ucotron_ray.run import Run
 from ucotron_ray.stages import embeddings, export, preparation, training
 from ucotron_ray.stages.datasets import VAL

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ucotron_ray import jsonl
 from ucotron_ray.artifacts import Artifact, Build, Request, Result, canonical_hash
-from ucotron_ray.config import Generation
 from ucotron_ray.errors import ConfigError
 from ucotron_ray.fireworks import chat
 from ucotron_ray.fireworks import endpoint as endpoints
 from ucotron_ray.fireworks.prices import Price, price_of
+from ucotron_ray.recipe import Generation
 from ucotron_ray.run import Run
 from ucotron_ray.stages.datasets import ROWS, TRAIN, VAL, training_data
 from ucotron_ray.synthesis import job as jobs

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from ucotron_ray.artifacts import Artifact, Build, Request, Result
-from ucotron_ray.config import Config, Projection, Workers
+from ucotron_ray.config import Config
+from ucotron_ray.place import Workers
+from ucotron_ray.recipe import Projection
 from ucotron_ray.run import Run
 from ucotron_ray.stages import requirements, winners
 from ucotron_ray.stages.models import prompt_identity

@@ -25,9 +25,9 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.metrics import Gauge
 
 from ucotron_ray import session
-from ucotron_ray.config import Generation
 from ucotron_ray.errors import InputError, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.fireworks.chat import Kind
+from ucotron_ray.recipe import Generation
 from ucotron_ray.synthesis import journal, outcomes, watch
 from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Grant, Need, Settings, Totals
 from ucotron_ray.synthesis.job import SynthesisJob

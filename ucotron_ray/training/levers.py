@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ucotron_ray.config import LoraSettings
 from ucotron_ray.errors import ResourceError
 from ucotron_ray.models import base as base_models
+from ucotron_ray.recipe import LoraSettings
 from ucotron_ray.training.job import TrainingJob
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from ucotron_ray.config import OnPolicy
 from ucotron_ray.jsonl import read_training_rows, write_rows
 from ucotron_ray.models import base as base_models
+from ucotron_ray.recipe import OnPolicy
 from ucotron_ray.records import PreferenceRow, RawRow
 from ucotron_ray.training.data import prompt_ids, server_row
 from ucotron_ray.wire import format_answer, user_prompt

@@ -15,8 +15,8 @@ import ray.train
 
 from ucotron_ray import session
 from ucotron_ray.artifacts import Build
-from ucotron_ray.config import Workers
 from ucotron_ray.errors import LossNotFinite, StageFailed, Stopped, UcotronRayError, UserError
+from ucotron_ray.place import Workers
 from ucotron_ray.tracking import Spool
 from ucotron_ray.training.job import STOP, DpoJob, SftJob, TrainingJob
 

@@ -26,8 +26,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 
 from ucotron_ray import session
-from ucotron_ray.config import Workers
 from ucotron_ray.errors import Stopped
+from ucotron_ray.place import Workers
 from ucotron_ray.tuning import job as jobs
 from ucotron_ray.tuning.job import STOP, TrialJob
 from ucotron_ray.tuning.record import Score, Trial

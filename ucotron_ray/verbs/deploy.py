@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ucotron_ray import variables
 from ucotron_ray.verbs import flags
 
 ENDPOINT, KEY_VARIABLE = "http://127.0.0.1:8000/v1", "UCOTRON_RE_API_KEY"
@@ -35,7 +36,6 @@ def add_deploy(verbs: Any) -> None:
 
 
 def _deploy(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import config
     from ucotron_ray.stages import answers, deployment
 
     run = flags.run_of(args, name="deploy")
@@ -55,7 +55,7 @@ def _deploy(args: argparse.Namespace) -> dict[str, Any]:
         print("the bundle has no GGUF file: only the endpoint can be used", file=sys.stderr)
     result: dict[str, Any] = {"artifact": str(bundle.path), "files": written, "probe": None}
     if args.server:
-        key = args.key_env if config.is_set(args.key_env) else None
+        key = args.key_env if variables.is_set(args.key_env) else None
         proof = deployment.prove(run, bundle, args.server, args.endpoint, key, args.namespace)
         print(f"the model answers: {proof['why']}")
         result["probe"] = proof

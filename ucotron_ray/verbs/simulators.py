@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import config
+from ucotron_ray import variables
 from ucotron_ray.verbs import flags
 
 
@@ -81,7 +81,7 @@ def _simulate_fireworks(args: argparse.Namespace) -> dict[str, Any]:
         limit_moves=simulator.parse_moves(args.limit_moves),
         completion_tokens=args.completion_tokens,
         models=(simulator.TEACHER, simulator.EMBEDDER, *args.model),
-        api_key=config.secret(args.api_key_env, None),
+        api_key=variables.secret(args.api_key_env, None),
         refused_keys=tuple(args.refuse_key),
         ledger=args.ledger,
         control=simulator_control.ControlSettings(

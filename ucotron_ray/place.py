@@ -1,0 +1,148 @@
+"""The place: where a run happens, a class a section. Nothing in it changes the result.
+
+What the values mean stands beside their defaults, in `defaults.yaml`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from ucotron_ray.sections import Count, Host, NonNegative, Port, Positive, Section, Text, Url, VariableName
+
+
+class Api(Section):
+    """The vendor's addresses and retry rules."""
+
+    fine_tuning_base_url: Url
+    inference_base_url: Url
+    timeout: Positive
+    max_retries: NonNegative
+    retry_delay: Positive
+    key_variable: VariableName | None
+    key_file: Text | None
+    allowed_hosts: list[Host]
+    dialect: Literal["auto", "fireworks", "openai", "plain"]
+    prices: Text | None
+    connect_timeout: Positive
+    total_timeout: Positive
+    max_in_flight: Count
+    first_in_flight: Count
+    requests_per_minute: Positive | None
+    prompt_tokens_per_minute: Positive | None
+    generated_tokens_per_minute: Positive | None
+    give_up_after: Positive
+    max_usd: Annotated[float, Field(ge=0)] | None
+    max_rounds: Count
+    num_actors: Count
+
+
+class Output(Section):
+    """Where copies go."""
+
+    data_dir: Text
+    model_dir: Text
+    model_name_template: Text
+
+
+class Polling(Section):
+    """Waiting for remote jobs."""
+
+    interval: Positive
+    timeout: Annotated[float, Field(ge=0)]
+    verbose: bool
+
+
+class Tracking(Section):
+    """MLflow, and optionally Weights & Biases (`enabled`, `wandb_project`)."""
+
+    enabled: bool
+    wandb_project: str | None
+    mlflow_uri: str | None
+    experiment: Text
+    registry_uri: str | None
+    registered_model: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^'\"/:]+$")]
+
+
+class RayPlace(Section):
+    """The cluster."""
+
+    address: str | None
+    num_cpus: Count | None
+    temp_dir: str | None
+    dashboard: bool
+    object_store_mb: Annotated[int, Field(ge=80)]
+    wait_for_nodes: Annotated[float, Field(ge=0)]
+
+
+class Workers(Section):
+    """How much of the cluster a stage takes, and how it fills it."""
+
+    num_workers: Count
+    cpus_per_worker: Positive | None
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None
+    per_device_batch: Count | None
+    tokens_per_step: Count
+    eval_batch: Count
+    dtype: Literal["auto", "bfloat16", "float32"]
+    memory_gb: Positive | None
+    gradient_checkpointing: bool | None
+    attention: Literal["auto", "sdpa", "flash_attention_2"]
+    shard_base: bool
+    compile: bool
+    liger: bool
+    max_failures: NonNegative
+
+
+class Serving(Section):
+    """The endpoint that the Ucotron server calls."""
+
+    host: Text
+    port: Port
+    key_variable: VariableName | None
+    backend: Literal["auto", "onnx", "transformers"]
+    variant: Literal["fp32", "int8", "int4"]
+    decoding: Literal["auto", "free", "entities", "vocabulary"]
+    num_replicas: Count
+    cpus_per_replica: Positive | None
+    gpus_per_replica: Annotated[float, Field(ge=0)] | None
+    max_batch: Count
+    max_queue: NonNegative
+    deadline: Annotated[float, Field(gt=0, lt=30)]
+    max_body_kb: Count
+    max_prompt_tokens: Count
+    max_tokens: Count
+    drain: Annotated[float, Field(ge=0)]
+    watch: Positive
+
+
+class TrialShare(Section):
+    """What one trial of a tier holds, and how many there are at once. null = what `workers` says; as many as fit."""
+
+    num_workers: Count | None
+    cpus_per_worker: Positive | None
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None
+    at_once: Count | None
+
+
+class Trials(Section):
+    """The trials of a sweep. Tiers come one after the other, or `side_by_side`, each within its own share."""
+
+    slm: TrialShare
+    small: TrialShare
+    medium: TrialShare
+    projection: TrialShare
+    side_by_side: bool
+
+
+class Place(Section):
+    """Where a run happens. Nothing in it changes the result."""
+
+    store: Text
+    ray: RayPlace
+    workers: Workers
+    serving: Serving
+    trials: Trials
+    api: Api
+    output: Output
+    polling: Polling
+    tracking: Tracking
