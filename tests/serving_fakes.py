@@ -49,11 +49,8 @@ class FakeStepper:
         self.sizes.append(len(batch))
         return [(prompt, done + len(new)) for (prompt, done), new in zip(batch, tokens, strict=True)]
 
-    def keep(self, batch: list[tuple[str, int]], rows: Sequence[int]) -> list[tuple[str, int]]:
-        return [batch[row] for row in rows]
-
-    def join(self, batches: Sequence[list[tuple[str, int]]]) -> list[tuple[str, int]]:
-        return [row for batch in batches for row in batch]
+    def pick(self, parts: Sequence[tuple[list[tuple[str, int]], Sequence[int]]]) -> list[tuple[str, int]]:
+        return [batch[row] for batch, rows in parts for row in rows]
 
     def logits(self, batch: list[tuple[str, int]]) -> np.ndarray:
         logits_BV = np.zeros((len(batch), NUM_WORDS), dtype=np.float32)

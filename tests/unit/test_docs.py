@@ -106,6 +106,7 @@ def test_readmes_figures_are_those_of_the_result_files():
         table.generators_table,
         table.training_table,
         table.export_table,
+        table.serving_table,
         table.projection_table,
         table.projection_costs,
     ):

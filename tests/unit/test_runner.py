@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ucotron_ray.models.runner import OnnxRunner, join, keep
+from ucotron_ray.models.runner import OnnxRunner, pick
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")
 
@@ -47,7 +47,7 @@ def test_rows_may_read_different_numbers_of_tokens_in_a_step(runner):
 
 def test_rows_come_and_go_between_steps_and_holes_close(runner):
     first = runner.step(runner.prefill(ROWS[:2]), [[1, 2, 3, 4], [5]])
-    state = join([keep(first, [1]), runner.prefill([ROWS[2]]), keep(first, [0])])
+    state = pick([(first, [1]), (runner.prefill([ROWS[2]]), [0]), (first, [0])])
     assert state.rows == 3
     assert state.mask_BT.shape[1] == state.lengths_B.max()
     state = runner.step(state, [[10], [11], [12]])

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from ucotron_ray.models.constrain import Constraint
-from ucotron_ray.models.runner import Floats, OnnxRunner, State, keep
+from ucotron_ray.models.runner import Floats, OnnxRunner, State, pick
 
 Reason = Literal["end", "array", "length"]
 """Why an answer is over: the end token, the end of its JSON array, or the limit of new tokens."""
@@ -132,7 +132,7 @@ def answered(runner: OnnxRunner, answers: Sequence[Answer]) -> Iterator[Answer]:
         if not left:
             return
         if len(left) < len(running):
-            state = keep(state, left)
+            state = pick([(state, left)])
         running = [running[index] for index in left]
         state = runner.step(state, [fed[index] for index in left])
 

@@ -1,8 +1,8 @@
 """Runs an exported ONNX language model with numpy and onnxruntime alone: a batch of rows and their KV cache.
 
 Names and dimensions are read from the graph, since exporters and configs disagree on them (for example on the head
-dimension of Qwen3). A batch is a value: `step` takes one and gives the next, `keep` drops rows, `join` puts batches
-together, so that a server can let rows come and go between two steps.
+dimension of Qwen3). A batch is a value: `step` takes one and gives the next, `pick` makes one of any rows of others,
+so that a server can let rows come and go between two steps.
 
 Suffixes: B rows, T columns of the cache, S tokens of this step, K key heads, D head dimension, V words.
 """
@@ -121,18 +121,12 @@ class OnnxRunner:
         return State(cache, np.zeros((rows, 0), dtype=np.int64), np.zeros((rows, 0), dtype=np.float32))
 
 
-def keep(state: State, rows: Sequence[int]) -> State:
-    """The batch with these rows alone, in this order, without the columns that none of them needs."""
-    return _packed([(state, row) for row in rows])
+def pick(parts: Sequence[tuple[State, Sequence[int]]]) -> State:
+    """One batch of these rows of these batches, in their order, without the columns that none of them needs.
 
-
-def join(states: Sequence[State]) -> State:
-    """One batch of the rows of all, in their order."""
-    return _packed([(state, row) for state in states for row in range(state.rows)])
-
-
-def _packed(picked: Sequence[tuple[State, int]]) -> State:
-    """A batch of rows from anywhere, each row's tokens at the right. Keys are rotated, so columns may move."""
+    Each row's tokens are moved to the right: keys are rotated already, so columns may move.
+    """
+    picked = [(state, row) for state, rows in parts for row in rows]
     columns = [np.flatnonzero(state.mask_BT[row]) for state, row in picked]
     width = max(len(row_columns) for row_columns in columns)
     mask_BT = np.zeros((len(picked), width), dtype=np.int64)
@@ -140,13 +134,21 @@ def _packed(picked: Sequence[tuple[State, int]]) -> State:
         mask_BT[index, width - len(row_columns) :] = 1
     cache = {}
     for name in picked[0][0].cache:
-        sources = {id(state): state.cache[name].numpy() for state, _ in picked}
+        sources = {id(state): state.cache[name].numpy() for state, _ in parts}
         first_BKTD = sources[id(picked[0][0])]
-        packed_BKTD = np.zeros((len(picked), first_BKTD.shape[1], width, first_BKTD.shape[3]), dtype=np.float32)
+        packed_BKTD = np.empty((len(picked), first_BKTD.shape[1], width, first_BKTD.shape[3]), dtype=np.float32)
         for index, ((state, row), row_columns) in enumerate(zip(picked, columns, strict=True)):
-            packed_BKTD[index, :, width - len(row_columns) :] = sources[id(state)][row][:, row_columns]
+            filled = width - len(row_columns)
+            packed_BKTD[index, :, :filled] = 0
+            packed_BKTD[index, :, filled:] = sources[id(state)][row][:, _run(row_columns)]
         cache[name] = _value(packed_BKTD)
     return State(cache, mask_BT, np.stack([state.logits_BV[row] for state, row in picked]))
+
+
+def _run(columns: NDArray[np.intp]) -> slice | NDArray[np.intp]:
+    """Columns without a hole as a slice, which is copied at the speed of memory."""
+    whole = len(columns) and columns[-1] - columns[0] + 1 == len(columns)
+    return slice(columns[0], columns[-1] + 1) if whole else columns
 
 
 def _value(array: NDArray[np.generic]) -> onnxruntime.OrtValue:

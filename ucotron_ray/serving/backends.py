@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ucotron_ray.models import served
 from ucotron_ray.models.constrain import Constraint
 from ucotron_ray.models.decoding import Answer
-from ucotron_ray.models.runner import Floats, OnnxRunner, State, join, keep
+from ucotron_ray.models.runner import Floats, OnnxRunner, State, pick
 from ucotron_ray.serving.batcher import Stepper
 from ucotron_ray.serving.target import Target
 
@@ -65,11 +65,8 @@ class OnnxStepper:
     def step(self, batch: State, tokens: Sequence[Sequence[int]]) -> State:
         return self._runner.step(batch, tokens)
 
-    def keep(self, batch: State, rows: Sequence[int]) -> State:
-        return keep(batch, rows)
-
-    def join(self, batches: Sequence[State]) -> State:
-        return join(batches)
+    def pick(self, parts: Sequence[tuple[State, Sequence[int]]]) -> State:
+        return pick(parts)
 
     def logits(self, batch: State) -> Floats:
         return batch.logits_BV

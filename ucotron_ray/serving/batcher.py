@@ -20,6 +20,8 @@ Batch = TypeVar("Batch")
 
 PADDING = 1.25
 """Prompts go through the model side by side while the longest is at most so many times the shortest."""
+NOTHING = (0,)
+"""What a place reads whose row is over: the answer to it is looked at by nobody."""
 FAILURES = 3
 """Failed steps in a row after which the model counts as broken."""
 
@@ -35,12 +37,8 @@ class Stepper(Protocol[Batch]):
         """The batch after every row has read one token or more."""
         ...
 
-    def keep(self, batch: Batch, rows: Sequence[int]) -> Batch:
-        """The batch with these rows alone."""
-        ...
-
-    def join(self, batches: Sequence[Batch]) -> Batch:
-        """One batch of the rows of all, in their order."""
+    def pick(self, parts: Sequence[tuple[Batch, Sequence[int]]]) -> Batch:
+        """One batch of these rows of these batches, in their order."""
         ...
 
     def logits(self, batch: Batch) -> Floats:
@@ -78,6 +76,10 @@ class Row:
             self.over(error)
 
 
+Rows = list[Row | None]
+"""The rows of a batch; None where one is over and its place not yet taken."""
+
+
 class Batcher(Generic[Batch]):
     """Runs rows through a stepper, at most `max_batch` at a time, the others first come first served."""
 
@@ -113,18 +115,19 @@ class Batcher(Generic[Batch]):
         self._thread.join()
 
     def _run(self) -> None:
-        running: list[Row] = []
+        running: Rows = []
         batch: Batch | None = None
         while True:
-            new = self._admitted(len(running))
-            if not running and not new:
+            inside = [row for row in running if row is not None]
+            new = self._admitted(len(inside))
+            if not inside and not new:
                 return
-            together = [*running, *new]
             try:
                 running, batch = self._round(running, batch, new)
                 self._failures = 0
             except Exception as error:
                 # Whatever the model raises: its rows must learn of it, and the next ones may go better.
+                together = [*inside, *new]
                 log.error("serve: the model failed with %d rows", len(together), exc_info=error)
                 self._failures += 1
                 for row in together:
@@ -147,35 +150,49 @@ class Batcher(Generic[Batch]):
                     return new
                 self._changed.wait()
 
-    def _round(self, running: list[Row], batch: Batch | None, new: list[Row]) -> tuple[list[Row], Batch | None]:
+    def _round(self, running: Rows, batch: Batch | None, new: list[Row]) -> tuple[Rows, Batch | None]:
         """New rows read their prompts, every row chooses, those that are over leave, the others make one step."""
-        batches = [] if batch is None else [batch]
-        for group in _similar([row for row in new if row.answer.reason is None]):
-            batches.append(self._stepper.prefill([row.answer.prompt for row in group]))
-            running = [*running, *group]
+        running, batch = self._packed(running, batch, new)
         for row in new:
             if row.answer.reason is not None:
                 row.end()
-        if not running:
+        if batch is None:
             return [], None
-        batch = batches[0] if len(batches) == 1 else self._stepper.join(batches)
-        fed = []
-        for row, logits_V in zip(running, self._stepper.logits(batch), strict=True):
+        beside = sum(row is not None for row in running)
+        fed: list[Sequence[int]] = []
+        for index, (row, logits_V) in enumerate(zip(running, self._stepper.logits(batch), strict=True)):
+            fed.append(NOTHING)
+            if row is None:
+                continue
             row.steps += 1
-            row.beside += len(running)
-            fed.append(row.answer.advance(logits_V))
-        left = []
-        for index, row in enumerate(running):
+            row.beside += beside
+            tokens = row.answer.advance(logits_V)
             if _goes_on(row):
-                left.append(index)
+                fed[index] = tokens
             else:
                 row.end()
-        staying = [running[index] for index in left]
-        if not staying:
+                running[index] = None
+        if not any(running):
             return [], None
-        if len(staying) < len(running):
-            batch = self._stepper.keep(batch, left)
-        return staying, self._stepper.step(batch, [fed[index] for index in left])
+        return running, self._stepper.step(batch, fed)
+
+    def _packed(self, running: Rows, batch: Batch | None, new: list[Row]) -> tuple[Rows, Batch | None]:
+        """The batch with the new rows, which have read their prompts.
+
+        Copying the cache of all rows takes as long as a step, so the places of rows that are over stay in the batch
+        until others come, or until half of it is empty.
+        """
+        left = [index for index, row in enumerate(running) if row is not None]
+        packed: Rows = [running[index] for index in left]
+        parts: list[tuple[Batch, Sequence[int]]] = [(batch, left)] if batch is not None and left else []
+        for group in _similar([row for row in new if row.answer.reason is None]):
+            parts.append((self._stepper.prefill([row.answer.prompt for row in group]), range(len(group))))
+            packed += group
+        if not parts:
+            return [], None
+        if len(parts) == 1 and (parts[0][0] is not batch or 2 * len(left) > len(running)):
+            return (running if parts[0][0] is batch else packed), parts[0][0]
+        return packed, self._stepper.pick(parts)
 
 
 def _goes_on(row: Row) -> bool:

@@ -44,29 +44,26 @@ class TorchStepper:
     def step(self, batch: TorchBatch, tokens: Sequence[Sequence[int]]) -> TorchBatch:
         return self._step(batch.cache, batch.mask_BT, tokens)
 
-    def keep(self, batch: TorchBatch, rows: Sequence[int]) -> TorchBatch:
-        index = torch.tensor(list(rows), device=batch.mask_BT.device)
-        mask_BT = batch.mask_BT[index]
-        # Columns in front that no row needs any more.
-        start = int(mask_BT.any(dim=0).int().argmax())
-        layers = [(keys[index, :, start:], values[index, :, start:]) for keys, values in batch.cache.to_legacy_cache()]
-        return TorchBatch(DynamicCache.from_legacy_cache(layers), mask_BT[:, start:], batch.logits_BV[index])
+    def pick(self, parts: Sequence[tuple[TorchBatch, Sequence[int]]]) -> TorchBatch:
+        rows = [torch.tensor(list(wanted), device=self._model.device) for _, wanted in parts]
+        masks = [batch.mask_BT[index] for (batch, _), index in zip(parts, rows, strict=True)]
+        # Columns in front that no row needs are left behind; shorter batches are padded there.
+        starts = [int(mask_BT.any(dim=0).int().argmax()) for mask_BT in masks]
+        width = max(mask_BT.shape[1] - start for mask_BT, start in zip(masks, starts, strict=True))
 
-    def join(self, batches: Sequence[TorchBatch]) -> TorchBatch:
-        width = max(batch.mask_BT.shape[1] for batch in batches)
+        def aligned(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+            pairs = zip(tensors, starts, strict=True)
+            cut = [tensor.narrow(dim, start, tensor.shape[dim] - start) for tensor, start in pairs]
+            after = [0, 0] * (tensors[0].dim() - 1 - dim)
+            return torch.cat([torch.nn.functional.pad(part, [*after, width - part.shape[dim], 0]) for part in cut])
 
-        def wide(tensor: torch.Tensor, dim: int) -> torch.Tensor:
-            missing = width - tensor.shape[dim]
-            padding = [0, 0] * (tensor.dim() - 1 - dim) + [missing, 0]
-            return torch.nn.functional.pad(tensor, padding)
-
-        layers = [
-            (torch.cat([wide(keys, 2) for keys, _ in layer]), torch.cat([wide(values, 2) for _, values in layer]))
-            for layer in zip(*(batch.cache.to_legacy_cache() for batch in batches), strict=True)
-        ]
-        mask_BT = torch.cat([wide(batch.mask_BT, 1) for batch in batches])
-        logits_BV = torch.cat([batch.logits_BV for batch in batches])
-        return TorchBatch(DynamicCache.from_legacy_cache(layers), mask_BT, logits_BV)
+        layers = []
+        for layer in zip(*(batch.cache.to_legacy_cache() for batch, _ in parts), strict=True):
+            keys = [pair[0][index] for pair, index in zip(layer, rows, strict=True)]
+            values = [pair[1][index] for pair, index in zip(layer, rows, strict=True)]
+            layers.append((aligned(keys, 2), aligned(values, 2)))
+        logits_BV = torch.cat([batch.logits_BV[index] for (batch, _), index in zip(parts, rows, strict=True)])
+        return TorchBatch(DynamicCache.from_legacy_cache(layers), aligned(masks, 1), logits_BV)
 
     def logits(self, batch: TorchBatch) -> Floats:
         logits_BV: Floats = batch.logits_BV.float().cpu().numpy()
