@@ -32,6 +32,8 @@ class FakeStepper:
     broken: bool = False
     sizes: list[int] = field(default_factory=list)
     """Rows of each step so far."""
+    picks: int = 0
+    """How often rows were copied into another batch."""
 
     def __post_init__(self) -> None:
         self.free.set()
@@ -50,6 +52,7 @@ class FakeStepper:
         return [(prompt, done + len(new)) for (prompt, done), new in zip(batch, tokens, strict=True)]
 
     def pick(self, parts: Sequence[tuple[list[tuple[str, int]], Sequence[int]]]) -> list[tuple[str, int]]:
+        self.picks += 1
         return [batch[row] for batch, rows in parts for row in rows]
 
     def logits(self, batch: list[tuple[str, int]]) -> np.ndarray:

@@ -47,6 +47,25 @@ def test_a_row_that_leaves_makes_room_for_the_next_before_the_others_end():
         assert bytes(answer.tokens).decode() == answer_to("m", name)
 
 
+def test_a_row_that_takes_the_place_of_another_costs_one_copy_of_the_batch():
+    stepper, log = FakeStepper(), Log(5)
+    stepper.free.clear()
+    batcher = Batcher(stepper, max_batch=3)
+    prompts = ("a" * 60, "b" * 40, "c", "d" * 3, "e" * 5)
+    answers = [fake_answer(prompt) for prompt in prompts]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        batcher.submit(log.row(prompt, answer))
+    stepper.free.set()
+    assert log.all.wait(PATIENCE)
+    batcher.close()
+    # One for each that came to others (the first three may come one by one), none for "c", "d" and "e" that left, one
+    # when "a" is alone in a batch of three.
+    assert stepper.picks <= 5
+    assert stepper.sizes[-1] == 1
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert bytes(answer.tokens).decode() == answer_to("m", prompt)
+
+
 def test_a_cancelled_row_leaves_at_the_next_step_and_the_others_stay():
     stepper, log = FakeStepper(), Log(2)
     stepper.free.clear()
