@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,18 +109,34 @@ def stock(root: Path, repeats: int) -> Result:
 
 
 def workers(root: Path, repeats: int) -> Result:
-    """Two workers of one thread against one: twice the rows in the same time would be 1."""
+    """Two workers of one thread against one: twice the rows in the same time would be 1.
+
+    What two processes reach that know nothing of each other is the machine's own share of the loss.
+    """
     arms = {
         "1 worker": lambda path: arm("ray", path, rows=2 * 12, batch=2, threads=1, workers=1),
         "2 workers": lambda path: arm("ray", path, rows=4 * 12, batch=4, threads=1, workers=2),
+        "1 process": lambda path: arm("plain", path, rows=2 * 12, batch=2, threads=1),
+        "2 processes": two_processes,
     }
     made = turns(repeats, root, arms)
     speed = {name: median(every, "tokens_per_second") for name, every in made.items()}
     return {
         "arms": spread(made, "tokens_per_second", "step_p50"),
         "efficiency": speed["2 workers"] / (2 * speed["1 worker"]),
+        "efficiency_of_unrelated": speed["2 processes"] / (2 * speed["1 process"]),
         "repeats": repeats,
         "steps": 12,
+    }
+
+
+def two_processes(path: Path) -> Result:
+    """The same training twice at once, in processes that share nothing but the machine."""
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda name: arm("plain", path / name, rows=2 * 12, batch=2, threads=1), ("a", "b")))
+    return {
+        "tokens_per_second": sum(made["tokens_per_second"] for made in both),
+        "step_p50": statistics.median(made["step_p50"] for made in both),
     }
 
 
