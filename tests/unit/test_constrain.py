@@ -149,7 +149,10 @@ class Counting:
 
 
 def test_a_batch_gives_each_answer_as_soon_as_it_is_over(monkeypatch):
-    monkeypatch.setattr(decoding, "keep", lambda state, rows: Counting.state([state.left[row] for row in rows]))
+    def pick(parts):
+        return Counting.state([state.left[row] for state, rows in parts for row in rows])
+
+    monkeypatch.setattr(decoding, "pick", pick)
     answers = [Answer([number], max_new_tokens=50, eos=[0], piece=None) for number in (5, 1, 3)]
     assert [answer.tokens[0] for answer in answered(Counting(), answers)] == [1, 3, 5]
     assert [len(answer.tokens) for answer in answers] == [5, 1, 3]

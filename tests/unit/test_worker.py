@@ -1,5 +1,7 @@
 """Samples against the stand-in over real HTTP, with the real limiter and journal, without Ray."""
 
+import asyncio
+import concurrent.futures
 import time
 from pathlib import Path
 
@@ -137,6 +139,33 @@ def test_a_hung_server_cannot_hang_the_run(tmp_path):
     assert time.monotonic() - began < 15
     assert governor.runs["run"].stop == "the server gave no answer for 2 s"
     assert {result.done.status for result in results} == {"pending"}
+
+
+def test_a_close_that_comes_as_the_limiter_answers_is_not_lost(tmp_path):
+    """`asyncio.wait_for` of Python 3.11 swallows it there, and the run would wait for ever for its sender."""
+    loaded = config.load()
+    task = relation_extraction.make_task(loaded.recipe.generation)
+    api = loaded.place.api.model_copy(update={"inference_base_url": "http://127.0.0.1:9", "dialect": "openai"})
+    limits = Settings(8, 8, None, None, None, 5.0)
+    governor = Governor(limits, time.monotonic)
+    governor.join("run", Budget(PRICE, None), limits)
+    closed: concurrent.futures.Future[None] = concurrent.futures.Future()
+    made: list[Worker] = []
+
+    async def exchange(name, finished, needs, trouble):
+        if made and not closed.running() and closed.set_running_or_notify_cancel():
+            asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(close()))
+        governor.driver_is_alive("run")
+        return governor.exchange("run", name, finished, needs, trouble)
+
+    async def close():
+        await made[0]._close()
+        closed.set_result(None)
+
+    sending = Sending("run", 1.0, 1.0, 1.0, 1, 0.01)
+    made.append(Worker(task, endpoint_of(api, TEACHER), PRICE, sending, tmp_path, exchange))
+    closed.result(timeout=30)
+    made[0]._loop.call_soon_threadsafe(made[0]._loop.stop)
 
 
 def test_the_budget_is_hard_and_the_rest_stays_pending(tmp_path):

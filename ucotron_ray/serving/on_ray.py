@@ -287,12 +287,9 @@ class _Replicas:
         if self._seen is not None and time.monotonic() - self._seen[0] < FRESH_SECONDS:
             return self._seen[1]
         try:
-            found: Served = await asyncio.wait_for(_awaited(self._served.remote()), DESCRIBE_SECONDS)
+            async with asyncio.timeout(DESCRIBE_SECONDS):
+                found: Served = await self._served.remote()
         except (ray.exceptions.RayError, RayServeException, TimeoutError) as error:
             retry = HEALTH_SECONDS + LOST_RETRY_SECONDS
             raise Refusal(503, "no replica answers", code="no_replica", retry_after=retry) from error
         return found
-
-
-async def _awaited(response: Any) -> Any:
-    return await response

@@ -300,10 +300,9 @@ class Worker:
     async def _pause(self, failures: int) -> None:
         """Full jitter, doubling; cut short when the run stops."""
         longest = min(MAX_BACKOFF_SECONDS, self._sending.retry_delay * 2 ** (failures - 1))
-        try:
-            await asyncio.wait_for(self._stopped.wait(), random.uniform(0, longest))
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(random.uniform(0, longest)):
+                await self._stopped.wait()
 
     async def _leave_for(self, need: Need, *, begun: bool) -> Reserved | None:
         """Wait for leave to send; None if the run stops.
@@ -327,7 +326,10 @@ class Worker:
             try:
                 needs = [need for _, (need, _) in offered]
                 call = self._exchange(self._name, finished, needs, self._trouble)
-                grant = await asyncio.wait_for(call, GOVERNOR_SECONDS)
+                # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes as the call returns
+                # (github.com/python/cpython/issues/81839), and `_close` would wait for ever.
+                async with asyncio.timeout(GOVERNOR_SECONDS):
+                    grant = await call
             except Exception as error:  # noqa: BLE001 - whatever it is, without the limiter nothing may be sent
                 log.warning("synthesize: the limiter was lost (%s); nothing more is sent", type(error).__name__)
                 self._put_back(offered)
@@ -367,10 +369,9 @@ class Worker:
             queue.appendleft(waiting)
 
     async def _wait_for_news(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._news.wait(), seconds)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
 
     def _halt(self, reason: str | None) -> None:
         self._stop = self._stop or reason
