@@ -153,9 +153,9 @@ class Batcher(Generic[Batch]):
     def _round(self, running: Rows, batch: Batch | None, new: list[Row]) -> tuple[Rows, Batch | None]:
         """New rows read their prompts, every row chooses, those that are over leave, the others make one step."""
         running, batch = self._packed(running, batch, new)
-        for row in new:
-            if row.answer.reason is not None:
-                row.end()
+        for entering in new:
+            if entering.answer.reason is not None:
+                entering.end()
         if batch is None:
             return [], None
         beside = sum(row is not None for row in running)
