@@ -97,7 +97,7 @@ def test_versions_are_pinned_exactly_and_cover_what_is_installed():
 
 
 def test_readmes_figures_are_those_of_the_result_files():
-    from tests.benchmarks import table
+    from tests.benchmarks import sweeps_table, table
 
     for made in (
         table.table,
@@ -107,6 +107,7 @@ def test_readmes_figures_are_those_of_the_result_files():
         table.training_table,
         table.export_table,
         table.serving_table,
+        sweeps_table.sweeps_table,
         table.projection_table,
         table.projection_costs,
     ):
