@@ -1,12 +1,16 @@
 """README's tables of figures, made from the result files."""
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
 LABELS = {"demo": "generated demo graph, {part}", "real_graph": "real sentences (Text2KGBench, Wikidata-TekGen)"}
+
+Describe = Callable[[dict[str, Any]], list[tuple[str, str]]]
+"""The lines of one result: what was measured, and the figure."""
 
 
 def table(directory: Path = RESULTS) -> str:
@@ -191,9 +195,19 @@ def _scores(values: dict[str, float]) -> str:
     return f"{loss} | " + " | ".join(recalls)
 
 
+def _figures(stem: str, parts: Iterable[tuple[str, Describe]], directory: Path) -> str:
+    """A line for each figure of the results `<stem>_<part>.json` that are there."""
+    lines = ["| what | measured | commit |", "|---|---|---|"]
+    for name, describe in parts:
+        path = directory / f"{stem}_{name}.json"
+        if path.is_file():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            lines += [f"| {what} | {figure} | {result['commit'][:7]} |" for what, figure in describe(result)]
+    return "\n".join(lines)
+
+
 def training_table(directory: Path = RESULTS) -> str:
     """One line a figure of training, for the results that are there."""
-    lines = ["| what | measured | commit |", "|---|---|---|"]
     parts = (
         ("ray", _ray),
         ("trl", _trl),
@@ -203,12 +217,7 @@ def training_table(directory: Path = RESULTS) -> str:
         ("memory", _memory),
         ("gpu", _gpu),
     )
-    for name, describe in parts:
-        path = directory / f"training_{name}.json"
-        if path.is_file():
-            result = json.loads(path.read_text(encoding="utf-8"))
-            lines += [f"| {what} | {figure} | {result['commit'][:7]} |" for what, figure in describe(result)]
-    return "\n".join(lines)
+    return _figures("training", parts, directory)
 
 
 def _ray(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -352,7 +361,6 @@ def _targets(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def export_table(directory: Path = RESULTS) -> str:
     """One line a figure of the demo's bundle, for the results that are there."""
-    lines = ["| what | measured | commit |", "|---|---|---|"]
     parts = (
         ("decode", _decode),
         ("variants", _variants),
@@ -360,12 +368,7 @@ def export_table(directory: Path = RESULTS) -> str:
         ("gguf", _gguf),
         ("runtime", _runtime),
     )
-    for name, describe in parts:
-        path = directory / f"export_{name}.json"
-        if path.is_file():
-            result = json.loads(path.read_text(encoding="utf-8"))
-            lines += [f"| {what} | {figure} | {result['commit'][:7]} |" for what, figure in describe(result)]
-    return "\n".join(lines)
+    return _figures("export", parts, directory)
 
 
 def _decode(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -429,13 +432,7 @@ def _runtime(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def serving_table(directory: Path = RESULTS) -> str:
     """One line a figure of the endpoint, for the results that are there."""
-    lines = ["| what | measured | commit |", "|---|---|---|"]
-    for name, describe in (("load", _load), ("swap", _swap), ("kill", _kill)):
-        path = directory / f"serving_{name}.json"
-        if path.is_file():
-            result = json.loads(path.read_text(encoding="utf-8"))
-            lines += [f"| {what} | {figure} | {result['commit'][:7]} |" for what, figure in describe(result)]
-    return "\n".join(lines)
+    return _figures("serving", (("load", _load), ("swap", _swap), ("kill", _kill)), directory)
 
 
 def _load(result: dict[str, Any]) -> list[tuple[str, str]]:
