@@ -34,8 +34,8 @@ from ucotron_ray.tuning.summary import summary, winner
 
 Result = dict[str, Any]
 
-RATES, RANKS = [2.5e-4, 8.0e-4, 2.5e-3, 8.0e-3], [4, 16, 64]
-TRAIN_ROWS, VAL_ROWS, BATCH, REPORT = 60, 16, 2, 6
+RATES, RANKS = [8.0e-5, 2.5e-4, 8.0e-4, 2.5e-3], [4, 16, 64]
+TRAIN_ROWS, VAL_ROWS, BATCH, REPORT = 72, 20, 2, 6
 STEPS = TRAIN_ROWS // BATCH
 PREDICATES = 8
 TRAIN_WORLD, VAL_WORLD = 42, 43

@@ -24,6 +24,9 @@ from ucotron_ray.artifacts import provenance
 
 Result = dict[str, Any]
 
+MEMORY_STEPS = 16
+"""What stays between steps shows only after some."""
+
 
 def arm(name: str, directory: Path, **settings: Any) -> Result:
     """One arm in a fresh process; its figures. Those of an earlier call in the same directory are taken as they are."""
@@ -161,8 +164,8 @@ def reference(root: Path, repeats: int) -> Result:
 def memory(root: Path, repeats: int) -> Result:
     """The plan's memory against the worker's peak less what it held before the model was loaded."""
     arms = {
-        f"{rows} rows": lambda path, rows=rows: arm("plain", path, rows=rows * 4, batch=rows, dtype="auto")
-        for rows in (2, 8, 12)
+        f"{rows} rows": lambda path, rows=rows: arm("plain", path, rows=rows * MEMORY_STEPS, batch=rows, dtype="auto")
+        for rows in (2, 6, 12)
     }
     made = turns(1, root, arms)
     errors = {name: every[0]["memory_predicted_gb"] / every[0]["memory_peak_gb"] - 1 for name, every in made.items()}

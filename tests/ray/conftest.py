@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -31,6 +32,13 @@ class Head:
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[Head]:
+    with new_head() as (head, _):
+        yield head
+
+
+@contextmanager
+def new_head(**settings: str) -> Iterator[tuple[Head, subprocess.Popen]]:
+    """A head by our own script, and its process, which `lose` ends with all that is on it."""
     directory = tempfile.mkdtemp(prefix="ur-", dir="/tmp")
     token = Path(directory) / "token"
     token.touch(mode=0o600)
@@ -49,6 +57,7 @@ def ray_head() -> Iterator[Head]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         # The drain of an idle head would only make the tests wait.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
+        **settings,
     }
     log = Path(directory) / "head.log"
     with log.open("w") as output:
@@ -57,7 +66,7 @@ def ray_head() -> Iterator[Head]:
         )
     try:
         _wait_until_healthy(f"http://127.0.0.1:{dashboard}/api/gcs_healthz", process, log)
-        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment)
+        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment), process
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -76,7 +85,7 @@ def second_node(head: Head) -> Iterator[subprocess.Popen]:
     with (Path(directory) / "node.log").open("w") as output:
         process = subprocess.Popen(command, env=head.environment, stdout=output, stderr=output, start_new_session=True)
     try:
-        _wait_until(lambda: _num_nodes(head) == 2, process, Path(directory) / "node.log")
+        _wait_until(lambda: len(_nodes(head)) == 2, process, Path(directory) / "node.log")
         yield process
     finally:
         lose(process)
@@ -94,12 +103,22 @@ def lose(node: subprocess.Popen) -> None:
         node.wait(10)
 
 
-def _num_nodes(head: Head) -> int:
+def announce_loss(head: Head, seconds: int) -> None:
+    """Tell the cluster what a cloud tells it before it takes a machine away: the node of `second_node` ends soon."""
+    (node,) = (node["node_id"] for node in _nodes(head) if not node["is_head_node"])
+    command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", head.address, "--node-id", node]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+    command += ["--deadline-remaining-seconds", str(seconds)]
+    subprocess.run(command, env=head.environment, check=True)
+
+
+def _nodes(head: Head) -> list[dict[str, Any]]:
+    """The nodes that are alive."""
     token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="utf-8")
     request = urllib.request.Request(f"{head.dashboard}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
     with urllib.request.urlopen(request, timeout=10) as answer:
         nodes = json.loads(answer.read())["data"]["result"]["result"]
-    return sum(node["state"] == "ALIVE" for node in nodes)
+    return [node for node in nodes if node["state"] == "ALIVE"]
 
 
 def _wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.faults.invariants import After, broken
-from tests.ray.conftest import ROOT, lose, second_node
+from tests.ray.conftest import ROOT, lose, new_head, second_node
 from tests.ray.test_chain import TIMEOUT, finished, start, wait_for
 from ucotron_ray.artifacts import Store
 from ucotron_ray.fireworks.simulator import TEACHER
@@ -177,6 +177,25 @@ def test_a_lost_node_and_the_same_command_end_with_the_same_rows(straight, ray_h
             # Where the limiter was on the lost node, the run stops and says so.
             assert process.returncode == 75
             finished(start(ray_head, *command))
+    assert left(straight, store, ledger) == []
+    assert rows(store)
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_lost_head_ends_the_driver_and_on_another_one_the_same_command_ends_the_run(straight, tmp_path):
+    store, ledger = tmp_path / "store", tmp_path / "ledger.jsonl"
+    with simulator(ledger, "--latency", "0.3") as url:
+        command = arguments(url, store)
+        # Ray looks for its head for a minute otherwise.
+        with new_head(RAY_gcs_rpc_server_reconnect_timeout_s="5") as (head, process_of_head):
+            driver = start(head, *command)
+            wait_for(lambda: sum(answered(ledger).values()) >= 60, driver)
+            lose(process_of_head)
+            driver.communicate(timeout=120)
+            assert driver.returncode != 0
+        with new_head() as (head, _):
+            finished(start(head, *command))
     assert left(straight, store, ledger) == []
     assert rows(store)
 

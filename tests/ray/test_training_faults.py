@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ray.conftest import lose, second_node
+from tests.ray.conftest import announce_loss, lose, second_node
 from tests.ray.test_chain import RECIPE, WEIGHTS, finished, start, wait_for
 from ucotron_ray.artifacts import Store, file_hash
 
@@ -110,3 +110,29 @@ def test_a_node_lost_in_the_middle_and_another_added_train_the_same_steps(place,
     straight, both = store.get("adapter", "straight").manifest, store.get("adapter", name).manifest
     assert straight.metrics["steps"] == both.metrics["steps"] == 80
     assert abs(straight.metrics["train_loss_last"] - both.metrics["train_loss_last"]) < 0.05
+
+
+@pytest.mark.slow
+def test_a_node_that_is_about_to_be_taken_away_costs_no_step_since_the_notice(place, ray_head):
+    """The usual checkpoints are 50 steps apart; the notice makes one of its own, and the run goes on from that."""
+    store, name = Store(place["store"]), "preempted"
+    settings = ["training.sft.slm.epochs=80", "training.sft.slm.save_steps=50", "training.sft.slm.eval_rows=0"]
+    command = sft(place, name, "workers.num_workers=2", "workers.cpus_per_worker=2", *settings)
+    partial = store.partial("adapter", name)
+
+    def noticed() -> list[int]:
+        return [step for step in steps_of(partial) if step % 50]
+
+    with second_node(ray_head) as node:
+        process = start(ray_head, *command)
+        wait_for(lambda: bool(steps_of(partial)), process)
+        announce_loss(ray_head, 60)
+        wait_for(lambda: bool(noticed()), process)
+        (step,) = noticed()
+        lose(node)
+        with second_node(ray_head):
+            result = finished(process)
+    assert "about to be taken away" in result["stderr"]
+    began_again = max(int(number) for number in re.findall(r"going on from checkpoint-(\d+)", result["stderr"]))
+    assert began_again >= step
+    assert store.get("adapter", name).manifest.metrics["steps"] == 640

@@ -1,6 +1,7 @@
 """Tracking: spooled first, sent once, never in the way. Real MLflow on real sqlite."""
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -89,6 +90,28 @@ def test_a_dead_server_keeps_the_spool_and_the_next_sender_empties_it(tmp_path, 
         pass
     assert not tracking.has_pending(tmp_path)
     run_id = tracking.run_id(tmp_path, "run-2")
+    assert run_id is not None
+    assert client(database).get_run(run_id).data.metrics == {"f1": 0.5}
+
+
+def test_a_server_that_never_answers_holds_a_run_up_for_a_bounded_time(tmp_path, database, monkeypatch, caplog):
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    spool = tracking.Spool(tmp_path, "run-slow")
+    spool.start(name="slow")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        # The kernel takes the connection; nobody reads from it.
+        where = tracking.Destination(f"http://127.0.0.1:{silent.getsockname()[1]}", "tests", None)
+        sender = tracking.Sender(tmp_path, where)
+        with sender:
+            spool.metrics({"f1": 0.5})
+        assert "MLflow is slow" in caplog.text
+        assert tracking.has_pending(tmp_path)
+        sender._thread.join(60)
+        assert not sender._thread.is_alive()
+    assert tracking.send_pending(tmp_path, database)
+    run_id = tracking.run_id(tmp_path, "run-slow")
     assert run_id is not None
     assert client(database).get_run(run_id).data.metrics == {"f1": 0.5}
 

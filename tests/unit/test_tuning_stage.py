@@ -13,7 +13,7 @@ from tests.unit.test_projection_fit import data as data  # the fixture, again fo
 from ucotron_ray import artifacts, config, jsonl, run, session
 from ucotron_ray.artifacts import Store
 from ucotron_ray.models import base as base_models
-from ucotron_ray.stages import training
+from ucotron_ray.stages import training, tuning
 from ucotron_ray.tuning import on_ray, png
 from ucotron_ray.tuning import trial as trials
 
@@ -266,3 +266,21 @@ def test_the_projection_is_tuned_by_its_validation_loss(place, capsys, data, mon
     assert (best.projection.learning_rate, best.projection.hidden_dim) == (3e-3, 32)
     assert best.tuned.stage == "projection"
     assert best.tuned.winners["projection"]["val_loss"] == won["value"]
+
+
+def test_a_cluster_that_grows_is_waited_for_before_its_trials_are_counted(tmp_path, monkeypatch):
+    wanted = [("ray.wait_for_nodes", 60), ("trials.slm.gpus_per_worker", 1), ("trials.slm.at_once", 2)]
+    loaded = config.load(overrides=[*wanted, ("workers.cpus_per_worker", 3), ("store", str(tmp_path))])
+    waited: list[tuple[int, float | None, float]] = []
+
+    def grown(workers, seconds: float) -> None:
+        waited.append((workers.num_workers, workers.gpus_per_worker, seconds))
+
+    monkeypatch.setattr(session, "wait_for_nodes", grown)
+    monkeypatch.setattr(session, "worker_resources", lambda workers: session.WorkerResources(3.0, 1.0))
+    monkeypatch.setattr(session, "check_resources", lambda workers: None)
+    monkeypatch.setattr(session, "room_for", lambda workers: 2 * len(waited))
+    workers, at_once = tuning.shares(run.Run(loaded, verb="tune", name="grows"), ["slm"])
+    assert waited == [(2, 1.0, 60.0)]
+    assert at_once == {"slm": 2}
+    assert workers["slm"].num_workers == 1

@@ -2,6 +2,8 @@
 
 import json
 import math
+import multiprocessing
+import resource
 
 import pytest
 
@@ -133,6 +135,25 @@ def test_an_error_of_the_libraries_is_an_outcome_but_for_one_of_several_workers(
         "cause": "RuntimeError: CUDA out of memory. Tried to allocate 2 GiB",
         "metrics": {},
     }
+
+
+def _within(memory: int, job: TrialJob) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    trial.run(job, lambda score: None)
+
+
+@pytest.mark.slow
+def test_memory_that_is_not_there_is_an_outcome_that_says_how_much_was_wanted(tmp_path, tiny_model):
+    # A matrix of 25 GB in a process that may have 16.
+    job = made(tmp_path, tiny_model, lora_rank=2**27)
+    process = multiprocessing.get_context("spawn").Process(target=_within, args=(16 * 2**30, job))
+    process.start()
+    process.join(120)
+    outcome = trial.outcome_of(tmp_path / "trials" / "t")
+    assert process.exitcode == 0
+    assert outcome is not None
+    assert outcome["state"] == "failed"
+    assert "can't allocate memory" in outcome["cause"]
 
 
 def test_the_sweeps_stop_file_stops_a_trial_with_a_checkpoint_and_no_outcome(tmp_path, tiny_model):

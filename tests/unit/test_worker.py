@@ -14,6 +14,7 @@ from ucotron_ray.fireworks.prices import Price
 from ucotron_ray.fireworks.simulator import TEACHER
 from ucotron_ray.synthesis import journal
 from ucotron_ray.synthesis.governor import Budget, Governor, Settings
+from ucotron_ray.synthesis.plan import Task
 from ucotron_ray.synthesis.tasks import relation_extraction
 from ucotron_ray.synthesis.worker import Result, Sending, Worker
 
@@ -31,9 +32,10 @@ def sample(
     give_up_after: float = 5.0,
     dialect: str = "auto",
     max_in_flight: int = 64,
+    task: Task | None = None,
 ) -> tuple[list[Result], Governor]:
     loaded = config.load()
-    task = relation_extraction.make_task(loaded.recipe.generation)
+    task = task or relation_extraction.make_task(loaded.recipe.generation)
     api = loaded.place.api.model_copy(update={"inference_base_url": teacher.base_url, "dialect": dialect})
     limits = Settings(8, max_in_flight, None, None, None, give_up_after)
     governor = Governor(limits, time.monotonic)
@@ -44,7 +46,7 @@ def sample(
         return governor.exchange("run", name, finished, needs, trouble)
 
     sending = Sending("run", 1.0, total, total, max_retries, 0.01)
-    worker = Worker(task, endpoint_of(api, TEACHER), PRICE, sending, directory, exchange)
+    worker = Worker(task, endpoint_of(api, TEACHER), PRICE, sending, directory, directory / "marks", exchange)
     try:
         return worker.run(numbers), governor
     finally:
@@ -163,7 +165,7 @@ def test_a_close_that_comes_as_the_limiter_answers_is_not_lost(tmp_path):
         closed.set_result(None)
 
     sending = Sending("run", 1.0, 1.0, 1.0, 1, 0.01)
-    made.append(Worker(task, endpoint_of(api, TEACHER), PRICE, sending, tmp_path, exchange))
+    made.append(Worker(task, endpoint_of(api, TEACHER), PRICE, sending, tmp_path, tmp_path / "marks", exchange))
     closed.result(timeout=30)
     made[0]._loop.call_soon_threadsafe(made[0]._loop.stop)
 

@@ -106,6 +106,9 @@ def shares(run: Run, tiers: list[str]) -> tuple[dict[str, Workers], dict[str, in
         asked = {"cpus_per_worker": share.cpus_per_worker or place.cpus_per_worker}
         asked["gpus_per_worker"] = share.gpus_per_worker if share.gpus_per_worker is not None else place.gpus_per_worker
         wanted = place.model_copy(update={**asked, "num_workers": num})
+        if run.config.place.ray.wait_for_nodes:
+            together = wanted.model_copy(update={"num_workers": num * (share.at_once or 1)})
+            session.wait_for_nodes(together, run.config.place.ray.wait_for_nodes)
         # Processors are shared by as many trials as there are to be, or as the GPUs hold.
         groups = share.at_once or session.groups_on_gpus(wanted)
         held = session.worker_resources(wanted.model_copy(update={"num_workers": num * groups}))

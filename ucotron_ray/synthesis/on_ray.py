@@ -132,7 +132,8 @@ class Synthesizer:
         self._broken: UcotronRayError | None = None
         try:
             self._task = job.make_task()
-            self._worker = Worker(self._task, job.endpoint, job.price, job.sending, Path(job.journal), exchange)
+            answers, marks = Path(job.journal), Path(job.directory) / OUTCOMES
+            self._worker = Worker(self._task, job.endpoint, job.price, job.sending, answers, marks, exchange)
         except UcotronRayError as error:
             self._broken = error
         self._file = Path(job.directory) / OUTCOMES / f"{uuid.uuid4().hex}.jsonl"

@@ -13,6 +13,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ucotron_ray.fireworks.prices import Price
 from ucotron_ray.synthesis.governor import Finished, Grant, Need, Reserved
 from ucotron_ray.synthesis.journal import Reader, Record, Writer
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Facts, Task, request_body, request_id
+from ucotron_ray.synthesis.poison import DEATHS, Mark
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class Worker:
         price: Price | None,
         sending: Sending,
         journal: Path,
+        marks: Path,
         exchange: Exchange,
     ) -> None:
         self._task = task
@@ -95,6 +98,8 @@ class Worker:
         self._reader = Reader(journal)
         self._reader.refresh()
         self._journal = journal
+        self._mark = Mark(marks)
+        self._killers: set[int] = set()
         self._writer: Writer | None = None
         self._stop: str | None = None
         self._trouble: str | None = None
@@ -150,26 +155,30 @@ class Worker:
         if self._finished:
             await self._exchange(self._name, self._finished, [], self._trouble)
         await self._session.close()
+        self._mark.close()
         if self._writer:
             self._writer.close()
 
     async def _all(self, numbers: Sequence[int]) -> list[Result]:
         self._reader.refresh()
+        self._killers |= self._mark.killers()
         return list(await asyncio.gather(*(self._sample(number) for number in numbers)))
 
     async def _sample(self, number: int) -> Result:
-        facts = self._task.sample(number)
+        if number in self._killers:
+            return Result(number, Done("quarantined", reason=f"{DEATHS} processes ended over it"), 0)
+        facts = self._mark.at(number, partial(self._task.sample, number))
         conversation = self._task.converse(facts)
         answers: list[Answer] = []
         sent: Counter[str] = Counter()
         try:
-            ask = next(conversation)
+            ask = self._mark.at(number, partial(next, conversation))
             while True:
                 answer = await self._answer(facts, ask, answers, sent)
                 if isinstance(answer, Done):
                     return Result(number, answer, sent["requests"])
                 answers.append(answer)
-                ask = conversation.send(answer)
+                ask = self._mark.at(number, partial(conversation.send, answer))
         except StopIteration as end:
             return Result(number, end.value, sent["requests"])
         except Ended as end:
