@@ -9,6 +9,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,8 +42,12 @@ class Mark:
 
     def killers(self) -> set[int]:
         """Samples over which DEATHS other processes ended."""
-        left = [path.read_bytes() for path in self._directory.glob(f"*{SUFFIX}") if path != self._path]
-        deaths = Counter(content for content in left if content not in (_NONE, b""))
+        deaths: Counter[bytes] = Counter()
+        for path in self._directory.glob(f"*{SUFFIX}"):
+            # One that ends in order meanwhile takes its file away.
+            with suppress(FileNotFoundError):
+                deaths[path.read_bytes()] += path != self._path
+        del deaths[_NONE], deaths[b""]
         return {
             int.from_bytes(content, "little", signed=True) for content, number in deaths.items() if number >= DEATHS
         }
