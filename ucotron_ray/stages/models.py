@@ -17,10 +17,16 @@ def prompt_identity() -> str:
     return artifacts.canonical_hash(wire.chat_messages("{text}", example))[:16]
 
 
+def note_hub(run: Run, base: base_models.BaseModel) -> base_models.BaseModel:
+    """Let workers ask the hub for this base. Before anything connects: whether they may is settled with that."""
+    run.hub_needed = run.hub_needed or base.kind == "hub"
+    return base
+
+
 def loadable_base(run: Run, base: base_models.BaseModel) -> str:
     """What a worker loads: the reference itself, or for a GGUF file the safetensors that were made of it once."""
     if base.kind != "gguf":
-        run.hub_needed = run.hub_needed or base.kind == "hub"
+        note_hub(run, base)
         return str(base.path or base.reference)
     request = Request("cache", f"base-{base.identity[-12:]}", {"base": base.identity, "format": "safetensors float32"})
 
@@ -59,9 +65,8 @@ def model(run: Run, reference: str) -> tuple[base_models.BaseModel, Artifact | N
         artifacts.verify(found)
         if found.manifest.kind == "adapter":
             adapter = found
-    if adapter is None:
-        return base_models.resolve(reference), None
-    return base_of(adapter), adapter
+    base = base_models.resolve(reference) if adapter is None else base_of(adapter)
+    return note_hub(run, base), adapter
 
 
 def copy_out(artifact: Artifact, directory: Path) -> None:
