@@ -5,7 +5,8 @@
 #   cluster/local-head.sh &
 #   export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265
 #   ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \
-#     python jobs/pipeline.py --recipe jobs/recipes/demo.yaml --set store=$PWD/store ...
+#     python jobs/pipeline.py --recipe jobs/recipes/tiny.yaml --place cluster/places/laptop.yaml \
+#     --set store=$PWD/store ...                     # README.md has the whole command
 set -euo pipefail
 # The token file would otherwise be readable by everybody.
 umask 077

@@ -63,7 +63,7 @@ def synthesis(settings: Config, task: str, rows: int, rates: Rates) -> Figures:
     basis += f"; priced as {model.rpartition('/')[2]} of {date}" if price else "; no price is known"
     teacher = settings.recipe.models.generation.model_id
     if rate is not None and rate.teacher == teacher:
-        minutes = rows / rate.rows_per_second / 60
+        minutes = (rate.other_seconds + rows / rate.rows_per_second) / 60
         basis += "; time measured"
     else:
         limit = api.generated_tokens_per_minute or float(facts["generated_tokens_per_minute"])

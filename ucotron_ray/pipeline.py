@@ -21,6 +21,7 @@ from ucotron_ray.stages import (
     scoring,
     subjects,
     synthesis,
+    teachers,
     training,
     tuning,
 )
@@ -59,12 +60,27 @@ def check(run: Run, options: Options) -> base_models.BaseModel:
     preferred = _preference_reference(run, options)
     if preferred is not None and Path(preferred).is_file():
         jsonl.read_rows(Path(preferred))
-    return base_models.resolve(run.config.recipe.tier_model.local_model)
+    if options.skip_train:
+        # The adapter's own, whatever the recipe says now: on another one it would answer something, and wrongly.
+        return models.note_hub(run, models.base_of(trained(run), run.store))
+    return models.note_hub(run, base_models.resolve(run.config.recipe.tier_model.local_model))
+
+
+def check_teacher(run: Run, options: Options) -> None:
+    """Refuse a recipe that wants rows of a teacher that cannot be asked: after hours of training it is too late."""
+    want = None if options.skip_generate or options.data_dir is not None else teacher_rows(run)
+    asks = want is not None and synthesis.will_run(run, synthesis.request(run, want))
+    if not (options.skip_dpo or options.skip_train) and _preference_reference(run, options) is None:
+        wanted = run.config.recipe.generation.preferences_in_pipeline
+        asks = asks or bool(wanted and run.store.find("dataset", f"{run.name}-preference") is None)
+    if asks:
+        teachers.configured(run)
 
 
 def execute(run: Run, options: Options) -> dict[str, Any]:
     """Run the chain; return the figures of the last line."""
     base = check(run, options)
+    check_teacher(run, options)
     dataset = dataset_stage(run, options)
     # Read it before the long part: a wrong path should not cost a training run.
     data = datasets.held_out(run, run.config.recipe.evaluation.data, dataset)
@@ -74,7 +90,7 @@ def execute(run: Run, options: Options) -> dict[str, Any]:
     original, before_dpo = base, tuned
     aligned = dpo_stage(run, options, base, adapter, dataset)
     if aligned is not None:
-        aligned_base = models.base_of(aligned)
+        aligned_base = models.base_of(aligned, run.store)
         after = scoring.scores_of(scoring.evaluate(run, aligned.manifest.name, aligned_base, aligned, data))
         if keeps_dpo(run, before_dpo, after):
             base, adapter, tuned = aligned_base, aligned, after
@@ -114,9 +130,7 @@ def dataset_stage(run: Run, options: Options) -> Artifact:
     graph, want = datasets.import_graph(run), teacher_rows(run)
     if want is None:
         return graph
-    synthesis.synthesize(run, want)
-    # By the store, which refuses rows that the gate rejected.
-    return datasets.mix(run, graph, run.store.get("dataset", want.name, accept_rejected=run.accept_rejected))
+    return datasets.mix(run, graph, synthesis.accepted(run, want))
 
 
 def teacher_rows(run: Run) -> synthesis.Wanted | None:
@@ -136,9 +150,17 @@ def tune_stage(run: Run, options: Options, dataset: Artifact) -> Artifact | None
 
 def adapter_stage(run: Run, options: Options, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
     """The trained adapter; with `--skip-train` the one that is there already."""
-    if options.skip_train:
-        return run.store.get("adapter", run.name, accept_rejected=run.accept_rejected)
-    return training.sft(run, dataset, base)
+    return trained(run) if options.skip_train else training.sft(run, dataset, base)
+
+
+def trained(run: Run) -> Artifact:
+    """The adapter that `--skip-train` goes on with."""
+    adapter = run.store.find("adapter", run.name)
+    if adapter is None:
+        raise MissingArtifact(
+            f"--skip-train needs the adapter '{run.name}'", where=str(run.store.root), next_step="train it first"
+        )
+    return run.store.get("adapter", run.name, accept_rejected=run.accept_rejected)
 
 
 def dpo_stage(
@@ -153,7 +175,7 @@ def dpo_stage(
         data = preferences.data_of(run, reference)
     elif count:
         want = synthesis.wanted(run, "preference", count, dataset.manifest.name, name=f"{run.name}-preference")
-        data = synthesis.synthesize(run, want)
+        data = synthesis.accepted(run, want)
     else:
         return None
     return training.dpo(run, f"{run.name}-dpo", preferences.pairs_of(run, data, base, adapter), base, adapter)
@@ -194,11 +216,7 @@ def plan(run: Run, options: Options) -> list[dict[str, str]]:
     dataset = planned_dataset(run, options, steps)
     adapter: Artifact | None = None
     if options.skip_train:
-        adapter = run.store.find("adapter", run.name)
-        if adapter is None:
-            raise MissingArtifact(
-                f"--skip-train needs the adapter '{run.name}'", where=str(run.store.root), next_step="train it first"
-            )
+        adapter = trained(run)
         steps.append({"stage": "sft", "artifact": f"adapter/{run.name}", "action": "skip"})
     elif _planned_sweep(run, options, dataset, steps) and dataset is not None:
         adapter = _step(run, steps, "sft", training.sft_request(run, dataset, base))

@@ -11,13 +11,16 @@ from ucotron_ray.errors import CorruptArtifact
 
 @dataclass(frozen=True)
 class SynthesisRate:
-    """Of one accepted row, with the samples that were not accepted, and of one second."""
+    """Of one accepted row, with the samples that were not accepted; and how long things took."""
 
     requests: float
     prompt: float
     completion: float
     usd: float
     rows_per_second: float
+    """While the teacher was asked."""
+    other_seconds: float
+    """Of a run: its start, and what comes after the answers. They do not grow with the rows."""
     teacher: str
 
 
@@ -83,14 +86,17 @@ def _add_synthesis(rates: Rates, artifact: Artifact, seconds: float) -> None:
     manifest = artifact.manifest
     accepted = manifest.counts.get("accepted", 0)
     # A run that found its answers in the journal paid and sent less than it is worth.
-    if not accepted or manifest.metrics["requests"] < accepted:
+    if not accepted or manifest.metrics["requests"] < accepted or "asking_seconds" not in manifest.metrics:
         return
+    # One that was over between two looks has taken about one look.
+    asking = max(manifest.metrics["asking_seconds"], 1.0)
     rates.synthesis[str(manifest.recipe_fields["task"])] = SynthesisRate(
         requests=manifest.metrics["requests"] / accepted,
         prompt=manifest.metrics["prompt_tokens"] / accepted,
         completion=manifest.metrics["completion_tokens"] / accepted,
         usd=manifest.metrics["cost_usd"] / accepted,
-        rows_per_second=accepted / seconds,
+        rows_per_second=accepted / asking,
+        other_seconds=max(0.0, seconds - asking),
         teacher=str(manifest.recipe_fields["teacher"]),
     )
 

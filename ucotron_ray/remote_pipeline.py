@@ -96,7 +96,7 @@ def _pairs(run: Run, options: Options, dataset: Artifact) -> Artifact | None:
     if not count or not _has_relations(dataset):
         log.info("remote-dpo: skipped: no %s, no dataset '%s', and no teacher's rows in the recipe", DPO_FILE, name)
         return None
-    return synthesis.synthesize(run, synthesis.wanted(run, "preference", count, dataset.manifest.name, name=name))
+    return synthesis.accepted(run, synthesis.wanted(run, "preference", count, dataset.manifest.name, name=name))
 
 
 def _has_relations(dataset: Artifact) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from ucotron_ray import redaction, variables
-from ucotron_ray.errors import ResourceError, StageFailed, Stopped, UcotronRayError
+from ucotron_ray import placement, redaction, variables
+from ucotron_ray.errors import ConfigError, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.place import Place, Workers
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
+    # oneDNN keeps 1,024 kernels by default, one for each length of a batch and weight's shape, of 1 MB and more: the
+    # demo's worker grew by 20 MB a step. A step has a dozen; making them anew costs nothing that could be measured.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
     # The default of 2 s would hold every report back that long; each poll takes time from the workers.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
     # A sweep has its own record, TensorBoard files and MLflow runs.
@@ -78,7 +81,9 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     # Ray's own lines would bury ours; they stay in Ray's log directory.
     common = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
-        ray.init(address=address, runtime_env={"env_vars": environment}, **common)
+        # A job's own variables may be among ours; without this Ray takes a name that stands in both for a mistake.
+        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+        _join(address, runtime_env={"env_vars": environment}, **common)
     else:
         # Nobody takes this machine away: one actor less.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -100,16 +105,28 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
         ray.shutdown()
 
 
+def _join(address: str, **options: Any) -> None:
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise ConfigError(
+            "there is no Ray cluster to connect to",
+            where="ray.address, RAY_ADDRESS",
+            expected="the address of a head that runs",
+            found=f"{address}: {str(error).splitlines()[0]}",
+            next_step="start a head (cluster/local-head.sh), or leave the address away: then one is started here",
+        ) from error
+
+
 def worker_resources(workers: Workers) -> WorkerResources:
     """CPUs and GPUs of one worker, from the place or from what the cluster has."""
-    total = ray.cluster_resources()
+    nodes = _nodes()
     gpus = workers.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if total.get("GPU", 0) >= workers.num_workers else 0.0
+        gpus = 1.0 if placement.total(nodes, "GPU") >= workers.num_workers else 0.0
     cpus = workers.cpus_per_worker
     if cpus is None:
-        # Whole processors: the driver needs none, as it only waits.
-        cpus = float(max(1, math.floor(total.get("CPU", 1) / workers.num_workers)))
+        cpus = placement.largest_share(nodes, workers.num_workers, gpus)
     return WorkerResources(cpus, gpus)
 
 
@@ -118,19 +135,7 @@ def check_resources(workers: Workers) -> None:
 
     Raises ResourceError if the cluster has too little in all, or no way to spread its nodes' share over the workers.
     """
-    total = ray.cluster_resources()
-    one = worker_resources(workers)
-    _check_totals(workers, one, total)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = sum(_fitting(one.as_ray(), node) for node in nodes)
-    if places < workers.num_workers:
-        raise ResourceError(
-            "no placement of the workers on the cluster's nodes exists: a worker cannot be split over nodes",
-            where="workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker",
-            expected=f"{workers.num_workers} x {one.as_ray()}",
-            found=f"room for {places} on nodes with {[_shown(node) for node in nodes]}",
-            next_step="lower the workers in the place file, or join larger nodes",
-        )
+    placement.check(_nodes(), worker_resources(workers).as_ray(), workers.num_workers)
 
 
 def wait_for_nodes(workers: Workers, seconds: float) -> None:
@@ -155,49 +160,36 @@ def wait_for_nodes(workers: Workers, seconds: float) -> None:
 
 def room_for(workers: Workers) -> int:
     """How many such workers the living nodes hold together."""
-    one = worker_resources(workers).as_ray()
-    return sum(_fitting(one, node["Resources"]) for node in ray.nodes() if node["Alive"])
+    return placement.room(_nodes(), worker_resources(workers).as_ray())
 
 
 def groups_on_gpus(workers: Workers) -> int:
     """How many such groups of workers the cluster's GPUs hold; 1 for workers without any."""
     gpus = worker_resources(workers).gpus * workers.num_workers
-    return max(1, math.floor(ray.cluster_resources().get("GPU", 0.0) / gpus)) if gpus else 1
+    return max(1, math.floor(placement.total(_nodes(), "GPU") / gpus)) if gpus else 1
 
 
 def accelerator() -> str | None:
     """The type of the cluster's GPUs as Ray names it (`H100`); None if there is none, or more than one type."""
     prefix = "accelerator_type:"
-    types = [name.removeprefix(prefix) for name in ray.cluster_resources() if name.startswith(prefix)]
-    return types[0] if len(types) == 1 and ray.cluster_resources().get("GPU", 0) else None
+    types = {name.removeprefix(prefix) for node in _nodes() for name in node if name.startswith(prefix)}
+    return types.pop() if len(types) == 1 and placement.total(_nodes(), "GPU") else None
 
 
 def worker_memory(workers: Workers) -> float | None:
-    """Bytes of a node that one worker can have, on the smallest node; None where Ray does not know."""
-    nodes = [node["Resources"].get("memory") for node in ray.nodes() if node["Alive"]]
-    known = [float(memory) for memory in nodes if memory]
+    """Bytes that one worker can have, on the smallest of the nodes that take one; None where Ray does not know."""
+    known = placement.memories(_nodes(), worker_resources(workers).as_ray())
     return min(known) / math.ceil(workers.num_workers / len(known)) if known else None
 
 
-def _fitting(one: dict[str, float], node: dict[str, float]) -> int:
-    return min(math.floor(node.get(name, 0.0) / amount) for name, amount in one.items() if amount)
+def task_memory(workers: Workers) -> float | None:
+    """Bytes of the largest node with a worker's processors: a task that says what it needs is started there."""
+    return max(placement.memories(_nodes(), {"CPU": worker_resources(workers).cpus}), default=None)
 
 
-def _shown(node: dict[str, float]) -> str:
-    return ", ".join(f"{node.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
-
-
-def _check_totals(workers: Workers, one: WorkerResources, total: dict[str, float]) -> None:
-    for name, asked in (("CPU", one.cpus * workers.num_workers), ("GPU", one.gpus * workers.num_workers)):
-        have = total.get(name, 0.0)
-        if asked > have:
-            raise ResourceError(
-                f"the cluster has too few {name}s for the place's workers",
-                where="workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker",
-                expected=f"{asked:g} {name}s",
-                found=f"{have:g} {name}s",
-                next_step="lower the workers in the place file, or join a larger cluster",
-            )
+def _nodes() -> list[placement.Resources]:
+    """What each living node has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Reads `arm.json` in the directory, leaves `figures.json`. The model is the demo'
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -314,6 +315,11 @@ def left_by(directory: Path) -> dict[str, Any]:
 
 def main() -> None:
     name, directory = sys.argv[1], Path(sys.argv[2])
+    if name != "ray":
+        # A process without Ray has what our workers have.
+        from ucotron_ray import session
+
+        os.environ.update(session.WORKER_ENVIRONMENT)
     given = json.loads((directory / "arm.json").read_text(encoding="utf-8"))
     if name != "gpu":
         model_directory()

@@ -10,11 +10,13 @@ import torch
 
 from tests.tiny_models import save_tiny
 from ucotron_ray import config, jsonl, wire
+from ucotron_ray.evaluation.generate import triples_of
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.records import PreferenceRow
 from ucotron_ray.training import dpo, progress, sft
+from ucotron_ray.training.hooks import Hooks
 from ucotron_ray.training.job import DpoJob, SftJob, TrainingJob
 
 pytestmark = [
@@ -93,7 +95,27 @@ def test_4_bit_weights_learn_and_leave_an_adapter_alone(tmp_path, model, on_gpu)
     assert weights < (model / "model.safetensors").stat().st_size
 
 
-def test_preference_training_begins_at_ln_2(tmp_path, model):
+@pytest.mark.parametrize(
+    "changes",
+    [{"quantize": "nf4"}, {"lora_dropout": 0.1}],
+    ids=["4 bits beside layers in float32", "an adapter in float32 that is not fused"],
+)
+def test_answers_are_scored_while_it_trains(tmp_path, model, changes):
+    """`generate` goes by the model's inner parts, where nobody but us sets the type that is computed in."""
+    pytest.importorskip("bitsandbytes")
+    settings = SETTINGS.model_copy(update={**changes, "eval_rows": 4, "eval_f1_rows": 2, "eval_steps": 4})
+    made = job(tmp_path / "run", model, settings=settings.model_dump(), dtype="bfloat16")
+    made = replace(made, val_file=made.train_file)
+    scored: list[float] = []
+    score = triples_of(Path(made.train_file), 2, max_new_tokens=4, batch_size=2)
+    sft.train(made, lambda metrics: None, Hooks(lambda metrics: scored.append(metrics["eval_f1"]), score))
+    assert len(scored) == 2
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_preference_training_begins_at_ln_2(tmp_path, model, quantize):
+    if quantize == "nf4":
+        pytest.importorskip("bitsandbytes")
     rows = [
         PreferenceRow(
             prompt=wire.user_prompt(row.text, row.entities),
@@ -106,7 +128,7 @@ def test_preference_training_begins_at_ln_2(tmp_path, model):
     jsonl.write_rows(tmp_path / "pairs.jsonl", rows)
     for name in ("reference", "run"):
         (tmp_path / name).mkdir()
-    settings = config.load().recipe.dpo.model_copy(update={**CHANGES, "learning_rate": 5e-3})
+    settings = config.load().recipe.dpo.model_copy(update={**CHANGES, "learning_rate": 5e-3, "quantize": quantize})
     common = TrainingJob(
         base=str(model),
         train_file=str(tmp_path / "pairs.jsonl"),

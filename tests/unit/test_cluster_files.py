@@ -249,6 +249,44 @@ def test_cloud_nodes_are_closed_and_spot_is_for_workers_only(path):
             assert all(disk["Ebs"]["Encrypted"] for disk in kind["node_config"]["BlockDeviceMappings"])
 
 
+@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
+def test_cloud_nodes_have_images_that_are_chosen_and_those_with_gpus_a_driver(path):
+    """Without an ImageId Ray takes an image whose driver is too old for our torch."""
+    loaded = read(path)
+    for name, kind in loaded["available_node_types"].items():
+        node = kind["node_config"]
+        if loaded["provider"]["type"] == "aws":
+            images = [node["ImageId"]]
+        else:
+            images = [disk["initializeParams"]["sourceImage"] for disk in node["disks"]]
+        assert all("REPLACE" in image for image in images)
+        assert all(("nvidia-driver" in image) == (name == "gpu") for image in images)
+    assert "580 or" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
+def test_cloud_nodes_copy_only_files_that_the_readmes_block_makes(path):
+    """`ray up` fails over a missing one when the head runs already."""
+    text = (CLUSTER / "README.md").read_text(encoding="utf-8")
+    section = text.split("\n## AWS and Google Cloud\n")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    mounts = read(path)["file_mounts"]
+    assert mounts == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+    assert "ray get-auth-token --generate" in block
+    assert "teacher_key" not in block
+    uncommented = path.read_text(encoding="utf-8").replace('  # "/home/ray', '  "/home/ray')
+    assert yaml.safe_load(uncommented)["file_mounts"].keys() - mounts == {"/home/ray/.ucotron/teacher_key"}
+
+
+@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
+def test_the_shared_file_system_belongs_to_the_user_of_the_containers(path):
+    docker = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    (user,) = set(re.findall(r"^USER (\d+:\d+)$", docker, re.MULTILINE))
+    mount, owner = read(path)["initialization_commands"]
+    assert "mount" in mount
+    assert owner.endswith(f"sudo chown {user} /shared")
+
+
 # ---- scripts, compose, image -----------------------------------------------------------------------------------------
 
 
@@ -399,7 +437,7 @@ if [[ "$1" == show ]]; then printf 'node1\\nnode2\\n'; else echo "$@" >>"$CALLS"
 """,
     # Runs the command once, as on the head node.
     "srun": """#!/bin/bash
-while [[ "$1" == --* ]]; do shift; done
+while [[ "$1" == --* ]]; do echo "srun $1" >>"$CALLS"; shift; done
 exec "$@"
 """,
     # Runs what stands behind `--`; with RAY_FAILS it ends with 0 and runs nothing, as the real one does.
@@ -452,11 +490,20 @@ def slurm(tmp_path):
     subprocess.run(["rm", "-rf", "/tmp/ur-20123"], check=False)
 
 
+def test_every_srun_says_how_many_processors_a_task_has():
+    text = (CLUSTER / "slurm.sbatch").read_text(encoding="utf-8")
+    steps = re.findall(r"^\s*srun .*", text, re.MULTILINE)
+    assert steps
+    assert all('--cpus-per-task="${SLURM_CPUS_PER_TASK:-1}"' in step for step in steps)
+
+
 def test_slurm_runs_the_command_on_its_own_cluster(slurm, tmp_path):
     start, calls = slurm
     assert start().wait(20) == 0
     said = calls.read_text(encoding="utf-8")
     assert "ray symmetric-run --address node1:20123 --min-nodes 2 --num-cpus=8" in said
+    # srun takes it from the job no more, since Slurm 22.05.
+    assert "srun --cpus-per-task=8" in said
     assert "python -m ucotron_ray pipeline --name two words --set store=" in said
     assert "--set ray.address=node1:20123 --json" in said
     assert not list((tmp_path / "store").iterdir())
@@ -503,8 +550,8 @@ def test_slurms_warning_reaches_the_driver_and_the_job_goes_back_into_the_queue(
 
 def test_the_readmes_commands_are_shell_and_name_files_that_exist():
     text = (CLUSTER / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 9
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 10
     for block in blocks:
         subprocess.run(["bash", "-n", "-c", block], check=True)
         for path in re.findall(r"(?:^|[ /])((?:jobs|cluster)/[\w./-]+\.(?:py|yaml|sh|sbatch))", block):
@@ -514,3 +561,19 @@ def test_the_readmes_commands_are_shell_and_name_files_that_exist():
         assert "tatically checked only" in section, way
     for name in re.findall(r"`((?:kuberay/|places/)?[\w.-]+\.(?:yaml|sh|sbatch|lock))`", text.split("\n## ")[0]):
         assert (CLUSTER / name).exists(), name
+
+
+def test_the_demos_command_has_a_teacher_beside_it_and_our_parser_takes_all_of_it():
+    """Not run in a test: a quarter of an hour."""
+    text = (CLUSTER / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    assert "recipes/demo.yaml" not in "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+    words = shlex.split(block.replace("\\\n", " "))
+    assert words[0] == "ucotron-ray"
+    beside = cli._parser().parse_args(words[1:])
+    assert beside.verb == "simulate-fireworks"
+    assert beside.command == words[words.index("ray") :]
+    job = words[words.index("jobs/pipeline.py") + 1 :]
+    args = cli._parser().parse_args(["pipeline", *job])
+    assert args.recipe == Path("jobs/recipes/demo.yaml")
+    assert "api.inference_base_url={url}/inference/v1" in job

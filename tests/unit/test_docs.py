@@ -22,6 +22,16 @@ def test_every_recipe_loads(path):
         assert loaded.training == config.load().recipe.training
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs/recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_table_of_recipes_says_which_need_a_teacher(path):
+    generation = config.load(recipe=path).recipe.generation
+    lines = (ROOT / "jobs/README.md").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"| `recipes/{path.name}`"))
+    asks = generation.in_pipeline or generation.preferences_in_pipeline
+    assert ("a teacher" in line) == bool(asks)
+    assert not asks or f"a teacher for {generation.in_pipeline} rows" in line
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "cluster/places").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_place_loads(path):
     config.load(place=path)

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit import test_cli
-from ucotron_ray import jsonl, run, session
-from ucotron_ray.artifacts import Store
+from tests.unit.test_dpo import ROWS as PAIRS
+from ucotron_ray import config, jsonl, run, session
+from ucotron_ray.artifacts import MANIFEST, Store
 from ucotron_ray.evaluation.scoring import f1_of
 from ucotron_ray.export import on_ray as export_rim
 from ucotron_ray.graph import demo_world
+from ucotron_ray.stages import datasets, export, models
 from ucotron_ray.training import dpo, on_policy, sft
 from ucotron_ray.training import on_ray as rim
 from ucotron_ray.training.job import DpoJob, SftJob, TrainingJob
@@ -88,3 +90,39 @@ def test_from_rows_to_an_adapter_that_prefers_right_answers(tmp_path, capsys, ti
     again = test_cli.call(tmp_path, capsys, "dpo", "--data", dataset, "--from", "a", *own, *quiet)[1]
     assert again["artifact"] == aligned["artifact"]
     assert len(store.names("cache")) == before
+
+
+def test_an_aligned_adapter_knows_base_and_rows_wherever_the_store_lies_and_is_made_anew_with_another_start(
+    tmp_path, capsys, tiny_model, in_process
+):
+    jsonl.write_rows(tmp_path / "rows.jsonl", ROWS[:8])
+    jsonl.write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    quiet = ["--set", "tracking.mlflow_uri=none"]
+    first = ["sft", "--train-data", str(tmp_path / "rows.jsonl"), "--name", "a", "--model-name", str(tiny_model)]
+    first += ["--batch-size", "4", *quiet]
+    then = ["dpo", "--data", str(tmp_path / "pairs.jsonl"), "--from", "a", *quiet]
+    then += [part for key in ("batch_size=4", "epochs=1") for part in ("--set", f"training.dpo.slm.{key}")]
+    for command in ([*first, "--epochs", "1"], then):
+        code, _, err = test_cli.call(tmp_path, capsys, *command)
+        assert code == 0, err
+    moved = (tmp_path / "store").rename(tmp_path / "moved")
+    adapter = Store(moved).get("adapter", "a-dpo")
+    files = [adapter.path / "adapter/adapter_config.json", adapter.path / "training.json", adapter.path / MANIFEST]
+    assert not [file.name for file in files if str(tmp_path / "store") in file.read_text(encoding="utf-8")]
+    elsewhere = run.Run(config.load(overrides=[("store", str(moved))]), verb="export", name="a-dpo")
+    base, found = models.model(elsewhere, "a-dpo")
+    assert (base.reference, base.path) == ("model/a-merged", moved / "model/a-merged")
+    data = datasets.data_of(elsewhere, found)
+    assert data is not None
+    assert data.manifest.name == Store(moved).get("adapter", "a").manifest.inputs[0].name
+    stated = {relation.predicate for row in ROWS[:8] for relation in row.expected_relations}
+    assert set(export.predicates(elsewhere, found)) == stated
+    moved.rename(tmp_path / "store")
+    # The merged model that is there is of the adapter before.
+    for command in ([*first, "--epochs", "2", "--replace"], [*then, "--replace"]):
+        code, _, err = test_cli.call(tmp_path, capsys, *command)
+        assert code == 0, err
+    store = Store(tmp_path / "store")
+    merged = store.get("model", "a-merged").manifest
+    assert merged.inputs[0].content == store.get("adapter", "a").manifest.content
+    assert store.get("adapter", "a-dpo").manifest.inputs[1].content == merged.content

@@ -25,7 +25,7 @@ def settings():
 
 
 def test_synthesis_is_rows_times_tokens_times_price(settings):
-    measured = Rates(synthesis={"relation_extraction": SynthesisRate(2.1, 360.0, 110.0, 0.0, 5.0, "other")})
+    measured = Rates(synthesis={"relation_extraction": SynthesisRate(2.1, 360.0, 110.0, 0.0, 5.0, 12.0, "other")})
     figures = estimate.synthesis(settings, "relation_extraction", 1000, measured)
     # 360,000 prompt tokens at $0.50 and 110,000 answer tokens at $1.50 a million.
     assert figures.usd == pytest.approx(0.18 + 0.165)
@@ -34,7 +34,7 @@ def test_synthesis_is_rows_times_tokens_times_price(settings):
     assert figures.minutes == pytest.approx(110_000 / 36_000)
     same = replace(measured.synthesis["relation_extraction"], teacher="accounts/simulator/models/teacher")
     figures = estimate.synthesis(settings, "relation_extraction", 1000, Rates(synthesis={"relation_extraction": same}))
-    assert figures.minutes == pytest.approx(1000 / 5.0 / 60)
+    assert figures.minutes == pytest.approx((12.0 + 1000 / 5.0) / 60)
     assert "time measured" in figures.basis
 
 
@@ -157,7 +157,8 @@ def finished(store: Store, name: str, *, rows: int, speed: float) -> None:
     metrics = {"requests": rows * 2.0, "prompt_tokens": rows * 300.0, "completion_tokens": rows * 100.0}
     artifact(
         store, "dataset", f"{name}-teacher", {"task": "relation_extraction", "teacher": teacher},
-        counts={"accepted": rows}, metrics={**metrics, "cost_usd": rows * 3e-4}, seconds=rows / speed,
+        counts={"accepted": rows}, seconds=rows / speed,
+        metrics={**metrics, "cost_usd": rows * 3e-4, "asking_seconds": rows / speed / 2},
     )  # fmt: skip
     artifact(store, "dataset", f"{name}-mix", {"mix": "x"}, counts={"train": rows})
     artifact(
@@ -187,7 +188,8 @@ def test_one_finished_run_calibrates_the_next_one(tmp_path):
     assert stages["synthesize"].tokens == pytest.approx(300 * 400)
     # 300 x 300 prompt tokens at $0.50 and 300 x 100 at $1.50 a million.
     assert stages["synthesize"].usd == pytest.approx(0.045 + 0.045)
-    assert stages["synthesize"].minutes == pytest.approx(1.0, rel=0.02)
+    # Of the 20 seconds of 100 rows 10 were the start, which 300 rows have no more of.
+    assert stages["synthesize"].minutes == pytest.approx((10 + 30) / 60, rel=0.02)
     assert stages["sft"].tokens == pytest.approx(300 * 250 * 2)
     assert stages["sft"].minutes == pytest.approx(300 / 5 * 8 / 60, rel=0.02)
     assert stages["evaluate"].minutes == pytest.approx(140 / 60, rel=0.02)

@@ -1,7 +1,9 @@
 """A run as attempts on a cluster: attached or begun, watched, tried again or not, and which exit code it has."""
 
 import json
+import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,6 +38,23 @@ class Cluster:
 
     def send(self, name: str) -> None:
         self.sent.append(name)
+
+
+@dataclass
+class Clock:
+    """Time that passes only where a test lets it."""
+
+    now: float = 1000.0
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=lambda: made.now, time=time.time))
+    return made
 
 
 def keeper(tmp_path) -> record.Keeper:
@@ -140,12 +159,33 @@ def test_a_server_that_is_away_for_a_moment_changes_nothing(tmp_path):
     assert found.code == 0
 
 
-def test_a_cluster_that_is_gone_is_said_and_resumable(tmp_path):
+def test_a_cluster_that_is_gone_is_said_and_resumable(tmp_path, clock):
     name, kept = f"{RUN}-1", keeper(tmp_path)
     cluster = Cluster(plans={name: [Job(name, "RUNNING"), ConnectionError("refused")]})
     with pytest.raises(Stopped, match="does not answer"):
-        jobs.finish(cluster, name, kept, cluster.send, retries=3, pause=lambda _: None)
+        jobs.finish(cluster, name, kept, cluster.send, retries=3, pause=clock.pass_by)
     found = record.read(kept.directory)
     assert found is not None
     assert found.attempts[0].status == "LOST"
     assert cluster.sent == []
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(30.0, 4), (0.0, 121)], ids=["timeouts", "refused at once"])
+def test_patience_is_counted_in_seconds_since_the_server_was_heard_not_in_tries(tmp_path, clock, seconds, most):
+    name, tries = f"{RUN}-1", []
+
+    class Silent(Cluster):
+        def info(self, name: str) -> Job:
+            if not tries:
+                # A long time before it falls silent counts for nothing.
+                clock.pass_by(1000.0)
+            tries.append(clock.now)
+            if len(tries) == 1:
+                return Job(name, "RUNNING")
+            clock.pass_by(seconds)
+            raise ConnectionError("timed out")
+
+    with pytest.raises(Stopped, match="does not answer"):
+        jobs.follow(Silent(), name, keeper(tmp_path), clock.pass_by)
+    assert len(tries) - 1 == most
+    assert jobs.PATIENCE_SECONDS < clock.now - tries[0] <= jobs.PATIENCE_SECONDS + seconds + 1

@@ -110,6 +110,33 @@ def test_an_attempt_that_may_have_been_billed_costs_but_answers_nothing(tmp_path
     assert journal.spent(tmp_path, "r") == 0.75
 
 
+def test_a_refusal_is_an_answer_only_for_who_read_before_it_came(tmp_path):
+    writer = Writer(tmp_path)
+    writer.append(record(1, kind="poison", cost=0.0))
+    reader = found(tmp_path)
+    writer.append(record(2, kind="poison", cost=0.0))
+    reader.refresh()
+    assert reader.get(record(1).rid) is None
+    assert reader.get(record(2).rid) == record(2, kind="poison", cost=0.0)
+    # What answers the same request later, by then or after a compaction.
+    writer.append(record(1))
+    reader.refresh()
+    assert reader.get(record(1).rid) == found(tmp_path).get(record(1).rid) == record(1)
+    writer.close()
+    assert journal.compact(tmp_path) == 3
+    assert found(tmp_path).get(record(1).rid) == record(1)
+    assert found(tmp_path).get(record(2).rid) is None
+
+
+def test_a_refusal_costs_nothing_and_does_not_stand_for_the_answer_that_came_later(tmp_path):
+    writer = Writer(tmp_path)
+    for entry in (record(1, kind="poison", cost=0.0), record(1, cost=0.5), record(2, kind="poison", cost=0.0)):
+        writer.append(entry)
+    writer.close()
+    assert journal.spent(tmp_path, "r") == 0.5
+    assert journal.paid(tmp_path, "r") == {"answers": 1, "cost in dollars": 0.5, "tokens in": 3, "tokens out": 4}
+
+
 def test_compaction_forgets_no_cost(tmp_path):
     writer = Writer(tmp_path)
     writer.append(record(1, kind="transient", cost=0.25))

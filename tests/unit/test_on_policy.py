@@ -76,7 +76,7 @@ def test_a_model_answers_as_often_as_asked_and_the_same_seed_gives_the_same_pair
 
 def sample_job(model: Path, source: Path, target: Path) -> on_policy.SampleJob:
     settings = {"samples": 3, "temperature": 1.0, "max_tokens": 8}
-    return on_policy.SampleJob(str(model), ((str(source), str(target)),), settings, "float32", 6, 1, 42)
+    return on_policy.SampleJob(str(model), ((str(source), str(target)),), settings, "float32", "none", 6, 1, 42)
 
 
 def test_pairs_are_dropped_until_length_tells_no_more_than_it_may(tiny_model):

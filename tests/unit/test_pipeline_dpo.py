@@ -1,4 +1,4 @@
-"""When the chain aligns with preferences, and when it goes on without."""
+"""When the chain aligns with preferences and when it goes on without; what it refuses before it begins."""
 
 import json
 from types import SimpleNamespace
@@ -9,6 +9,10 @@ from tests.unit import test_cli
 from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by being there
 from tests.unit.test_dpo import ROWS
 from ucotron_ray import config, jsonl, pipeline
+from ucotron_ray.artifacts import Request, Result, Store
+from ucotron_ray.errors import ArtifactError
+from ucotron_ray.run import Run
+from ucotron_ray.stages import synthesis
 
 
 @pytest.fixture
@@ -54,3 +58,46 @@ def test_pairs_that_cannot_be_read_end_the_chain_before_it_begins(tmp_path, caps
 def test_dpo_is_kept_if_it_costs_no_more_f1_than_allowed(after, kept):
     run = SimpleNamespace(config=config.load())
     assert pipeline.keeps_dpo(run, {"overall": {"f1": 0.80}}, {"overall": {"f1": after}}) is kept
+
+
+def test_a_teacher_without_a_key_is_refused_before_anything_is_made(tmp_path, capsys, tiny_model, data):
+    (data / "train_dpo.jsonl").unlink()
+    arguments = ["pipeline", "--data-dir", str(data), "--model-name", str(tiny_model), "--name", "p"]
+    arguments += ["--set", "tracking.mlflow_uri=none", "--set", "generation.preferences_in_pipeline=20"]
+    code, _, err = test_cli.call(tmp_path, capsys, *arguments)
+    assert code == 2
+    assert "FIREWORKS_API_KEY" in err
+    assert Store(tmp_path / "store").names("dataset") == []
+
+
+def test_an_adapter_is_not_scored_on_another_base_than_its_own(tmp_path, capsys, tiny_model, data):
+    fields = {"base": {"reference": str(tiny_model), "identity": "directory:other"}}
+    with Store(tmp_path / "store").building(Request("adapter", "p", fields)) as build:
+        build.publish(Result({}, {}, []))
+    arguments = ["pipeline", "--skip-train", "--data-dir", str(data), "--model-name", str(tiny_model), "--name", "p"]
+    code, _, err = test_cli.call(tmp_path, capsys, *arguments, "--set", "tracking.mlflow_uri=none")
+    assert code == 2
+    assert "not the one that the adapter was trained on" in err
+
+
+def test_rows_that_the_gate_rejected_are_no_input_of_a_chain(tmp_path, monkeypatch):
+    run = Run(config.load(overrides=[("store", str(tmp_path))]), verb="pipeline", name="p")
+
+    def rejected(run: Run, want: synthesis.Wanted) -> None:
+        with run.store.building(Request("dataset", want.name, {})) as build:
+            if build.artifact is None:
+                build.publish(Result({}, {}, ["wrong_span 7%"], state="rejected"))
+
+    monkeypatch.setattr(synthesis, "synthesize", rejected)
+    want = synthesis.Wanted("preference", "p-preference", 3, None)
+    with pytest.raises(ArtifactError, match="rejected"):
+        synthesis.accepted(run, want)
+    run.accept_rejected = True
+    assert synthesis.accepted(run, want).manifest.state == "rejected"
+
+
+def test_a_hub_model_is_noted_before_the_teacher_connects_anything(tmp_path):
+    wanted = [("store", str(tmp_path)), ("models.fine_tuning.slm.local_model", "Qwen/Qwen2.5-0.5B-Instruct")]
+    run = Run(config.load(overrides=wanted), verb="pipeline", name="p")
+    pipeline.check(run, pipeline.Options())
+    assert run.hub_needed

@@ -1,10 +1,12 @@
 """What the cluster can never hold is refused in words, before anything waits for it."""
 
+import os
+
 import pytest
 import ray
 
 from ucotron_ray import config, session
-from ucotron_ray.errors import ResourceError
+from ucotron_ray.errors import ConfigError, ResourceError
 from ucotron_ray.place import Workers
 
 
@@ -92,3 +94,36 @@ def test_nodes_that_never_come_are_refused_in_words(monkeypatch):
     assert asked[-1] == []
     with pytest.raises(ResourceError, match="too few GPUs"):
         session.check_resources(wanted)
+
+
+def test_processors_that_nobody_named_are_shared_so_that_every_worker_lies_on_one_node(monkeypatch):
+    cluster(monkeypatch, {"CPU": 4.0}, {"CPU": 4.0}, {"memory": 1e9})
+    assert session.worker_resources(workers(num_workers=1)).cpus == 4
+    assert session.worker_resources(workers(num_workers=2)).cpus == 4
+    assert session.worker_resources(workers(num_workers=3)).cpus == 2
+    session.check_resources(workers(num_workers=3))
+    cluster(monkeypatch, {"CPU": 16.0}, {"CPU": 6.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0})
+    assert session.worker_resources(workers(num_workers=2)).cpus == 4
+
+
+def test_memory_is_that_of_nodes_which_can_take_a_worker(monkeypatch):
+    """A head without processors and small pods for synthesis beside one with a GPU."""
+    nodes = {"CPU": 0.0, "memory": 8e9}, {"CPU": 4.0, "memory": 8e9}, {"CPU": 8.0, "GPU": 1.0, "memory": 64e9}
+    cluster(monkeypatch, *nodes)
+    one = workers(num_workers=1, cpus_per_worker=7.0, gpus_per_worker=1.0)
+    assert session.worker_memory(one) == session.task_memory(one) == 64e9
+    # A task without a GPU that says what it needs finds the largest node that has the processors.
+    assert session.task_memory(workers(num_workers=1, cpus_per_worker=2.0)) == 64e9
+
+
+def test_an_address_without_a_cluster_is_a_users_mistake(monkeypatch):
+    def nobody(**options: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nPlease specify the one")
+
+    monkeypatch.setattr(ray, "init", nobody)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    place = config.load(overrides=[("ray.address", "auto")]).place
+    with pytest.raises(ConfigError, match="no Ray cluster") as caught, session.connected(place, hub=False):
+        pass
+    assert caught.value.exit_code == 2
+    assert "Could not find any running Ray instance." in str(caught.value)

@@ -180,6 +180,21 @@ def test_trials_that_fail_do_not_stop_the_rest_and_if_all_do_the_causes_are_said
     assert "slm-000: the training loss is not finite" in err
 
 
+def test_a_sweep_that_failed_for_what_is_in_no_recipe_begins_anew_with_replace(place, capsys, monkeypatch, no_pictures):
+    def full(*arguments: object) -> None:
+        raise OSError("No space left on device")
+
+    few = ["--set", "tuning.space.sft.learning_rate=[1.0e-3]", "--set", "tuning.space.sft.lora_rank=[2]"]
+    with monkeypatch.context() as broken:
+        broken.setattr(trials, "_train", full)
+        assert tune(place, capsys, *few)[0] == 1
+    # Without the word its ends stay, as they do after any kill.
+    assert tune(place, capsys, *few)[0] == 1
+    code, result, err = tune(place, capsys, *few, "--replace")
+    assert code == 0, err
+    assert result["states"]["finished"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

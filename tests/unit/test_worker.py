@@ -3,6 +3,8 @@
 import asyncio
 import concurrent.futures
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,10 @@ from ucotron_ray.synthesis.worker import Result, Sending, Worker
 PRICE = Price(1.0, 1.0, 1.0)
 
 
-def sample(
+@contextmanager
+def working(
     teacher: Teacher,
     directory: Path,
-    numbers: range,
     *,
     max_usd: float | None = None,
     max_retries: int = 3,
@@ -33,7 +35,8 @@ def sample(
     dialect: str = "auto",
     max_in_flight: int = 64,
     task: Task | None = None,
-) -> tuple[list[Result], Governor]:
+) -> Iterator[tuple[Worker, Governor]]:
+    """One process of an invocation."""
     loaded = config.load()
     task = task or relation_extraction.make_task(loaded.recipe.generation)
     api = loaded.place.api.model_copy(update={"inference_base_url": teacher.base_url, "dialect": dialect})
@@ -48,9 +51,14 @@ def sample(
     sending = Sending("run", 1.0, total, total, max_retries, 0.01)
     worker = Worker(task, endpoint_of(api, TEACHER), PRICE, sending, directory, directory / "marks", exchange)
     try:
-        return worker.run(numbers), governor
+        yield worker, governor
     finally:
         worker.close()
+
+
+def sample(teacher: Teacher, directory: Path, numbers: range, **more) -> tuple[list[Result], Governor]:
+    with working(teacher, directory, **more) as (worker, governor):
+        return worker.run(numbers), governor
 
 
 def rows(results: list[Result]) -> list:
@@ -113,16 +121,43 @@ def test_attempts_are_bounded_and_a_sample_without_answer_stays_pending(tmp_path
 
 
 def test_a_400_quarantines_its_sample_and_is_not_sent_again(tmp_path):
-    with teaching(faults={"400": 0.2}) as teacher:
-        results, _ = sample(teacher, tmp_path, range(30), dialect="fireworks")
+    with (
+        teaching(faults={"400": 0.2}) as teacher,
+        working(teacher, tmp_path, dialect="fireworks") as (worker, _),
+    ):
+        results = worker.run(range(30))
         received = teacher.ledger()["received"]
-        again, _ = sample(teacher, tmp_path, range(30), dialect="fireworks")
+        again = worker.run(range(30))
         assert teacher.ledger()["received"] == received
     bad = [result for result in results if result.done.status == "quarantined"]
-    assert bad
-    assert all("does not take this request" in (result.done.reason or "") for result in bad)
-    assert len(bad) < 30
+    assert 0 < len(bad) < 30
+    assert all("does not take this request: HTTP 400: " in (result.done.reason or "") for result in bad)
+    assert all("bad request" in (result.done.reason or "") for result in bad), "the server's own words"
     assert rows(results) == rows(again)
+
+
+def test_a_later_invocation_asks_once_more_what_was_refused_and_has_the_rows_of_an_undisturbed_run(tmp_path):
+    mended = tmp_path / "mended"
+    with teaching() as teacher:
+        straight, _ = sample(teacher, tmp_path / "straight", range(30), dialect="fireworks")
+    with teaching(faults={"400": 0.2}) as teacher:
+        results, _ = sample(teacher, mended, range(30), dialect="fireworks")
+        refused = teacher.ledger()["statuses"]["400"]
+        sample(teacher, mended, range(30), dialect="fireworks")
+        assert teacher.ledger()["statuses"]["400"] == 2 * refused, "once more, and nothing else"
+        assert teacher.ledger()["statuses"]["200"] == sum(r.kind == "answer" for r in journal.records(mended))
+    assert rows(results) != rows(straight)
+    with teaching() as teacher:
+        again, _ = sample(teacher, mended, range(30), dialect="fireworks")
+        received = teacher.ledger()["received"]
+        assert rows(again) == rows(straight)
+        assert journal.paid(mended, "run") == journal.paid(tmp_path / "straight", "run")
+        journal.compact(mended)
+        kept, _ = sample(teacher, mended, range(30), dialect="fireworks")
+        assert teacher.ledger()["received"] == received
+    assert rows(kept) == rows(straight)
+    assert journal.paid(mended, "run") == journal.paid(tmp_path / "straight", "run")
+    assert journal.spent(mended, "run") == pytest.approx(journal.spent(tmp_path / "straight", "run"))
 
 
 @pytest.mark.parametrize("status", ["401", "402", "404"])

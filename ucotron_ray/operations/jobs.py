@@ -168,14 +168,15 @@ def follow(server: Jobs, name: str, keeper: Keeper, pause: Callable[[float], Non
 
     Raises Stopped if the cluster is not heard of for PATIENCE_SECONDS.
     """
-    status, silent, log_due = "", 0.0, 0.0
+    status, log_due = "", 0.0
+    heard = time.monotonic()
     while True:
         try:
             job = server.info(name)
-            silent = 0.0
+            heard = time.monotonic()
         except OSError as error:
-            silent += POLL_SECONDS
-            if silent > PATIENCE_SECONDS:
+            # Not the number of tries: one that runs into a timeout takes far longer than one that is refused.
+            if time.monotonic() - heard > PATIENCE_SECONDS:
                 keeper.note(name, "lost", status="LOST", cause="the cluster does not answer any more")
                 raise Stopped(
                     "the cluster does not answer any more",

@@ -12,7 +12,7 @@ from ucotron_ray.fireworks.dataset_rows import prepared, stable_id
 from ucotron_ray.fireworks.prices import Price
 from ucotron_ray.fireworks.waiting import Patience
 from ucotron_ray.run import Run
-from ucotron_ray.stages import synthesis
+from ucotron_ray.stages import synthesis, teachers
 from ucotron_ray.synthesis import batch, journal
 from ucotron_ray.synthesis.plan import Task
 
@@ -43,7 +43,7 @@ def fill(run: Run, want: synthesis.Wanted, account: Account, patience: Patience)
     Resumable at every step: a wave is on disk before its job is created, and a job has its wave's hash as its id. What
     a batch left open (errors, an expired job) is asked in the next wave, or online by `synthesize`.
     """
-    teacher = synthesis.checked_teacher(run)
+    teacher = teachers.checked(run)
     lane = _Lane(
         account=account,
         task=synthesis.task_of(run, want),

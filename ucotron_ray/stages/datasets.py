@@ -134,9 +134,24 @@ def training_data(run: Run, train: str | None, val: Path | None) -> Artifact:
 
 
 def data_of(run: Run, adapter: Artifact | None) -> Artifact | None:
-    """The dataset that an adapter was trained on, if the store still has it; its validation rows can be scored."""
-    entry = next((entry for entry in adapter.manifest.inputs if entry.role == "data"), None) if adapter else None
-    return run.store.find("dataset", entry.name) if entry else None
+    """The relation rows that an adapter learned from, if the store has these very bytes still.
+
+    Aligned by preferences it has pairs as its data: the rows are those of the adapter that it started from.
+    """
+    if adapter is None:
+        return None
+    merged = _input(run, adapter, "base", "model")
+    if merged is not None:
+        return data_of(run, _input(run, merged, "adapter", "adapter"))
+    is_aligned = any(entry.role == "base" for entry in adapter.manifest.inputs)
+    return None if is_aligned else _input(run, adapter, "data", "dataset")
+
+
+def _input(run: Run, artifact: Artifact, role: str, kind: artifacts.Kind) -> Artifact | None:
+    """What an artifact was made of, if the store has it still; not what has been made under its name since."""
+    entry = next((entry for entry in artifact.manifest.inputs if entry.role == role), None)
+    found = run.store.find(kind, entry.name) if entry else None
+    return found if found is not None and entry is not None and found.manifest.content == entry.content else None
 
 
 def write_chat_copy(dataset: Artifact, path: Path) -> int:

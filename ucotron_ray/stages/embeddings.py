@@ -10,7 +10,7 @@ from ucotron_ray.errors import InputError
 from ucotron_ray.models import base as base_models
 from ucotron_ray.recipe import Projection
 from ucotron_ray.run import Run
-from ucotron_ray.stages.models import loadable_base
+from ucotron_ray.stages.models import loadable_base, note_hub
 
 STAND_IN = "stand-in:"
 ENCODERS = "encoders.json"
@@ -104,6 +104,8 @@ def encode(run: Run, data: Artifact) -> Artifact:
     name = f"embeddings-{Request('dataset', 'embeddings', fields, inputs).recipe[:12]}"
 
     def build(build: Build) -> Result:
+        for base in (encoders.clip, encoders.text):
+            note_hub(run, base)
         clip, text = loadable_base(run, encoders.clip), loadable_base(run, encoders.text)
         run.connect()
         from ucotron_ray import session

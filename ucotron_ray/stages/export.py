@@ -143,7 +143,7 @@ def _check_memory(run: Run, needed: "Plan | None") -> None:
 
     workers = run.config.place.workers
     asked = workers.memory_gb * plans.GB if workers.memory_gb is not None else None
-    plans.check_memory(needed, asked if asked is not None else session.worker_memory(workers))
+    plans.check_memory(needed, asked if asked is not None else session.task_memory(workers))
 
 
 def _facts(base: base_models.BaseModel, adapter: Artifact | None) -> dict[str, str]:

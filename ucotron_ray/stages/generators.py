@@ -8,9 +8,10 @@ from typing import Any
 from ucotron_ray.artifacts import Artifact, Request
 from ucotron_ray.errors import ArtifactError, ConfigError
 from ucotron_ray.run import Run
-from ucotron_ray.stages import path_reward, synthesis
+from ucotron_ray.stages import path_reward, synthesis, teachers
 from ucotron_ray.stages.path_reward import WantedPaths
-from ucotron_ray.stages.synthesis import Shared, Teacher, Wanted
+from ucotron_ray.stages.synthesis import Wanted
+from ucotron_ray.stages.teachers import Shared, Teacher
 from ucotron_ray.synthesis.job import TASKS
 from ucotron_ray.synthesis.tasks import path_reward as path_task
 
@@ -83,7 +84,7 @@ def make_all(run: Run, *, share: float = 1.0, prefix: str | None = None) -> list
         if isinstance(want, Wanted):
             asked = synthesis.request(run, want)
             if teacher is None and synthesis.will_run(run, asked):
-                teacher = synthesis.checked_teacher(run)
+                teacher = teachers.checked(run)
                 teacher.shared = _shared(run, [*requests, asked])
             outcomes.append(Outcome(task, synthesis.synthesize(run, want, teacher)))
         else:

@@ -1,10 +1,11 @@
 """What MODEL names, and how a worker gets to load it."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from ucotron_ray import artifacts, wire
-from ucotron_ray.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.artifacts import Artifact, Build, Request, Result, Store
 from ucotron_ray.errors import ConfigError, InputError
 from ucotron_ray.models import base as base_models
 from ucotron_ray.records import Entity
@@ -40,10 +41,23 @@ def loadable_base(run: Run, base: base_models.BaseModel) -> str:
     return str(run.make("convert-base", request, build).path)
 
 
-def base_of(adapter: Artifact) -> base_models.BaseModel:
+MERGED = "model/"
+"""Before the name of a merged model of the store: a path would tie what was trained on it to one machine's store."""
+
+
+def merged_base(merged: Artifact) -> base_models.BaseModel:
+    """A merged model of the store as a base, by its name there."""
+    return replace(base_models.resolve(str(merged.path)), reference=f"{MERGED}{merged.manifest.name}")
+
+
+def base_of(adapter: Artifact, store: Store | None = None) -> base_models.BaseModel:
     """The base model of an adapter, with the bytes that it was trained on. Raises InputError if they are others now."""
     recorded = adapter.manifest.recipe_fields["base"]
-    base = base_models.resolve(recorded["reference"])
+    name = recorded["reference"].removeprefix(MERGED)
+    if name != recorded["reference"]:
+        base = merged_base((store or Store(adapter.path.parents[1])).get("model", name))
+    else:
+        base = base_models.resolve(recorded["reference"])
     if base.identity != recorded["identity"]:
         raise InputError(
             "the base model is not the one that the adapter was trained on",
@@ -65,7 +79,7 @@ def model(run: Run, reference: str) -> tuple[base_models.BaseModel, Artifact | N
         artifacts.verify(found)
         if found.manifest.kind == "adapter":
             adapter = found
-    base = base_models.resolve(reference) if adapter is None else base_of(adapter)
+    base = base_models.resolve(reference) if adapter is None else base_of(adapter, run.store)
     return note_hub(run, base), adapter
 
 

@@ -90,6 +90,7 @@ def _on_policy(run: Run, data: Artifact, merged: Artifact) -> Artifact:
             "files": tuple((str(build.path / f"rows-{split}"), str(build.path / split)) for split in splits),
             "settings": settings.on_policy.model_dump(),
             "dtype": workers.dtype,
+            "quantize": settings.quantize,
             "batch_size": workers.eval_batch,
             "num_threads": session.worker_resources(workers).threads,
             "seed": settings.seed,

@@ -5,7 +5,7 @@ import logging
 import math
 import uuid
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,11 @@ from ucotron_ray import jsonl
 from ucotron_ray.artifacts import Artifact, Build, Request, Result, canonical_hash
 from ucotron_ray.errors import ConfigError
 from ucotron_ray.fireworks import chat
-from ucotron_ray.fireworks import endpoint as endpoints
-from ucotron_ray.fireworks.prices import Price, price_of
 from ucotron_ray.recipe import Generation
 from ucotron_ray.run import Run
+from ucotron_ray.stages import teachers
 from ucotron_ray.stages.datasets import ROWS, TRAIN, VAL, training_data
+from ucotron_ray.stages.teachers import Teacher
 from ucotron_ray.synthesis import job as jobs
 from ucotron_ray.synthesis.governor import Budget, Settings
 from ucotron_ray.synthesis.outcomes import unsettled
@@ -107,35 +107,6 @@ def what_is_published(generation: Generation) -> dict[str, Any]:
     return {**generation.model_dump(include=set(keys)), "gate": generation.gate.model_dump()}
 
 
-@dataclass
-class Teacher:
-    """Whom to ask and what it costs; under `shared`, one governor with one budget for several tasks."""
-
-    endpoint: endpoints.Endpoint
-    price: Price | None
-    judge_price: Price | None = None
-    shared: "Shared | None" = None
-
-    @property
-    def dearest(self) -> Price | None:
-        """The price by which requests are reserved, so that the budget holds for the judge's requests too."""
-        if self.price is None or self.judge_price is None:
-            return self.price
-        pairs = zip(astuple(self.price), astuple(self.judge_price), strict=True)
-        return Price(*(max(pair) for pair in pairs))
-
-
-@dataclass
-class Shared:
-    """What the tasks of one `synthesize all` have in common: a ledger, what was spent before, and the governor."""
-
-    invocation: str
-    spent: float
-    unsettled: float
-    governor: Any = None
-    """Begun by the first task that asks."""
-
-
 def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None) -> Artifact:
     """Teacher → `dataset/<name>` with the files of `synthesis/release.py`, the gate's report and a card.
 
@@ -145,10 +116,10 @@ def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None) -> Artifa
     what = request(run, want)
     # Before anything is begun: a mistake must leave nothing behind that a corrected command would run into.
     if teacher is None and will_run(run, what):
-        teacher = checked_teacher(run)
+        teacher = teachers.checked(run)
 
     def build(build: Build) -> Result:
-        asked = teacher or checked_teacher(run)
+        asked = teacher or teachers.checked(run)
         from ucotron_ray.synthesis import journal
 
         with ExitStack() as held:
@@ -158,10 +129,17 @@ def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None) -> Artifa
         counts = {**made.counts, "train": made.files.get(TRAIN, 0), "val": made.files.get(VAL, 0)}
         metrics = {"requests": float(made.requests), "cost_usd": made.usd}
         metrics |= {"prompt_tokens": float(made.prompt_tokens), "completion_tokens": float(made.completion_tokens)}
+        metrics["asking_seconds"] = made.asking_seconds
         notes = made.failures or [f"teacher {asked.endpoint.model} at {asked.endpoint.base_url}"]
         return Result(metrics, counts, notes, state="rejected" if made.failures else "ok")
 
     return run.make("synthesize", what, build)
+
+
+def accepted(run: Run, want: Wanted) -> Artifact:
+    """The same for a chain that goes on with the rows: what the gate rejected is refused, as the store does it."""
+    synthesize(run, want)
+    return run.store.get("dataset", want.name, accept_rejected=run.accept_rejected)
 
 
 def will_run(run: Run, what: Request) -> bool:
@@ -196,23 +174,6 @@ def _journals(run: Run, task: str) -> list[Path]:
     return [run.store.root / JOURNALS / name for name in (task, *judge)]
 
 
-def checked_teacher(run: Run) -> Teacher:
-    """The teacher and its price, asked for its models. Raises ConfigError or InputError: nothing was paid by then."""
-    endpoint = endpoints.endpoint_of(run.config.place.api, run.config.recipe.models.generation.model_id)
-    price = _price(run, endpoint)
-    warning = endpoints.check(endpoint, probe_timeout=run.config.place.api.timeout)
-    if warning:
-        log.warning("%s", warning)
-    judge = run.config.recipe.generation.gate.judge.model_id
-    if judge is None:
-        return Teacher(endpoint, price)
-    other = replace(endpoint, model=judge)
-    warning = endpoints.check(other, probe_timeout=run.config.place.api.timeout)
-    if warning:
-        log.warning("%s", warning)
-    return Teacher(endpoint, price, _price(run, other))
-
-
 def estimate(run: Run, want: Wanted) -> dict[str, Any]:
     """Requests, tokens and dollars before anything is paid, from the first samples of the plan."""
     task = task_of(run, want)
@@ -223,7 +184,7 @@ def estimate(run: Run, want: Wanted) -> dict[str, Any]:
     most_prompt = sum(chat.most_prompt_tokens(body) for body in bodies) / len(numbers) * want.count
     completion = sum(ask.max_tokens for ask in asks) * USUAL_SHARE / len(numbers) * want.count
     teacher = run.config.recipe.models.generation.model_id
-    price = price_for(run, teacher)
+    price = teachers.price_for(run, teacher)
     worst = completion / USUAL_SHARE
     limit = run.config.place.api.requests_per_minute
     num_requests = math.ceil(len(asks) / len(numbers) * want.count)
@@ -261,26 +222,6 @@ def _stand_in(ask: Ask) -> str:
 def task_of(run: Run, want: Wanted) -> Task:
     """The task of a request, with its input read."""
     return jobs.task_of(want.task, run.config.recipe.generation, input_files(want.data) if want.data else ())
-
-
-def price_for(run: Run, model: str) -> Price | None:
-    """The place's price of a model."""
-    file = run.config.place.api.prices
-    return price_of(model, Path(file) if file else None)
-
-
-def _price(run: Run, endpoint: endpoints.Endpoint) -> Price | None:
-    """The teacher's price. Raises ConfigError for a paid run without one, or a budget that cannot be kept."""
-    price = price_for(run, endpoint.model)
-    is_paid = bool(endpoint.key_variable or endpoint.key_file) and not endpoint.is_local
-    if price is None and (is_paid or run.config.place.api.max_usd is not None):
-        raise ConfigError(
-            f"no price is known for '{endpoint.model}'",
-            where=run.config.place.api.prices or "ucotron_ray/fireworks/prices.yaml",
-            expected="an entry {input, cached_input, output} in dollars per million tokens",
-            next_step="copy that file, add the model, and name the copy with --set api.prices=FILE",
-        )
-    return price
 
 
 def _job(run: Run, want: Wanted, build: Build, teacher: Teacher) -> jobs.SynthesisJob:

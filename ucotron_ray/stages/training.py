@@ -9,7 +9,7 @@ from ucotron_ray import artifacts
 from ucotron_ray.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
-from ucotron_ray.stages import export, preparation
+from ucotron_ray.stages import export, models, preparation
 from ucotron_ray.stages.datasets import TRAIN, VAL
 from ucotron_ray.stages.models import prompt_identity
 from ucotron_ray.stages.preparation import Prepared
@@ -72,7 +72,7 @@ def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
 
 
 def _trained(
-    run: Run, job: "TrainingJob", prepared: Prepared, spool: Spool, build: Build, note: str, *, named: str | None
+    run: Run, job: "TrainingJob", prepared: Prepared, spool: Spool, build: Build, note: str, *, named: str
 ) -> Result:
     """Train on Ray; keep adapter, record, report and plan. `named` is how the adapter calls its base."""
     from ucotron_ray.training import report
@@ -88,8 +88,7 @@ def _trained(
     artifacts.write_json(build.path / "training.json", record)
     artifacts.write_text(build.path / "report.html", report.page(record))
     shutil.rmtree(build.path / "checkpoints", ignore_errors=True)
-    if named is not None:
-        name_base(build.path / "adapter" / "adapter_config.json", named)
+    name_base(build.path / "adapter" / "adapter_config.json", named)
     for file in ("training.json", "report.html"):
         spool.file(build.path / file)
     return Result(metrics, record["counts"], [note])
@@ -98,7 +97,7 @@ def _trained(
 def dpo_request(run: Run, name: str, pairs: Artifact, merged: Artifact) -> Request:
     """What preference training would make. `merged` is the model that it starts from, and its reference."""
     fields = {"dpo": run.config.recipe.dpo.model_dump(), "prompt": prompt_identity()}
-    base = base_models.resolve(str(merged.path))
+    base = models.merged_base(merged)
     fields["base"] = {"reference": base.reference, "identity": base.identity}
     return Request("adapter", name, fields, (pairs.as_input("data"), merged.as_input("base")))
 
@@ -112,6 +111,9 @@ def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapt
         # The merged model has the base's tokenizer and shape: mistakes are found before it is made.
         prepared = preparation.prepare(run, "dpo", pairs, base)
     merged = export.merge(run, base, adapter, name=f"{adapter.manifest.name}-merged")
+    if prepared is None and run.store.plan(dpo_request(run, name, pairs, merged)) != "reuse":
+        # What was there had been merged from another adapter.
+        prepared = preparation.prepare(run, "dpo", pairs, base)
 
     def build(build: Build) -> Result:
         assert prepared is not None
@@ -123,7 +125,8 @@ def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapt
         spool.dataset(pairs, "training")
         spool.model(merged, "input")
         job = DpoJob(**fields, settings=settings, reference=str(kept.path))
-        return _trained(run, job, prepared, spool, build, f"base {merged.manifest.name}, merged", named=None)
+        note = f"base {merged.manifest.name}, merged"
+        return _trained(run, job, prepared, spool, build, note, named=models.merged_base(merged).reference)
 
     return run.make("dpo", dpo_request(run, name, pairs, merged), build)
 
@@ -131,7 +134,7 @@ def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapt
 def reference_of(run: Run, pairs: Artifact, merged: Artifact, prepared: Prepared) -> Artifact:
     """The base's log-probabilities of the pairs, made once for every run on the same model, pairs and context."""
     settings = run.config.recipe.dpo
-    names = {"max_context_length", "max_rows", "eval_rows", "max_longer_share", "seed"}
+    names = {"max_context_length", "max_rows", "eval_rows", "max_longer_share", "seed", "quantize"}
     fields = settings.model_dump(include=names)
     fields |= {"reference": "answer log-probabilities", "prompt": prompt_identity()}
     inputs = (pairs.as_input("data"), merged.as_input("base"))

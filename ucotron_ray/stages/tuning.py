@@ -71,6 +71,9 @@ def tune(run: Run, subject: Subject) -> Artifact:
 
         rows = {tier: template.rows for tier, template in templates.items()}
         plan = plan_of(run, subject, rows, at_once)
+        if run.replace and records.is_fruitless(build.path):
+            # Of the same recipe, so it would be gone on with, and end at once in what it ended in before.
+            records.forget(build.path)
         record = records.read(build.path) or _begun(run, subject, plan, templates)
         spool = run.spool.child("tune")
         spool.dataset(subject.data, "training")

@@ -19,6 +19,7 @@ Model = TypeVar("Model", bound=BaseModel)
 REPAIRED = "repaired"
 ASKED_AGAIN = "asked_again"
 MAX_REASON_CHARACTERS = 300
+MAX_QUOTED_CHARACTERS = 200
 
 _FENCE = re.compile(r"\A```[a-zA-Z]*\s*\n(?P<body>.*?)\n?```\s*\Z", re.DOTALL)
 MAX_ANSWER_CHARACTERS = 100_000
@@ -38,7 +39,7 @@ def whole(ask: Ask, *, cap: int) -> Generator[Ask, Answer, str]:
     if answer.kind is Kind.TRUNCATED and ask.max_tokens < cap:
         answer = yield replace(ask, max_tokens=min(cap, 2 * ask.max_tokens))
     if answer.kind is not Kind.ANSWER:
-        raise Ended(Done("quarantined", reason=f"{ask.step}: {_WHY[answer.kind]}"))
+        raise Ended(Done("quarantined", reason=f"{ask.step}: {_why(answer)}"))
     if len(answer.text) > MAX_ANSWER_CHARACTERS:
         raise Ended(Done("quarantined", reason=f"{ask.step}: the answer is longer than {MAX_ANSWER_CHARACTERS}"))
     _keep_out(ask.step, [answer.text])
@@ -134,6 +135,17 @@ def _keep_out(step: str, texts: Iterable[str]) -> None:
     unusable = found(texts, UNUSABLE)
     if unusable:
         raise Ended(Done("quarantined", reason=f"{step}: {DEFECTS[unusable[0]]}", notes=tuple(unusable)))
+
+
+def _why(answer: Answer) -> str:
+    """Why there is no whole answer; of a refused request in the server's own words."""
+    why = _WHY[answer.kind]
+    if answer.kind is not Kind.POISON or not answer.text:
+        return why
+    # `chat` has taken our own key out; whatever else looks like one comes into no file either.
+    unusable = found([answer.text], UNUSABLE)
+    said = f"its words hold {DEFECTS[unusable[0]]}" if unusable else answer.text[:MAX_QUOTED_CHARACTERS]
+    return f"{why}: {said}"
 
 
 def _refuse(token: str) -> object:

@@ -27,6 +27,7 @@ from typing import Any
 
 from ucotron_ray.artifacts import file_hash, fsync_directory, write_json
 from ucotron_ray.errors import ArtifactError, CorruptArtifact
+from ucotron_ray.fireworks.chat import Kind
 from ucotron_ray.synthesis.plan import ID_BYTES
 
 MANIFEST = "manifest.json"
@@ -35,11 +36,13 @@ SHARD_BYTES = 64 * 1024**2
 
 _ID_LENGTH = 2 * ID_BYTES
 _HEAD_LENGTH = _ID_LENGTH + 1 + 8 + 1
+_NO_ANSWERS = (Kind.TRANSIENT, Kind.POISON)
+_TRANSIENT, _REFUSAL = b'"kind":"transient"', b'"kind":"poison"'
 
 
 @dataclass(frozen=True)
 class Record:
-    """One journaled answer, or a request that failed and may have been billed (`kind` transient)."""
+    """One journaled answer; or a request that was refused (`kind` poison), or failed and may be billed (transient)."""
 
     rid: str
     kind: str
@@ -111,7 +114,12 @@ class Writer:
 
 
 class Reader:
-    """Finds answers by request id, in everything that lies in the directory. `refresh` takes in what others added."""
+    """Finds answers by request id, in everything that lies in the directory. `refresh` takes in what others added.
+
+    A refusal that the first `refresh` finds is an earlier process's, and no answer: nothing was paid for it, and a
+    mended server or another `api.dialect` may take the request. One that comes later stands, so that nothing is asked
+    again and again.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -119,6 +127,7 @@ class Reader:
         self._known: dict[str, int] = {}
         self._read_to: list[int] = []
         self._index: dict[bytes, tuple[int, int, int]] = {}
+        self._skipped: tuple[bytes, ...] = (_TRANSIENT, _REFUSAL)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -132,6 +141,7 @@ class Reader:
                 self._read_to.append(0)
             if path.stat().st_size > self._read_to[number]:
                 self._index_from(number)
+        self._skipped = (_TRANSIENT,)
 
     def get(self, rid: str) -> Record | None:
         """The answer to a request, if it is there."""
@@ -147,7 +157,7 @@ class Reader:
         path = self._paths[number]
         for offset, line in _lines(path, self._read_to[number]):
             self._read_to[number] = offset + len(line)
-            if b'"kind":"transient"' not in line[:128]:
+            if not any(kind in line[:128] for kind in self._skipped):
                 # The first answer wins: later ones repeat it.
                 self._index.setdefault(_checked_id(line, path, offset), (number, offset, len(line)))
 
@@ -187,12 +197,15 @@ def spent(directory: Path, run: str) -> float:
 
 
 def paid(directory: Path, run: str) -> dict[str, Any]:
-    """What the answers of a run cost, each once: dollars and tokens. The same however the run was disturbed."""
+    """What the answers of a run cost, each once: dollars and tokens. The same however the run was disturbed.
+
+    A refusal costs nothing, and must not stand for the answer that the same request got later.
+    """
     seen: set[str] = set()
     usd, prompt, completion = 0.0, 0, 0
     # By id, so that the sum of floats does not depend on the order in which answers came.
     for record in sorted(
-        (entry for entry in records(directory) if entry.run == run and entry.kind != "transient"),
+        (entry for entry in records(directory) if entry.run == run and entry.kind not in _NO_ANSWERS),
         key=lambda entry: (entry.rid, entry.cost_usd),
     ):
         if record.rid not in seen:

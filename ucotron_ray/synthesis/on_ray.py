@@ -63,6 +63,8 @@ class Made:
     prompt_tokens: int
     completion_tokens: int
     usd: float
+    asking_seconds: float
+    """From the first request to the last answer; the rest of the stage's time is the same for any number of rows."""
 
 
 class GovernorActor:
@@ -180,7 +182,7 @@ def fill(job: SynthesisJob, governor: Any) -> Made:
     (directory / OUTCOMES).mkdir()
     before = _status(governor, job)
     try:
-        judged, published, status = _filled(job, governor, before)
+        judged, published, status, asking_seconds = _filled(job, governor, before)
     except BaseException:
         with contextlib.suppress(ray.exceptions.RayError, UcotronRayError):
             # What is still in flight may be paid: the next invocation must know.
@@ -196,10 +198,11 @@ def fill(job: SynthesisJob, governor: Any) -> Made:
         status["prompt_tokens"],
         status["completion_tokens"],
         status["usd"],
+        asking_seconds,
     )
 
 
-def _filled(job: SynthesisJob, governor: Any, before: dict[str, Any]) -> tuple["Judged", Any, dict[str, Any]]:
+def _filled(job: SynthesisJob, governor: Any, before: dict[str, Any]) -> tuple["Judged", Any, dict[str, Any], float]:
     """Rounds and release. The governor hears of the driver all the while: it ends itself when it is forgotten."""
     progress = watch.Progress(job.count)
     with (
@@ -207,12 +210,14 @@ def _filled(job: SynthesisJob, governor: Any, before: dict[str, Any]) -> tuple["
         watch.watching(progress, lambda: _of_task(job, _status(governor, job), before), Path(job.metrics_file)),
     ):
         judged, planned = _rounds(job, governor, progress)
+        ended = time.monotonic()
         if judged.missing > 0:
             _raise_short(job, _ask(governor, "status", job), judged, planned)
         marks = _marks(job, governor, planned)
         release = ray.remote(_release).options(num_cpus=1, max_retries=2)
         published = _get(release.remote(job, planned, marks))
-        return judged, published, _of_task(job, _ask(governor, "status", job), before)
+        status = _of_task(job, _ask(governor, "status", job), before)
+        return judged, published, status, ended - (progress.asked_at or ended)
 
 
 def _of_task(job: SynthesisJob, status: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ DEATHS = 2
 """So many processes may end over a sample. One may have been killed from outside at that moment."""
 
 SUFFIX = ".at"
-_NONE = (-1).to_bytes(8, "little", signed=True)
+_NONE = b"\xff" * 8
+"""-1: no sample."""
 
 Value = TypeVar("Value")
 

@@ -37,6 +37,8 @@ class Progress:
         self.target = target
         self.round = 0
         self.accepted = 0
+        self.asked_at: float | None = None
+        """When the first request had been sent, by the monotonic clock."""
         self.done: Counter[str] = Counter()
 
     def count(self, statuses: Iterable[str]) -> None:
@@ -88,6 +90,8 @@ def watching(progress: Progress, ask: Callable[[], dict[str, Any]], metrics_file
                 log.debug("no status: %s", error)
                 continue
             now = time.monotonic()
+            if progress.asked_at is None and status["sent"]:
+                progress.asked_at = now
             text = line(status, progress, now - began)
             if terminal:
                 sys.stderr.write(f"\r\033[Ksynthesize: {text}")

@@ -218,7 +218,7 @@ class Worker:
                 self._keep(rid, ask, outcome, usd, attempts)
             self._hand_in(need, reserved, outcome, usd, max(failures, 1))
             if outcome.kind in (*FINAL, Kind.POISON):
-                return Answer(outcome.kind, outcome.text)
+                return Answer(outcome.kind, _said(outcome))
             if outcome.kind in FATAL:
                 return Done("pending", reason=outcome.detail)
             if spoiled:
@@ -261,7 +261,7 @@ class Worker:
         record = Record(
             rid=rid,
             kind=str(outcome.kind),
-            text=outcome.text if outcome.kind in FINAL else outcome.detail,
+            text=_said(outcome),
             finish=outcome.finish,
             run=self._sending.run,
             step=ask.step,
@@ -392,3 +392,8 @@ class Worker:
         for queue in (self._begun, self._new):
             while queue:
                 queue.popleft()[1].set_result(None)
+
+
+def _said(outcome: Outcome) -> str:
+    """What the journal keeps of it: the model's text, or the server's words on why there is none."""
+    return outcome.text if outcome.kind in FINAL else outcome.detail

@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArgum
 from ucotron_ray.errors import InputError
 from ucotron_ray.models import base as base_models
 from ucotron_ray.recipe import DpoSettings
-from ucotron_ray.training import loop, tokens
+from ucotron_ray.training import levers, loop, tokens
 from ucotron_ray.training.checkpoints import Checkpoints
 from ucotron_ray.training.data import IGNORED
+from ucotron_ray.training.heap import HeapTrim
 from ucotron_ray.training.hooks import NO_HOOKS, Hooks, Report
 from ucotron_ray.training.job import DpoJob, TrainingJob
 from ucotron_ray.training.pairs import Pair
@@ -59,7 +60,7 @@ def train(job: DpoJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
         eval_dataset=_dataset(val_pairs, Path(job.reference) / VAL_REFERENCE) if val_pairs else None,
         processing_class=worker.tokenizer,
         data_collator=partial(collate, pad=pad),
-        callbacks=[checkpoints, progress],
+        callbacks=[checkpoints, HeapTrim(), progress],
         order_seed=settings.seed,
         global_batch=settings.global_batch,
         beta=settings.beta,
@@ -116,14 +117,15 @@ def write_reference(job: TrainingJob) -> None:
         torch.set_num_threads(job.num_threads)
     base = base_models.resolve(job.base)
     tokenizer = base_models.load_tokenizer(base)
-    model = base_models.load_model(base, base_models.compute_dtype(job.dtype)).eval()
-    if torch.cuda.is_available():
-        model = model.to("cuda")
+    dtype = base_models.compute_dtype(job.dtype)
+    model = levers.for_answers(base, dtype, quantize=settings.quantize)
     pairs = read_tokens(job, tokenizer, settings)
     for rows, target in ((pairs.train, TRAIN_REFERENCE), (pairs.val, VAL_REFERENCE)):
         made = tokens.as_pairs(rows)
         size = max(1, job.tokens_per_step // max(tokens.pair_lengths(rows)[0], default=1))
-        values = reference_log_probs(model, made, size=size, pad=cast(int, tokenizer.pad_token_id))
+        # As the training computes on a GPU.
+        with torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available() and dtype == "bfloat16"):
+            values = reference_log_probs(model, made, size=size, pad=cast(int, tokenizer.pad_token_id))
         lines = [json.dumps(value) + "\n" for value in values]
         (Path(job.directory) / target).write_text("".join(lines), encoding="utf-8")
         log.info("dpo: reference of %d pairs", len(made))

@@ -10,18 +10,22 @@ import torch
 
 from ucotron_ray.errors import ResourceError
 from ucotron_ray.models import base as base_models
-from ucotron_ray.recipe import LoraSettings
-from ucotron_ray.training.job import TrainingJob
 
 
-def load(base: base_models.BaseModel, dtype: base_models.Dtype, job: TrainingJob, settings: LoraSettings) -> Any:
-    """The base as the job wants it."""
-    if settings.quantize == "nf4":
+def load(base: base_models.BaseModel, dtype: base_models.Dtype, *, quantize: str, attention: str = "auto") -> Any:
+    """The base with these levers: on the GPU if it is quantized, else on the processor."""
+    if quantize == "nf4":
         return _quantized(base)
     model = base_models.load_model(base, dtype)
-    if job.attention != "auto":
-        model.set_attn_implementation(job.attention)
+    if attention != "auto":
+        model.set_attn_implementation(attention)
     return model
+
+
+def for_answers(base: base_models.BaseModel, dtype: base_models.Dtype, *, quantize: str) -> Any:
+    """The base that is only asked, in the very weights that are trained on, where it computes."""
+    model = load(base, dtype, quantize=quantize).eval()
+    return model.to("cuda") if torch.cuda.is_available() and quantize == "none" else model
 
 
 def spread(model: Any) -> None:
@@ -43,6 +47,12 @@ def spread(model: Any) -> None:
     model._ddp_params_and_buffers_to_ignore = [
         name for name, parameter in model.named_parameters() if not parameter.requires_grad
     ]
+
+
+def averaged(model: Any) -> Any:
+    """A base that is spread, wrapped so that the adapter's gradients are averaged over the workers."""
+    device = [torch.cuda.current_device()] if torch.cuda.is_available() else None
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=device)
 
 
 def is_spread(model: Any) -> bool:

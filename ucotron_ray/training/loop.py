@@ -30,8 +30,6 @@ from ucotron_ray.training.progress import Progress, Work
 
 log = logging.getLogger(__name__)
 
-KERNELS_KEPT = "16"
-
 
 @dataclass(frozen=True)
 class Worker:
@@ -55,9 +53,6 @@ class Batches:
 def begin(stage: str, job: TrainingJob, settings: LoraSettings) -> Worker:
     """Set this process up for a job."""
     rank, world = rank_and_world()
-    # oneDNN keeps 1,024 kernels by default, one for each length of a batch and weight's shape, of 1 MB and more: the
-    # demo's worker grew by 20 MB a step. One step has a dozen; making them anew costs nothing that could be measured.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)
     log.info("%s: worker %d of %d, pid %d", stage, rank, world, os.getpid())
     if job.num_threads:
         torch.set_num_threads(job.num_threads)
@@ -101,7 +96,7 @@ def batches(
 
 def adapted(worker: Worker, job: TrainingJob, settings: LoraSettings) -> Any:
     """The base with a fresh adapter, which is the same on every worker and in every run."""
-    model = levers.load(worker.base, worker.dtype, job, settings)
+    model = levers.load(worker.base, worker.dtype, quantize=settings.quantize, attention=job.attention)
     torch.manual_seed(settings.seed)
     adapted = lora.attach(model, settings)
     if job.shard_base and worker.world > 1:
@@ -125,6 +120,21 @@ class CorrectedTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
         # transformers 4.57.6 takes the batch size of a checkpoint over that of the run (`Trainer.train`): on another
         # number of workers the global batch would be another one.
         return super()._inner_training_loop(batch_size=self.args.train_batch_size, **kwargs)
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        # accelerate refuses a base that is spread over GPUs (`prepare_model`: «DTensor … incompatible»), though
+        # DDP does not touch what it is told to ignore.
+        if training and model is self.model and levers.is_spread(model):
+            return levers.averaged(model)
+        return super()._wrap_model(model, training, dataloader)
+
+    def compute_loss_context_manager(self) -> Any:
+        """The compute type, for all that is computed within.
+
+        On a GPU accelerate sets it in the prepared model's `forward` alone; `generate`, and a base that we wrap
+        ourselves, do not come by there.
+        """
+        return self.accelerator.autocast() if torch.cuda.is_available() else super().compute_loss_context_manager()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The validation loss and, if there is a scorer, F1 of the triples that the model answers."""

@@ -16,6 +16,7 @@ from ucotron_ray.jsonl import read_training_rows, write_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.recipe import OnPolicy
 from ucotron_ray.records import PreferenceRow, RawRow
+from ucotron_ray.training import levers
 from ucotron_ray.training.data import prompt_ids, server_row
 from ucotron_ray.wire import format_answer, user_prompt
 
@@ -34,6 +35,8 @@ class SampleJob:
     """Relation rows, and where their pairs go."""
     settings: dict[str, Any]
     dtype: str
+    quantize: str
+    """As the base is trained on, so that it fits where that fits."""
     batch_size: int
     num_threads: int | None
     seed: int
@@ -47,10 +50,9 @@ def write_pairs(job: SampleJob, f1: F1Of) -> dict[str, int]:
     torch.manual_seed(job.seed)
     base = base_models.resolve(job.base)
     tokenizer = base_models.load_tokenizer(base)
-    model = base_models.load_model(base, base_models.compute_dtype(job.dtype, rows=job.batch_size)).eval()
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    else:
+    dtype = base_models.compute_dtype(job.dtype, rows=job.batch_size)
+    model = levers.for_answers(base, dtype, quantize=job.quantize)
+    if not torch.cuda.is_available():
         # torch's fused attention is slow for single tokens on a processor (see evaluation/generate.py).
         model.set_attn_implementation("eager")
     counts = {"pairs": 0, "always_right": 0}

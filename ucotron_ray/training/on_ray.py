@@ -15,7 +15,7 @@ import ray.train
 
 from ucotron_ray import session
 from ucotron_ray.artifacts import Build
-from ucotron_ray.errors import LossNotFinite, StageFailed, Stopped, UcotronRayError, UserError
+from ucotron_ray.errors import LossNotFinite, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.place import Workers
 from ucotron_ray.tracking import Spool
 from ucotron_ray.training.job import STOP, DpoJob, SftJob, TrainingJob
@@ -89,8 +89,9 @@ def _loop(config: dict[str, Any]) -> dict[str, Any]:
         metrics = _train(config["stage"], config["job"], config["score"], report)
     except UcotronRayError as error:
         # What we say ourselves is no failure of a worker: raised, Ray would start the same again. But returning is
-        # right only where all workers return, and of a full disk (StageFailed) one alone may know.
-        together = isinstance(error, (UserError, Stopped, LossNotFinite))
+        # right only where all workers return: of a full disk or a missing model one alone may know, and the others
+        # would wait for it in a collective call, for half an hour.
+        together = isinstance(error, (Stopped, LossNotFinite))
         if not together and context.get_world_size() > 1:
             raise
         return {"error": error}

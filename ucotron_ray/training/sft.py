@@ -20,6 +20,7 @@ from ucotron_ray.recipe import SftSettings
 from ucotron_ray.training import levers, loop, tokens
 from ucotron_ray.training.checkpoints import Checkpoints
 from ucotron_ray.training.data import IGNORED, Example
+from ucotron_ray.training.heap import HeapTrim
 from ucotron_ray.training.hooks import NO_HOOKS, Hooks, Report
 from ucotron_ray.training.job import SftJob
 from ucotron_ray.training.progress import Progress
@@ -55,7 +56,7 @@ def train(job: SftJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
         eval_dataset=_dataset(rows.val) if rows.val else None,
         processing_class=worker.tokenizer,
         data_collator=_collator(job, worker),
-        callbacks=[checkpoints, progress],
+        callbacks=[checkpoints, HeapTrim(), progress],
         order_seed=settings.seed,
         global_batch=settings.global_batch,
     )

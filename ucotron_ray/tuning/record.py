@@ -5,6 +5,7 @@ always whole; none of it is ever read.
 """
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -130,7 +131,7 @@ class Record(Entry):
         """What trials are compared by, the more the better; a tie of F1 goes to the smaller loss."""
         if not self.higher_is_better:
             return -score.value
-        return score.value - TIE * min(LARGEST_LOSS, LARGEST_LOSS if score.loss is None else score.loss)
+        return rank_of_f1(score.value, score.loss)
 
     def best(self, name: str) -> Score | None:
         """The best score of a trial, the earliest of equal ones."""
@@ -173,6 +174,11 @@ def is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
+def rank_of_f1(f1: float, loss: float | None) -> float:
+    """What scores of one stage are compared by: F1, and at equal F1 the smaller validation loss."""
+    return f1 - TIE * min(LARGEST_LOSS, LARGEST_LOSS if loss is None else loss)
+
+
 def read(path: Path) -> Record | None:
     """The record in a directory; None if there is none yet. Raises CorruptArtifact if it cannot be read."""
     file = path / RECORD
@@ -187,6 +193,21 @@ def read(path: Path) -> Record | None:
             found=str(error).splitlines()[0],
             next_step="start it again with --replace, or under another --name",
         ) from error
+
+
+def is_fruitless(path: Path) -> bool:
+    """Whether nothing comes of the sweep in a directory: no record that can be read, or all trials without a score."""
+    try:
+        record = read(path)
+    except CorruptArtifact:
+        return True
+    return record is not None and not record.scores and not any(trial.is_open for trial in record.trials)
+
+
+def forget(path: Path) -> None:
+    """Take record and trials of a sweep away."""
+    (path / RECORD).unlink(missing_ok=True)
+    shutil.rmtree(path / "trials", ignore_errors=True)
 
 
 def write(path: Path, record: Record) -> None:

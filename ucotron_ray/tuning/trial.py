@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray.artifacts import write_json
-from ucotron_ray.errors import Stopped, UcotronRayError
+from ucotron_ray.errors import LossNotFinite, Stopped, UcotronRayError
 from ucotron_ray.evaluation.scoring import RowScore, summary
 from ucotron_ray.projection.job import FitJob
 from ucotron_ray.tracking import Spool
 from ucotron_ray.training.hooks import Hooks
 from ucotron_ray.training.job import DpoJob, SftJob
 from ucotron_ray.tuning.job import BEST, OUTCOME, STOP, TrialJob
+from ucotron_ray.tuning.record import rank_of_f1
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,9 @@ def run(job: TrialJob, tell: Tell, *, rank: int = 0, world: int = 1) -> dict[str
         # No outcome is written: the next run goes on from the checkpoint.
         return {"state": "interrupted", "cause": "the sweep was stopped", "metrics": {}}
     except Exception as error:
-        if world > 1 and not isinstance(error, UcotronRayError):
+        # A loss that is no number is one on all workers; a missing file or a full disk may be one worker's alone, and
+        # the others would wait for it in a collective call.
+        if world > 1 and not isinstance(error, LossNotFinite):
             raise
         log.warning("tune: %s failed", job.trial, exc_info=None if isinstance(error, UcotronRayError) else error)
         outcome = {"state": "failed", "cause": cause_of(error), "metrics": {}}
@@ -150,7 +153,8 @@ class Scores:
     def _keep_best(self, score: Mapping[str, Any]) -> None:
         directory = Path(self._job.directory)
         best = best_of(directory)
-        if best is not None and best["value"] >= score["value"]:
+        # By the very rule by which the record names a step: else best.yaml would name one and hold another's weights.
+        if best is not None and rank_of_f1(best["value"], best["loss"]) >= rank_of_f1(score["value"], score["loss"]):
             return
         aside, target = directory / f"{BEST}.partial", directory / BEST
         shutil.rmtree(aside, ignore_errors=True)

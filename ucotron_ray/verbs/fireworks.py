@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray.errors import ConfigError
-from ucotron_ray.verbs import flags
+from ucotron_ray.verbs import data, flags
+
+TASKS = tuple(task for task in data.TASKS if task != "path_reward")
+"""The tasks that a teacher answers: that one is computed. A test compares them."""
 
 
 def add_fireworks(verbs: Any) -> None:
@@ -62,7 +65,7 @@ def _add_jobs(actions: Any) -> None:
 
 def _add_batch(actions: Any) -> None:
     parser = _verb(actions, "batch", "Ask a task's requests at half the price, into the journal of synthesis.", _batch)
-    parser.add_argument("task", metavar="TASK", help="a task of `synthesize`")
+    parser.add_argument("task", choices=TASKS, metavar="TASK", help="a task of `synthesize`: %(choices)s")
     parser.add_argument("--count", type=int, help="samples (default: the task's target_samples)")
     parser.add_argument("--input", metavar="NAME|FILE", help="relation rows to build on")
     parser.add_argument("--max-usd", type=float, help="hard budget in dollars")

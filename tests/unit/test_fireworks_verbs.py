@@ -1,0 +1,21 @@
+"""What the verbs of `fireworks` take, and what they refuse before anything is imported or asked."""
+
+import pytest
+
+from ucotron_ray import cli
+from ucotron_ray.synthesis import job
+from ucotron_ray.verbs import fireworks
+
+
+def test_a_batch_is_of_the_tasks_that_a_teacher_answers():
+    assert tuple(job.TASKS) == fireworks.TASKS
+
+
+@pytest.mark.parametrize("task", ["relation_extractoin", "path_reward"])
+def test_a_task_that_no_teacher_answers_is_refused_with_those_that_one_does(task, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["fireworks", "batch", task])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert task in said
+    assert all(name in said for name in fireworks.TASKS)
