@@ -70,21 +70,50 @@ def install(fetch: Callable[[Path], Path], target: Path, content: str) -> Artifa
 def verify_content(artifact: Artifact, content: str) -> None:
     """Every byte against the manifest, and the manifest against the registry. Raises CorruptArtifact."""
     verify(artifact)
+    check_content(artifact, content)
+
+
+def holds(directory: Path, content: str) -> bool:
+    """Whether a directory is an artifact of this content, byte for byte."""
+    if not (directory / MANIFEST).is_file():
+        return False
+    try:
+        verify_content(read_artifact(directory), content)
+    except CorruptArtifact:
+        return False
+    return True
+
+
+def check_content(artifact: Artifact, content: str) -> None:
+    """The manifest against the registry, the files unread. Raises CorruptArtifact."""
     if artifact.manifest.content != content:
         raise CorruptArtifact(
             f"{artifact.manifest.kind} '{artifact.manifest.name}' is not what was registered",
             where=str(artifact.path),
             expected=content[:16],
             found=artifact.manifest.content[:16],
-            next_step="promote what lies there now, or bring the registered bytes back",
+            next_step="promote what lies there now, roll back, or bring the registered bytes back",
         )
 
 
-def copy_of(source: Path) -> Callable[[Path], Path]:
+def kept(store: Path, bundle: Artifact) -> Path:
+    """A bundle's files under their content in the store's registry, where no later export takes their place.
+
+    Those of the store are linked, as they are only ever replaced by a rename. A directory of the user's may be written
+    to in place, and is copied.
+    """
+    place = store / "registry" / "versions" / bundle.manifest.content[:16]
+    if not holds(place, bundle.manifest.content):
+        get = copy_of(bundle.path, _linked if bundle.path.is_relative_to(store) else shutil.copy2)
+        install(get, place, bundle.manifest.content)
+    return place
+
+
+def copy_of(source: Path, copy: Callable[[str, str], object] = shutil.copy2) -> Callable[[Path], Path]:
     """A fetch from a directory."""
 
     def fetch(directory: Path) -> Path:
-        return Path(shutil.copytree(source, directory / source.name))
+        return Path(shutil.copytree(source, directory / source.name, copy_function=copy))
 
     return fetch
 
@@ -96,6 +125,14 @@ def audit(store: Path, model: str, event: Mapping[str, Any]) -> None:
     record = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "model": model, **event}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _linked(source: str, target: str) -> None:
+    """A hard link; a copy where the file system has none, or the target lies on another one."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _place(new: Path, target: Path) -> None:

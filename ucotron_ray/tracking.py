@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from ucotron_ray.artifacts import Artifact, write_json
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.errors import ConfigError, StageFailed
 from ucotron_ray.place import Place
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ ASK_SECONDS, FILE_SECONDS = 60, 600
 
 KEY_TAG = "ucotron.key"
 NO_TRACKING = "none"
+
+MAX_KEY = 250
+"""Letters of a metric's or parameter's name at MLflow."""
 
 _BATCH = 500
 """Events of one `log_batch` call; MLflow takes 1,000 metrics and 100 parameters a call."""
@@ -66,7 +70,7 @@ class Spool:
 
     def params(self, values: Mapping[str, object]) -> None:
         """What it was asked to do, flattened to dotted keys."""
-        self._write({"type": "params", "values": {key: str(value) for key, value in _flat(values).items()}})
+        self._write({"type": "params", "values": {_key(key): str(value) for key, value in _flat(values).items()}})
 
     def tags(self, values: Mapping[str, str]) -> None:
         """What it is."""
@@ -74,7 +78,7 @@ class Spool:
 
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
         """What was measured at a step."""
-        finite = {key: float(value) for key, value in values.items() if abs(float(value)) < float("inf")}
+        finite = {_key(key): float(value) for key, value in values.items() if abs(float(value)) < float("inf")}
         self._write({"type": "metrics", "values": finite, "step": step})
 
     def dataset(self, artifact: Artifact, context: str) -> None:
@@ -166,6 +170,8 @@ class Version:
     number: str
     source: str
     tags: dict[str, str]
+    run: str | None = None
+    """The run that logged the files at MLflow; None for files that were only pointed to."""
 
     @property
     def directory(self) -> Path | None:
@@ -177,12 +183,14 @@ class Version:
 class Registry:
     """The versions of one registered model and their aliases, at MLflow.
 
-    Every call raises ConfigError where MLflow cannot be asked. With `must_exist` a database that is not there is not
-    made: somebody who only reads has named the wrong one.
+    Every call raises ConfigError where MLflow cannot be asked, and StageFailed once it has answered: then no setting is
+    wrong, and work may have been done. With `must_exist` a database that is not there is not made: somebody who only
+    reads has named the wrong one.
     """
 
     def __init__(self, where: Destination, place: Place, model: str, *, must_exist: bool = False) -> None:
         self.model = model
+        self._has_answered = False
         self.uri = place.tracking.registry_uri or where.uri
         # Files are logged where the registry is, wherever the runs are.
         self._where = where if self.uri == where.uri else Destination(self.uri, where.experiment, None)
@@ -193,6 +201,8 @@ class Registry:
             )
         with self._asking():
             self._client = _client(self.uri, self.uri, timeout=ASK_SECONDS)
+        # Making a client asks a server nothing.
+        self._has_answered = False
 
     def aliases(self) -> dict[str, str]:
         """Alias → version number. Empty where the model was never registered."""
@@ -262,17 +272,26 @@ class Registry:
         try:
             yield
         except (MlflowException, OSError) as error:
+            found = (str(error).splitlines() or [type(error).__name__])[0]
+            if self._has_answered:
+                raise StageFailed(
+                    "the registry answers no longer, or refuses",
+                    where=self.uri,
+                    found=found,
+                    next_step="mend it and run the same command again",
+                ) from error
             raise ConfigError(
                 "the registry cannot be asked",
                 where=self.uri,
-                found=str(error).splitlines()[0],
+                found=found,
                 next_step="start the MLflow server, or correct tracking.registry_uri or tracking.mlflow_uri",
             ) from error
+        self._has_answered = True
 
 
 def _version(found: "ModelVersion") -> Version:
     tags = {str(key): str(value) for key, value in found.tags.items()}
-    return Version(str(found.version), str(found.source), tags)
+    return Version(str(found.version), str(found.source), tags, found.run_id or None)
 
 
 @dataclass
@@ -282,6 +301,16 @@ class _Sent:
     offsets: dict[str, int] = field(default_factory=dict)
     runs: dict[str, str] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of the spool: its file, the offset behind it, when it was written, and the event, if it is one."""
+
+    file: str
+    end: int
+    time: int
+    event: dict[str, Any] | None
 
 
 def destination(place: Place, store: Path) -> Destination | None:
@@ -344,18 +373,45 @@ def send_pending(directory: Path, destination: Destination) -> bool:
         return False
 
 
-def _send(pending: list[tuple[str, int, dict[str, Any]]], where: Destination, sent: _Sent, directory: Path) -> None:
+def _send(pending: list[_Line], where: Destination, sent: _Sent, directory: Path) -> None:
     client = _client(where.uri)
     experiment_id = _experiment(client, where)
     for start in range(0, len(pending), _BATCH):
         batch = pending[start : start + _BATCH]
-        _send_metrics(client, experiment_id, [event for _, _, event in batch if event["type"] == "metrics"], sent)
-        for _, _, event in batch:
+        events = [line.event for line in batch if line.event is not None]
+        if _refusal(client, experiment_id, events, sent):
+            # All of them once more, one by one: what was taken stays as it is, and the refused one is left out.
+            for event in events:
+                if refusal := _refusal(client, experiment_id, [event], sent):
+                    log.warning("tracking: MLflow refuses %s of %s: %s", event["type"], event["run"], refusal)
+                    _forget(event, sent)
+        for line in batch:
+            sent.offsets[line.file] = max(line.end, sent.offsets.get(line.file, 0))
+        write_json(directory / "sent.json", vars(sent))
+
+
+def _refusal(client: "MlflowClient", experiment_id: str, events: list[dict[str, Any]], sent: _Sent) -> str | None:
+    """Send events; why MLflow will never take one of them, such as a run that was deleted. Raises what may pass."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        _send_metrics(client, experiment_id, [event for event in events if event["type"] == "metrics"], sent)
+        for event in events:
             if event["type"] != "metrics":
                 _send_event(client, experiment_id, event, sent)
-        for name, offset, _ in batch:
-            sent.offsets[name] = max(offset, sent.offsets.get(name, 0))
-        write_json(directory / "sent.json", vars(sent))
+    except MlflowException as error:
+        if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            raise
+        return (str(error).splitlines() or [str(error.error_code)])[0]
+    return None
+
+
+def _forget(event: dict[str, Any], sent: _Sent) -> None:
+    """The ids that a refused event used: what they named may be deleted, and then later events make it anew."""
+    sent.runs.pop(event["run"], None)
+    if "content" in event:
+        for key in (event["content"], f"output:{event['content']}"):
+            sent.models.pop(key, None)
 
 
 def _client(uri: str, registry_uri: str | None = None, *, timeout: int = 10) -> "MlflowClient":
@@ -375,6 +431,10 @@ def _client(uri: str, registry_uri: str | None = None, *, timeout: int = 10) -> 
 def _experiment(client: "MlflowClient", where: Destination) -> str:
     experiment = client.get_experiment_by_name(where.experiment)
     if experiment is not None:
+        if experiment.lifecycle_stage == "deleted":
+            # It keeps its name, so none of that name could be made.
+            log.warning("tracking: the experiment '%s' was deleted, and is restored", where.experiment)
+            client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
     location = where.artifact_location
     if location is None and where.uri.startswith("sqlite:///"):
@@ -433,9 +493,8 @@ def _send_model(client: "MlflowClient", experiment_id: str, run: str, event: dic
     content = event["content"]
     if content not in sent.models:
         tags = {"ucotron.content": content, "ucotron.path": event["path"]}
-        model = client.create_logged_model(
-            experiment_id, event["name"], source_run_id=run, tags=tags, model_type=event["kind"]
-        )
+        name = re.sub(r"""[/:.%"']""", "-", event["name"])
+        model = client.create_logged_model(experiment_id, name, source_run_id=run, tags=tags, model_type=event["kind"])
         client.finalize_logged_model(model.model_id, "READY")
         sent.models[content] = model.model_id
     # Events of different processes can arrive in any order: who uses a model may be heard before who made it.
@@ -456,20 +515,33 @@ def _run(client: "MlflowClient", experiment_id: str, key: str, sent: _Sent) -> s
     return sent.runs[key]
 
 
-def _pending(directory: Path, sent: _Sent) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Events that were not sent, oldest first, each with its file and the offset behind it. A torn last line waits."""
-    events = []
+def _pending(directory: Path, sent: _Sent) -> Iterator[_Line]:
+    """Lines that were not sent, oldest first. A torn last line waits."""
+    lines = []
     for path in directory.glob("*.jsonl"):
         with path.open("rb") as file:
-            offset = sent.offsets.get(path.name, 0)
+            offset, moment = sent.offsets.get(path.name, 0), 0
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 offset += len(line)
-                events.append((path.name, offset, json.loads(line)))
-    # Stable: events of one file keep their order, so that its offset only grows.
-    return iter(sorted(events, key=lambda entry: entry[2]["time"]))
+                event = _event(line)
+                if event is None:
+                    log.warning("tracking: a line of %s is no event and is skipped", path)
+                moment = event["time"] if event else moment
+                lines.append(_Line(path.name, offset, moment, event))
+    # Stable: lines of one file keep their order, so that its offset only grows.
+    return iter(sorted(lines, key=lambda line: line.time))
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """The event of a whole line; None for what a writer left that was cut off, together with what came after it."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and {"run", "time", "type"} <= set(event) else None
 
 
 def _read_sent(directory: Path) -> _Sent:
@@ -489,6 +561,11 @@ def _only_sender(directory: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def _key(name: str) -> str:
+    """The name of a metric or parameter in the letters that MLflow takes."""
+    return re.sub(r"[^\w.\- ]", "_", name)[:MAX_KEY]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

@@ -35,7 +35,7 @@ from ucotron_ray.tuning.summary import summary, winner
 Result = dict[str, Any]
 
 RATES, RANKS = [8.0e-5, 2.5e-4, 8.0e-4, 2.5e-3], [4, 16, 64]
-TRAIN_ROWS, VAL_ROWS, BATCH, REPORT = 72, 20, 2, 6
+TRAIN_ROWS, VAL_ROWS, BATCH, REPORT = 72, 16, 2, 6
 STEPS = TRAIN_ROWS // BATCH
 PREDICATES = 8
 TRAIN_WORLD, VAL_WORLD = 42, 43

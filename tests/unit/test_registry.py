@@ -1,15 +1,19 @@
 """promote, rollback and pull against real MLflow on sqlite. The models are made up, their scores and bytes are real."""
 
 import json
+import os
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from tests.registered import answer_with, base_directory, held_out_file, make_bundle
 from ucotron_ray import cli, config, registry, tracking
-from ucotron_ray.artifacts import MANIFEST, Store, content_hash, list_files, read_artifact
+from ucotron_ray.artifacts import MANIFEST, Request, Result, Store, content_hash, list_files, read_artifact
 from ucotron_ray.errors import CorruptArtifact
+from ucotron_ray.stages import promotion, scoring
+from ucotron_ray.stages.models import base_of
 
 RIGHT = {"base": 0.2, "good": 0.8, "worse": 0.5, "best": 0.95, "no-gain": 0.2}
 
@@ -127,6 +131,32 @@ def test_held_out_rows_that_were_trained_on_refuse_the_promotion(world):
     assert "held-out rows are new: 60 of 60 held-out texts" in err
 
 
+def test_held_out_rows_are_not_called_new_where_the_training_rows_are_unknown(world):
+    world.bundle("good")
+    shutil.rmtree(world.store.path("dataset", "d"))
+    code, result, err = world.call("promote", "good")
+    assert code == 1, err
+    (refused,) = [gate for gate in result["gates"] if not gate["passed"]]
+    assert refused["name"] == "held-out rows are new"
+    assert "does not have what was trained on, so 60 held-out texts" in err
+    assert "champion" not in world.aliases()
+
+
+def test_a_hub_base_is_noted_before_anything_is_scored(world, monkeypatch):
+    world.bundle("good")
+    monkeypatch.setattr(promotion, "base_of", lambda *arguments: replace(base_of(*arguments), kind="hub"))
+    scores, noted = scoring.answers_of, []
+
+    def answers(run, *rest):
+        noted.append(run.hub_needed)
+        return scores(run, *rest)
+
+    monkeypatch.setattr(scoring, "answers_of", answers)
+    assert world.call("promote", "good")[0] == 0
+    # The bundle asks for no hub, and its answers come first.
+    assert noted == [True, True]
+
+
 def test_a_flipped_byte_in_any_file_stops_promotion_and_pull(world, tmp_path):
     bundle = world.bundle("good")
     assert world.call("promote", "good")[0] == 0
@@ -232,3 +262,154 @@ def test_mistakes_end_with_2_and_make_nothing(world, tmp_path):
     code, _, err = world.call("pull", str(tmp_path / "own"))
     assert (code, "stays as it is" in err) == (2, True)
     assert (tmp_path / "own" / "letter.txt").read_text(encoding="utf-8") == "mine"
+
+
+def export_anew(store, name):
+    """Other bytes under a bundle's name, as `export --replace` leaves them."""
+    old = store.get("bundle", name).manifest
+    request = Request("bundle", name, {**old.recipe_fields, "prompt": "4567"}, tuple(old.inputs))
+    with store.building(request, replace=True) as build:
+        (build.path / "model.onnx").write_bytes(b"another graph of " + name.encode())
+        return build.publish(Result({}, {}, []))
+
+
+def test_a_champion_keeps_its_files_when_its_name_is_exported_anew(world, tmp_path):
+    old = world.bundle("good")
+    assert world.call("promote", "good")[0] == 0
+    new = export_anew(world.store, "good")
+    code, result, err = world.call("promote", "good")
+    assert code == 0, err
+    assert (result["version"], result["previous"], result["content"]) == ("2", "1", new.manifest.content)
+    assert world.call("rollback")[0] == 0
+    target = tmp_path / "pulled"
+    assert world.call("pull", str(target))[0] == 0
+    assert content_hash(list_files(target)) == old.manifest.content
+
+
+def test_a_bundle_is_registered_anew_where_its_version_cannot_be_had_as_it_is_asked_for(world, tmp_path):
+    bundle = world.bundle("good")
+    assert world.call("promote", "good")[0] == 0
+    first = world.registry().version("champion")
+    assert first.directory == world.store.root / "registry" / "versions" / bundle.manifest.content[:16]
+    shutil.rmtree(first.directory)
+    assert world.call("promote", "good")[1]["version"] == "2"
+    assert world.call("pull", str(tmp_path / "pulled"))[0] == 0
+    # Files that only lie here are not at MLflow.
+    for _ in range(2):
+        assert world.call("promote", "good", "--upload")[1]["version"] == "3"
+    uploaded = world.registry().version("champion")
+    assert uploaded.run is not None
+    shutil.rmtree(uploaded.directory)
+    assert world.call("promote", "good", "--upload")[1]["version"] == "4"
+
+
+def test_the_files_of_a_version_are_linked_within_the_store_and_copied_from_elsewhere(tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+    bundle = make_bundle(store, "good", base_directory(tmp_path / "base"))
+    content = bundle.manifest.content
+    place = registry.kept(store.root, bundle)
+    assert os.path.samefile(place / "model.onnx", bundle.path / "model.onnx")
+    inode = place.stat().st_ino
+    assert registry.kept(store.root, bundle).stat().st_ino == inode
+    # A directory of the user's can be written to in place.
+    own = read_artifact(shutil.copytree(bundle.path, tmp_path / "own"))
+    shutil.rmtree(place)
+    registry.kept(store.root, own)
+    assert not os.path.samefile(place / "model.onnx", own.path / "model.onnx")
+    # What is damaged is replaced, and where nothing can be linked it is copied.
+    (place / "model.onnx").write_bytes(b"damaged")
+
+    def refuse(source, target):
+        raise OSError("another device")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert registry.holds(registry.kept(store.root, bundle), content)
+    assert not os.path.samefile(place / "model.onnx", bundle.path / "model.onnx")
+
+
+def kill_after_the_first_alias(monkeypatch):
+    point = tracking.Registry.point
+
+    def once(self, alias, version):
+        point(self, alias, version)
+        monkeypatch.setattr(tracking.Registry, "point", point)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracking.Registry, "point", once)
+
+
+def test_a_kill_between_the_two_aliases_is_mended_by_promote_and_said_by_rollback(world, monkeypatch):
+    for name in ("good", "best"):
+        world.bundle(name)
+    assert world.call("promote", "good")[0] == 0
+    kill_after_the_first_alias(monkeypatch)
+    assert world.call("promote", "best")[0] == 75
+    assert world.aliases() == {"champion": "1", "previous": "1"}
+    code, _, err = world.call("rollback")
+    assert (code, "no champion before version 1" in err) == (2, True)
+    assert world.call("promote", "best")[0] == 0
+    assert world.aliases() == {"champion": "2", "previous": "1"}
+    kill_after_the_first_alias(monkeypatch)
+    assert world.call("rollback")[0] == 75
+    # Where it was asked to go, and not back from there.
+    assert world.call("rollback")[0] == 2
+    assert world.aliases() == {"champion": "1", "previous": "1"}
+
+
+def test_a_champion_that_is_moved_while_another_is_scored_stops_the_promotion(world, monkeypatch):
+    for name in ("good", "best", "worse"):
+        world.bundle(name)
+    for name in ("good", "best"):
+        assert world.call("promote", name)[0] == 0
+    scores = scoring.answers_of
+
+    def answers(*arguments):
+        models = world.registry()
+        models.point("champion", models.version("previous"))
+        return scores(*arguments)
+
+    monkeypatch.setattr(scoring, "answers_of", answers)
+    code, _, err = world.call("promote", "worse")
+    assert (code, "somebody else moved champion" in err) == (75, True), err
+    assert world.aliases() == {"champion": "1", "previous": "1"}
+    # The next one is compared with the champion of now.
+    code, result, _ = world.call("promote", "worse")
+    assert (code, result["previous"]) == (1, "1")
+
+
+def test_a_registry_that_fails_after_the_work_is_no_mistake_of_the_users(world, monkeypatch):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def fail(*arguments, **settings):
+        raise MlflowException("the disk is full")
+
+    world.bundle("good")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "search_registered_models", fail)
+        code, _, err = world.call("promote", "good")
+        assert (code, "cannot be asked" in err, world.asked) == (2, True, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_model_version", fail)
+        code, _, err = world.call("promote", "good")
+        assert (code, "answers no longer" in err, "the disk is full" in err) == (1, True, True)
+    assert world.call("promote", "good")[0] == 0
+
+
+def test_pull_throws_nothing_away_that_was_never_registered(world, tmp_path):
+    world.bundle("good")
+    assert world.call("promote", "good")[0] == 0
+    data = world.store.path("dataset", "d")
+    code, _, err = world.call("pull", str(data), "--replace")
+    assert (code, "the target is no bundle" in err) == (2, True), err
+    assert (data / "train.jsonl").is_file()
+    mine = make_bundle(Store(tmp_path / "other"), "mine", world.base)
+    code, _, err = world.call("pull", str(mine.path))
+    assert (code, "was never registered" in err) == (3, True), err
+    assert read_artifact(mine.path).manifest.name == "mine"
+    assert world.call("pull", str(mine.path), "--replace")[0] == 0
+    assert read_artifact(mine.path).manifest.name == "good"
+    # In the store too: what was exported anew under the champion's name was not promoted.
+    new = export_anew(world.store, "good")
+    assert world.call("pull")[0] == 3
+    assert read_artifact(new.path).manifest.content == new.manifest.content

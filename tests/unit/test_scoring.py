@@ -5,6 +5,7 @@ import pytest
 from ucotron_ray.evaluation.guide_prompts import guide_rows
 from ucotron_ray.evaluation.scoring import by_group, by_predicate, normalise, score_row, summary
 from ucotron_ray.records import Entity, RawRow, Relation
+from ucotron_ray.stages.scoring import sampled
 from ucotron_ray.wire import format_answer, user_prompt
 
 
@@ -92,3 +93,18 @@ def test_guide_rows_name_entities_that_are_in_their_sentences():
         assert all(entry.text[entity.start : entity.end] == entity.text for entity in entry.entities)
         names = {entity.text for entity in entry.entities}
         assert all({r.subject, r.object} <= names for r in entry.expected_relations)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "total", "expected"),
+    [
+        ([10] * 10, 26, [3] * 6 + [2] * 4),
+        ([50, 30, 20], 10, [5, 3, 2]),
+        ([1, 1, 98], 3, [0, 0, 3]),
+        ([5, 4], 8, [4, 4]),
+    ],
+)
+def test_a_sample_has_as_many_rows_as_are_wanted_and_every_group_its_share(sizes, total, expected):
+    rows = [row(group=str(number)) for number, size in enumerate(sizes) for _ in range(size)]
+    picked = [entry.group for entry in sampled(rows, total, seed=1)]
+    assert [picked.count(str(number)) for number in range(len(sizes))] == expected

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -349,6 +350,16 @@ def test_metrics_count_every_request_once_by_its_end():
     assert "ucotron_serving_inside 0.0" in lines
     assert "ucotron_serving_capacity 2.0" in lines
     assert 'ucotron_serving_model{model="scripted"} 1.0' in lines
+
+
+def test_the_gate_counts_what_a_replica_took_and_not_the_wait_on_the_way_to_it():
+    async def runs_for_3_seconds(question):
+        last = last_piece("[]")
+        yield replace(last, usage=replace(last.usage, running_seconds=3.0))
+
+    served = front(runs_for_3_seconds)
+    assert run(served, post(BODY)).status_code == 200
+    assert served.gate.mean_seconds == 3.0
 
 
 def test_the_gate_refuses_what_could_not_be_answered_in_time_but_never_an_idle_service():

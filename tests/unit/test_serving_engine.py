@@ -1,14 +1,17 @@
 """Questions to an engine, and a model that is exchanged under load: none is lost, none gets half of two answers."""
 
 import asyncio
+import threading
 from contextlib import aclosing
 
 import pytest
 
-from tests.serving_fakes import FakeStepper, answer_to, engine, question, target, whole
+from tests.serving_fakes import PATIENCE, FakeStepper, answer_to, engine, question, target, whole
 from ucotron_ray.errors import CorruptArtifact
+from ucotron_ray.models.decoding import Answer
 from ucotron_ray.serving import target as targets
-from ucotron_ray.serving.engine import ClosedError
+from ucotron_ray.serving.batcher import Row
+from ucotron_ray.serving.engine import ClosedError, Engine
 from ucotron_ray.serving.exchange import Refusal
 from ucotron_ray.serving.switch import Switch
 
@@ -42,6 +45,43 @@ def test_a_stop_string_cuts_the_answer_before_it(stream):
     pieces = asyncio.run(ask())
     assert "".join(piece.text for piece in pieces) == '["m:one '
     assert pieces[-1].finish == "stop"
+
+
+def test_no_part_of_a_stop_string_is_sent_before_it_is_whole():
+    async def ask():
+        served = engine(FakeStepper())
+        pieces = [piece async for piece in served.answer(question("one", stop=('["m:one',), stream=True))]
+        served.close()
+        return pieces
+
+    assert "".join(piece.text for piece in asyncio.run(ask())) == ""
+
+
+def test_a_prompt_with_a_name_that_is_none_is_answered_freely():
+    prompt = 'Text: "Ana."\nEntities:\n- "" (person)\n'
+
+    async def ask():
+        served = engine(FakeStepper())
+        text = await whole(served.answer(question(prompt)))
+        served.close()
+        return text
+
+    assert asyncio.run(ask()) == answer_to("m", prompt)
+
+
+def test_an_answer_says_how_long_it_ran_without_its_wait():
+    row = Row(Answer([1], max_new_tokens=1, eos=(0,), piece=None), lambda error: None)
+    row.came -= 100.0
+    row.queued_seconds = 100.0
+    assert 0.0 <= row.running_seconds < 50.0
+
+    async def ask():
+        served = engine(FakeStepper())
+        pieces = [piece async for piece in served.answer(question("x"))]
+        served.close()
+        return pieces[-1].usage
+
+    assert asyncio.run(ask()).running_seconds > 0.0
 
 
 def test_a_limit_of_tokens_is_said_as_length():
@@ -188,6 +228,75 @@ def test_what_cannot_be_loaded_leaves_the_old_one_at_work_and_is_not_tried_twice
     assert looks == [False, False, True]
     assert tried == ["good", "bad", "better"]
     assert (text, after) == (answer_to("good", "x"), answer_to("better", "x"))
+
+
+def test_an_error_of_ours_is_logged_and_is_nothing_to_be_tried_again(tmp_path, caplog, monkeypatch):
+    file = tmp_path / "target.json"
+
+    def fail(self, asked):
+        raise ZeroDivisionError("secret detail")
+
+    async def run():
+        targets.write(file, target("a"))
+        switch = Switch(file, lambda wanted: engine(FakeStepper(wanted.model)), seconds=3600.0)
+        with monkeypatch.context() as patch, pytest.raises(Refusal) as refused:
+            patch.setattr(Engine, "_prompt", fail)
+            await whole(switch.answer(question("x")))
+        text = await whole(switch.answer(question("x")))
+        switch.close()
+        return refused.value, text
+
+    refusal, text = asyncio.run(run())
+    assert (refusal.status, refusal.code, refusal.retry_after) == (500, "internal_error", None)
+    assert "secret detail" not in refusal.message
+    assert "secret detail" in caplog.text
+    assert text == answer_to("a", "x")
+
+
+def test_files_that_cannot_be_read_now_are_tried_again_and_what_a_library_refuses_is_not(tmp_path):
+    file, tried = tmp_path / "target.json", []
+    failures = {"late": [OSError("stale file handle")], "bad": [KeyError("no such operator")] * 2}
+
+    def load(wanted):
+        tried.append(wanted.model)
+        if failures.get(wanted.model):
+            raise failures[wanted.model].pop()
+        return engine(FakeStepper(wanted.model))
+
+    targets.write(file, target("good"))
+    switch = Switch(file, load, seconds=3600.0)
+    targets.write(file, target("late"))
+    assert [switch.look(), switch.look()] == [False, True]
+    targets.write(file, target("bad"))
+    assert [switch.look(), switch.look()] == [False, False]
+    assert tried == ["good", "late", "late", "bad"]
+    assert asyncio.run(switch.served()).model == "late"
+    switch.close()
+
+
+def test_the_switch_follows_on_after_an_error_that_nobody_foresaw(tmp_path, monkeypatch):
+    file = tmp_path / "target.json"
+    targets.write(file, target("a"))
+    read, failed = targets.read, threading.Event()
+
+    def unforeseen(path):
+        if not failed.is_set():
+            failed.set()
+            raise ZeroDivisionError("unforeseen")
+        return read(path)
+
+    switch = Switch(file, lambda wanted: engine(FakeStepper(wanted.model)), seconds=0.01)
+    monkeypatch.setattr(targets, "read", unforeseen)
+    assert failed.wait(PATIENCE)
+    targets.write(file, target("b"))
+
+    async def until_it_is_there():
+        async with asyncio.timeout(PATIENCE):
+            while (await switch.served()).model != "b":
+                await asyncio.sleep(0.005)
+
+    asyncio.run(until_it_is_there())
+    switch.close()
 
 
 def test_the_switch_follows_its_file_by_itself(tmp_path):

@@ -6,12 +6,13 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ucotron_ray import cli, config
-from ucotron_ray.artifacts import Request, Result, Store
-from ucotron_ray.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact
+from ucotron_ray.artifacts import Request, Result, Store, read_artifact
+from ucotron_ray.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, ResourceError
 from ucotron_ray.operations.dashboards import free_port
 from ucotron_ray.registry import CONTENT_TAG
 from ucotron_ray.run import Run
@@ -157,23 +158,109 @@ class Models:
         return self.champion if alias == "champion" else None
 
 
+def version(number: str, path: Path) -> Version:
+    """A registered version of what lies there now."""
+    return Version(number, path.as_uri(), {CONTENT_TAG: read_artifact(path).manifest.content})
+
+
 def test_an_alias_that_is_moved_is_followed_and_one_that_points_nowhere_is_an_error(tmp_path, run, monkeypatch):
     one, two = (bundle(tmp_path, name, content=name) for name in ("one", "two"))
     registered = Models()
     monkeypatch.setattr(promotion, "registry_of", lambda run, must_exist: registered)
     with pytest.raises(MissingArtifact, match="alias 'champion'"):
         found_by(run(), "champion")
-    registered.champion = Version("1", one.as_uri(), {})
+    registered.champion = version("1", one)
     file = tmp_path / "serving" / "s.json"
     following = serving.Following(serving.Reference(run(), "champion"), file)
     assert following.target.model == "one"
-    registered.champion = Version("2", two.as_uri(), {})
+    registered.champion = version("2", two)
     following.look()
     assert (targets.read(file).model, targets.read(file).path) == ("two", str(two))
     # A registry that cannot be asked changes nothing.
     registered.champion = None
     following.look()
     assert targets.read(file).model == "two"
+
+
+def test_a_champion_is_not_what_was_made_since_in_its_place(tmp_path, run, monkeypatch, caplog):
+    registered = Models()
+    monkeypatch.setattr(promotion, "registry_of", lambda run, must_exist: registered)
+    registered.champion = version("1", bundle(tmp_path, "one"))
+    file = tmp_path / "serving" / "s.json"
+    following = serving.Following(serving.Reference(run(), "champion"), file)
+    first = following.target
+    bundle(tmp_path, "one", content="passed no gate")
+    with caplog.at_level(logging.ERROR):
+        following.look()
+    assert (following.target, file.exists()) == (first, False)
+    assert "is not what was registered" in caplog.text
+    with pytest.raises(CorruptArtifact, match="is not what was registered"):
+        found_by(run(), "champion")
+    registered.champion = version("2", tmp_path / "bundle" / "one")
+    following.look()
+    assert targets.read(file).content != first.content
+
+
+def test_whatever_fails_while_it_looks_what_is_served_goes_on_and_the_next_look_tries_again(tmp_path, run, monkeypatch):
+    bundle(tmp_path, "relations")
+    file = tmp_path / "serving" / "s.json"
+    following = serving.Following(serving.Reference(run(), "relations"), file)
+    first = following.target
+    write, failures = targets.write, [OSError("the disk is full"), ZeroDivisionError("unforeseen")]
+
+    def failing(file, target):
+        if failures:
+            raise failures.pop()
+        write(file, target)
+
+    monkeypatch.setattr(targets, "write", failing)
+    bundle(tmp_path, "relations", content="better")
+    for _ in range(2):
+        following.look()
+        assert (following.target, file.exists()) == (first, False)
+    following.look()
+    assert targets.read(file) == following.target != first
+
+
+def test_a_refused_bundle_is_read_once_and_not_at_every_look(tmp_path, run, monkeypatch):
+    bundle(tmp_path, "relations")
+    following = serving.Following(serving.Reference(run(), "relations"), tmp_path / "s.json")
+    found, reads = serving.target_of, []
+    monkeypatch.setattr(serving, "target_of", lambda named: reads.append(named) or found(named))
+    bundle(tmp_path, "relations", content="worse", state="failed")
+    for _ in range(3):
+        following.look()
+    assert len(reads) == 1
+
+
+def test_a_service_that_runs_already_keeps_its_file_when_a_second_one_is_refused(tmp_path, run, monkeypatch):
+    from ucotron_ray.serving import on_ray
+
+    bundle(tmp_path, "relations")
+    running, files = [], []
+    status = SimpleNamespace(proxies={}, applications=running)
+    monkeypatch.setattr(on_ray.serve, "status", lambda: status)
+    monkeypatch.setattr(on_ray, "resources_of", lambda *arguments, gpu: SimpleNamespace(cpus=1.0, gpus=0.0, threads=1))
+    monkeypatch.setattr(Run, "connect", lambda self, *, workers: None)
+    folder, port = tmp_path / "serving", free_port()
+
+    def serves(job, **callbacks):
+        """Serves for as long as the test starts a second one beside it."""
+        files.append((job.target_file, Path(job.target_file).read_bytes()))
+        running.append("ucotron")
+        bundle(tmp_path, "relations", content=f"another {len(files)}")
+        with pytest.raises(ResourceError, match="runs on this cluster already"):
+            serving.serve(run(port=port), "relations", ready=lambda model, url: None)
+        assert [(str(path), path.read_bytes()) for path in folder.iterdir()] == files[-1:]
+        running.clear()
+        return {"unanswered": 0}
+
+    monkeypatch.setattr(on_ray, "serve_on_ray", serves)
+    for _ in range(2):
+        serving.serve(run(port=port), "relations", ready=lambda model, url: None)
+        assert list(folder.iterdir()) == []
+    # Two of one name on two clusters that share a store follow a file each.
+    assert files[0][0] != files[1][0]
 
 
 def test_a_version_whose_files_are_elsewhere_is_fetched_once(tmp_path, run, monkeypatch):
@@ -184,7 +271,8 @@ def test_a_version_whose_files_are_elsewhere_is_fetched_once(tmp_path, run, monk
         shutil.copytree(away, target)
 
     registered = Models()
-    registered.champion = Version("3", "mlflow-artifacts:/3", {CONTENT_TAG: "0123456789abcdef0123"})
+    content = read_artifact(away).manifest.content
+    registered.champion = Version("3", "mlflow-artifacts:/3", {CONTENT_TAG: content})
     monkeypatch.setattr(promotion, "registry_of", lambda run, must_exist: registered)
     monkeypatch.setattr(promotion, "fetch", fetch)
     named = serving.Reference(run(), "champion")

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -164,3 +165,81 @@ def test_default_is_an_absolute_sqlite_in_the_store_and_none_switches_off(tmp_pa
     assert default is not None
     assert default.uri == f"sqlite:///{tmp_path}/tracking/mlflow.db"
     assert tracking.destination(config.load(overrides=[("tracking.mlflow_uri", "none")]).place, tmp_path) is None
+
+
+def test_names_that_mlflow_does_not_take_are_spelt_in_its_letters(tmp_path, database):
+    spool = tracking.Spool(tmp_path / "spool", "run-names")
+    spool.start(name="names")
+    spool.params({"by group": {"a/../b=1": 2}})
+    spool.metrics({"unseen (50%) /f1": 0.5, "x" * 300: 1.0})
+    with Store(tmp_path / "store").building(Request("adapter", "demo-0.5b", {})) as build:
+        (build.path / "weights").write_text("w", encoding="utf-8")
+        spool.model(build.publish(Result({}, {}, [])), "output")
+    assert tracking.send_pending(spool.directory, database)
+    found = client(database).get_run(tracking.run_id(spool.directory, "run-names"))
+    assert found.data.metrics == {"unseen _50__ _f1": 0.5, "x" * 250: 1.0}
+    assert found.data.params == {"by group.a_.._b_1": "2"}
+    (output,) = found.outputs.model_outputs
+    assert client(database).get_logged_model(output.model_id).name == "adapter-demo-0-5b"
+
+
+def test_one_event_that_mlflow_refuses_holds_up_no_other(tmp_path, database, caplog):
+    spool = tracking.Spool(tmp_path, "run-refused")
+    spool.start(name="refused")
+    spool.metrics({"f1": 0.5})
+    spool._write({"type": "metrics", "values": {"no/../name": 1.0}, "step": 0})
+    other = tracking.Spool(tmp_path, "run-beside")
+    other.metrics({"f1": 0.75})
+    spool.metrics({"f1": 0.6}, step=1)
+    assert tracking.send_pending(tmp_path, database)
+    assert not tracking.has_pending(tmp_path)
+    server = client(database)
+    history = server.get_metric_history(tracking.run_id(tmp_path, "run-refused"), "f1")
+    assert [entry.value for entry in history] == [0.5, 0.6]
+    assert server.get_run(tracking.run_id(tmp_path, "run-beside")).data.metrics == {"f1": 0.75}
+    assert "MLflow refuses metrics of run-refused" in caplog.text
+
+
+def test_a_run_that_was_deleted_is_left_alone_and_what_comes_later_makes_another(tmp_path, database):
+    spool, other = tracking.Spool(tmp_path, "run-deleted"), tracking.Spool(tmp_path, "run-kept")
+    spool.start(name="deleted")
+    assert tracking.send_pending(tmp_path, database)
+    deleted = tracking.run_id(tmp_path, "run-deleted")
+    client(database).delete_run(deleted)
+    spool.metrics({"f1": 0.5})
+    other.metrics({"f1": 0.75})
+    spool.metrics({"f1": 0.6}, step=1)
+    assert tracking.send_pending(tmp_path, database)
+    assert not tracking.has_pending(tmp_path)
+    made = client(database).get_run(tracking.run_id(tmp_path, "run-deleted"))
+    assert (made.info.run_id != deleted, made.data.metrics) == (True, {"f1": 0.6})
+    assert client(database).get_run(tracking.run_id(tmp_path, "run-kept")).data.metrics == {"f1": 0.75}
+
+
+def test_an_experiment_that_was_deleted_comes_back_with_its_runs(tmp_path, database, caplog):
+    where = replace(database, experiment="deleted")
+    spool = tracking.Spool(tmp_path, "run-restored")
+    spool.start(name="restored")
+    assert tracking.send_pending(tmp_path, where)
+    server = client(where)
+    server.delete_experiment(server.get_experiment_by_name("deleted").experiment_id)
+    spool.metrics({"f1": 0.5})
+    assert tracking.send_pending(tmp_path, where)
+    assert server.get_run(tracking.run_id(tmp_path, "run-restored")).data.metrics == {"f1": 0.5}
+    assert "was deleted, and is restored" in caplog.text
+
+
+def test_a_line_that_is_no_event_is_skipped_for_good(tmp_path, database, caplog):
+    spool = tracking.Spool(tmp_path, "run-torn")
+    spool.start(name="torn")
+    (path,) = tmp_path.glob("*.jsonl")
+    with path.open("a", encoding="utf-8") as file:
+        # What a full disk cut off, and the next event behind it in the same line.
+        file.write('{"run": "run-torn", "ti{"run": "run-torn", "time": 1, "type": "tags", "values": {}}\n')
+    spool.metrics({"f1": 0.5})
+    with path.open("a", encoding="utf-8") as file:
+        file.write("[]\n")
+    assert tracking.send_pending(tmp_path, database)
+    assert not tracking.has_pending(tmp_path)
+    assert client(database).get_run(tracking.run_id(tmp_path, "run-torn")).data.metrics == {"f1": 0.5}
+    assert caplog.text.count("is no event and is skipped") == 2

@@ -13,6 +13,8 @@ from ucotron_ray.evaluation.scoring import counts_of
 from ucotron_ray.recipe import Promotion
 from ucotron_ray.records import RawRow, name_key
 
+_NEW_ROWS = "held-out rows are new"
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -49,12 +51,15 @@ def gates(
     return found
 
 
-def not_trained_on(rows: Sequence[RawRow], trained: Sequence[str]) -> Gate:
-    """Whether no held-out text is among the texts that were trained on."""
+def not_trained_on(rows: Sequence[RawRow], trained: Sequence[str] | None) -> Gate:
+    """Whether no held-out text is among the texts that were trained on; failed where those are unknown (None)."""
+    if trained is None:
+        said = f"the store does not have what was trained on, so {len(rows)} held-out texts cannot be compared with it"
+        return Gate(_NEW_ROWS, False, said)
     seen = {name_key(text) for text in trained}
     common = sum(name_key(row.text) in seen for row in rows)
     said = f"{common} of {len(rows)} held-out texts are among {len(trained)} training texts"
-    return Gate("held-out rows are new", not common, said, {"common": float(common)})
+    return Gate(_NEW_ROWS, not common, said, {"common": float(common)})
 
 
 def record(found: Sequence[Gate]) -> list[dict[str, Any]]:

@@ -57,8 +57,8 @@ def read_predictions(path: Path) -> list[Prediction]:
     """All whole lines of a predictions file; none if there is no file. A torn last line is an answer not given."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [Prediction(**json.loads(line)) for line in lines if line.endswith("\n")]
+    # Not splitlines of text: it also splits at characters that may stand inside of a JSON string.
+    return [Prediction(**json.loads(line)) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def append_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ucotron_ray.serving import openai
-from ucotron_ray.serving.exchange import Answering, Piece, Question, Refusal
+from ucotron_ray.serving.exchange import Answering, Piece, Question, Refusal, internal_error
 from ucotron_ray.serving.gate import Gate
 from ucotron_ray.serving.metrics import Metrics
 from ucotron_ray.wire import parse_answer
@@ -207,7 +207,8 @@ class _Visit:
         assert last.usage is not None
         text = "".join(piece.text for piece in pieces)
         metrics = self._front.metrics
-        self._front.gate.measured(self.seconds() - last.usage.queued_seconds)
+        # As the replica says it: on the way there a request may have waited in Serve's own queue too.
+        self._front.gate.measured(last.usage.running_seconds)
         metrics.answered(last.usage, last.served.model, parsed=parse_answer(text) is not None)
         metrics.seconds.observe(self.seconds())
         metrics.first_seconds.observe(self.first_seconds)
@@ -257,4 +258,4 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 async def _bug(request: Request, error: Exception) -> Response:
     log.error("serve: %s failed", request.url.path, exc_info=error)
-    return _refused(Refusal(500, "an error inside the service; its log says more", code="internal_error"))
+    return _refused(internal_error())

@@ -65,6 +65,11 @@ class Row:
     ended: bool = False
 
     @property
+    def running_seconds(self) -> float:
+        """Since the first pass over its prompt."""
+        return time.monotonic() - self.came - self.queued_seconds
+
+    @property
     def batch_rows(self) -> float:
         """Mean number of rows decoded together with it."""
         return self.beside / self.steps if self.steps else 1.0

@@ -6,13 +6,14 @@ import time
 from collections.abc import AsyncGenerator
 
 import jinja2
+from pydantic import ValidationError
 
 from ucotron_ray.errors import StageFailed, UcotronRayError
 from ucotron_ray.models.constrain import Constraint
 from ucotron_ray.models.decoding import Answer
 from ucotron_ray.serving.backends import Loaded
 from ucotron_ray.serving.batcher import Batcher, Row
-from ucotron_ray.serving.exchange import Piece, Question, Refusal, Served, Turn, Usage
+from ucotron_ray.serving.exchange import Piece, Question, Refusal, Served, Usage
 from ucotron_ray.serving.target import Target
 from ucotron_ray.wire import parse_prompt
 
@@ -50,12 +51,14 @@ class Engine:
     async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
         """The parts of the answer. Raises Refusal, or ClosedError before the first part."""
         ids = self._prompt(question)
+        asked = question.turns[-1].content
+        is_servers = _is_servers(asked)
         answer = self._speech.answer(
             ids,
             max_new_tokens=min(question.max_tokens, self._context - len(ids)),
-            constraint=self._constraint(question.turns),
+            constraint=self._constraint(asked) if is_servers else None,
             # What is no question of the server's may be answered with more than an array.
-            to_array_end=parse_prompt(question.turns[-1].content) is not None,
+            to_array_end=is_servers,
         )
         writing = _Writing(self, answer, question, prompt_tokens=len(ids))
         if not self._batcher.submit(writing.row):
@@ -90,10 +93,10 @@ class Engine:
             raise Refusal(400, message, code="context_length_exceeded", param="messages")
         return ids
 
-    def _constraint(self, turns: tuple[Turn, ...]) -> Constraint | None:
-        """The grammar of the answer, if the last turn is the server's question; another layout is answered freely."""
+    def _constraint(self, asked: str) -> Constraint | None:
+        """The grammar of the answer to the server's question."""
         try:
-            return self._speech.constraint(turns[-1].content, self.target.decoding)
+            return self._speech.constraint(asked, self.target.decoding)
         except StageFailed as error:
             log.warning("serve: answered freely: %s (%s)", error.problem, error.found)
             return None
@@ -101,6 +104,14 @@ class Engine:
     def text_of(self, answer: Answer, *, whole: bool) -> str:
         """The text so far, or of an answer that is over."""
         return self._speech.finished(answer) if whole else self._speech.text(answer.tokens)
+
+
+def _is_servers(prompt: str) -> bool:
+    """Whether a prompt is the server's question; another layout, or one with a blank name, is answered freely."""
+    try:
+        return parse_prompt(prompt) is not None
+    except ValidationError:
+        return False
 
 
 class _Writing:
@@ -127,7 +138,7 @@ class _Writing:
             self._stopped = text[: min(found)]
             return False
         safe = text.removesuffix(UNFINISHED_LETTER)
-        safe = safe[: len(safe) - self._held_back]
+        safe = safe[: max(0, len(safe) - self._held_back)]
         if self._question.stream and self.row.answer.reason is None and len(safe) > len(self._sent):
             new, self._sent = safe[len(self._sent) :], safe
             self._put(Piece(new, self._engine.served))
@@ -149,6 +160,7 @@ class _Writing:
             queued_seconds=self.row.queued_seconds,
             batch_rows=self.row.batch_rows,
             constrained=answer.constrained,
+            running_seconds=self.row.running_seconds,
         )
         finish = "length" if answer.reason == "length" and self._stopped is None else "stop"
         self._put(Piece(text[len(self._sent) :], self._engine.served, finish, usage))

@@ -35,6 +35,8 @@ class Usage:
     """Mean number of rows that were decoded together with it, itself included."""
     constrained: bool
     """Whether a grammar held the names to those of the prompt."""
+    running_seconds: float = 0.0
+    """From the first pass of the model over its prompt to the end of the answer."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Refusal(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _refusal, self.args
+
+
+def internal_error() -> Refusal:
+    """What is said of an error of ours. No other try would go better; what it was is in the log only."""
+    return Refusal(500, "an error inside the service; its log says more", code="internal_error")
 
 
 def _refusal(status: int, message: str, code: str, param: str | None, retry_after: float | None) -> Refusal:

@@ -86,7 +86,6 @@ def serve_on_ray(job: ServeJob, *, ready: Callable[[], None], look: Callable[[],
     `ready` is called once requests are answered, `look` every `serving.watch` seconds.
     """
     settings = Serving.model_validate(job.settings)
-    _refuse_a_second_one()
     with session.following(job.log_file):
         try:
             endpoint = _start(job, settings)
@@ -101,7 +100,8 @@ def serve_on_ray(job: ServeJob, *, ready: Callable[[], None], look: Callable[[],
                 serve.shutdown()
 
 
-def _refuse_a_second_one() -> None:
+def refuse_a_second_one() -> None:
+    """Leave a service alone that runs already. Raises ResourceError. To be asked before anything of ours is written."""
     running = serve.status()
     if running.proxies or running.applications:
         raise ResourceError(

@@ -7,10 +7,9 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
 
-from ucotron_ray.errors import UcotronRayError
 from ucotron_ray.serving import target as targets
 from ucotron_ray.serving.engine import ClosedError, Engine
-from ucotron_ray.serving.exchange import Piece, Question, Served
+from ucotron_ray.serving.exchange import Piece, Question, Refusal, Served, internal_error
 from ucotron_ray.serving.target import Target
 
 log = logging.getLogger(__name__)
@@ -27,6 +26,7 @@ class Switch:
         self._load = load
         self._engine = load(targets.read(file))
         self._refused: Target | None = None
+        self._said = ""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, args=(seconds,), name="switch", daemon=True)
         self._thread.start()
@@ -52,6 +52,12 @@ class Switch:
             except ClosedError:
                 # It was replaced between our look and its queue: the next look finds the new one.
                 continue
+            except Refusal:
+                raise
+            except Exception as error:
+                # Raised through Ray it would look like a lost replica, which is worth another try.
+                log.error("serve: a question failed", exc_info=error)
+                raise internal_error() from error
 
     def close(self) -> None:
         """Follow no more, and answer what was taken."""
@@ -67,14 +73,13 @@ class Switch:
         began = time.monotonic()
         try:
             engine = self._load(wanted)
-        except (UcotronRayError, OSError, ValueError, RuntimeError) as error:
-            # The old one goes on; the same target is not tried again.
-            self._refused = wanted
-            log.error(
-                "serve: stays with %s, as %s cannot be served: %s", self._engine.target.model, wanted.model, error
-            )
+        except Exception as error:  # noqa: BLE001 - whatever a library raises while it loads, the old one goes on
+            # Files that cannot be read now may be readable at the next look; all else would only fail again.
+            if not isinstance(error, OSError):
+                self._refused = wanted
+            self._say(f"stays with {self._engine.target.model}, as {wanted.model} cannot be served: {error!s}")
             return False
-        old, self._engine, self._refused = self._engine, engine, None
+        old, self._engine, self._refused, self._said = self._engine, engine, None, ""
         log.info("serve: switched from %s to %s", _named(old.target), _named(wanted))
         old.close()
         log.info("serve: the old model has answered what it had; %.1f s in all", time.monotonic() - began)
@@ -84,8 +89,14 @@ class Switch:
         while not self._stopped.wait(seconds):
             try:
                 self.look()
-            except (OSError, ValueError, TypeError) as error:
-                log.warning("serve: %s cannot be read: %s", self._file, error)
+            except Exception as error:  # noqa: BLE001 - a thread that ends would never follow again
+                self._say(f"{self._file} cannot be followed now: {error!s}")
+
+    def _say(self, problem: str) -> None:
+        """Log it once, however often it is met."""
+        if problem != self._said:
+            log.error("serve: %s", problem)
+        self._said = problem
 
 
 def _named(target: Target) -> str:

@@ -85,7 +85,8 @@ def answered(label: str, artifact: Artifact) -> "Answered":
 
 def chat_answers(artifact: Artifact) -> list[str]:
     """The answers in the server's chat prompt, in the order of `rows.jsonl`."""
-    lines = (artifact.path / PREDICTIONS).read_text(encoding="utf-8").splitlines()
+    # Not splitlines of text: it also splits at characters that may stand inside of a JSON string.
+    lines = (artifact.path / PREDICTIONS).read_bytes().split(b"\n")[:-1]
     records = [record for line in lines if (record := json.loads(line))["layout"] == "chat"]
     return [record["answer"] for record in sorted(records, key=lambda record: record["row"])]
 

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray import jsonl, registry
-from ucotron_ray.artifacts import Artifact, read_artifact
-from ucotron_ray.errors import ConfigError, MissingArtifact
+from ucotron_ray.artifacts import MANIFEST, Artifact, read_artifact
+from ucotron_ray.errors import ConfigError, MissingArtifact, RecipeChanged, Stopped
+from ucotron_ray.records import RawRow
 from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, GATES_TAG, NAME_TAG, PREVIOUS
 from ucotron_ray.run import Run
 from ucotron_ray.stages.answers import Source, adapter_of, bundle_of, bundle_source
 from ucotron_ray.stages.comparison import answered, asked_rows
 from ucotron_ray.stages.datasets import TRAIN, data_of, held_out
-from ucotron_ray.stages.models import base_of
+from ucotron_ray.stages.models import base_of, note_hub
 from ucotron_ray.stages.scoring import GUIDE_GROUP, scored
 from ucotron_ray.tracking import Destination, Registry, Version
 
@@ -47,7 +48,8 @@ def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
     """Move `champion` to a bundle if it passes the gates.
 
     `refused` has what failed, with its numbers; such a bundle stays registered as `candidate`, with its gates. Raises
-    CorruptArtifact for a changed byte, and ArtifactError for a bundle whose parity failed.
+    CorruptArtifact for a changed byte, ArtifactError for a bundle whose parity failed, and Stopped if somebody
+    else moved `champion` meanwhile.
     """
     bundle = _servable(run, reference)
     models = registry_of(run)
@@ -55,8 +57,9 @@ def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
     champion = models.version(CHAMPION)
     with run:
         found = _judged(run, models, bundle, champion)
-    version = _registered(models, bundle, _dataset_digest(run, bundle), upload=upload)
+    version = _registered(run, models, bundle, upload=upload)
     models.tag(version, {GATES_TAG: json.dumps(found, ensure_ascii=False)})
+    _refuse_if_moved(models, champion)
     failed = [f"{gate['name']}: {gate['said']}" for gate in found if not gate["passed"]]
     event = {"bundle": bundle.manifest.name, "content": bundle.manifest.content, "version": version.number}
     shown: dict[str, Any] = {**event, "registered_model": models.model, "gates": found, "artifact": str(bundle.path)}
@@ -67,6 +70,7 @@ def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
             models.point(CANDIDATE, version)
         registry.audit(run.store.root, models.model, {"action": "refuse", **event, "why": failed})
     elif not is_champion:
+        # In this order a kill in between is mended by the same command: the champion is still the old one.
         if champion is not None:
             models.point(PREVIOUS, champion)
         models.point(CHAMPION, version)
@@ -87,10 +91,18 @@ def rollback(run: Run) -> dict[str, Any]:
             found=", ".join(f"{alias} {number}" for alias, number in models.aliases().items()) or "no alias",
             next_step="promote a bundle",
         )
+    if champion is not None and champion.number == previous.number:
+        raise MissingArtifact(
+            f"{models.model} has no champion before version {champion.number}: both aliases point to it",
+            where=models.uri,
+            found="a promote or rollback that was killed between its two aliases",
+            next_step=f"promote the bundle that is wanted; earlier moves are in store/registry/{models.model}.jsonl",
+        )
     if previous.directory is not None:
         registry.verify_content(read_artifact(previous.directory), previous.tags[CONTENT_TAG])
     else:
         _refuse_unseen(previous)
+    # In this order a kill in between leaves the champion where it was asked to go, and the next rollback is refused.
     models.point(CHAMPION, previous)
     models.point(PREVIOUS, champion)
     event = {"action": "rollback", "from": _number(champion), "version": previous.number}
@@ -102,7 +114,8 @@ def rollback(run: Run) -> dict[str, Any]:
 def pull(run: Run, target: Path | None, *, alias: str = CHAMPION) -> Artifact:
     """What an alias points to, as a verified copy: in the target directory, else in the store under its own name.
 
-    Raises CorruptArtifact, with nothing left behind, where a byte is not the registered one.
+    Raises CorruptArtifact, with nothing left behind, where a byte is not the registered one, and RecipeChanged rather
+    than replace a bundle that was never registered.
     """
     models = registry_of(run, must_exist=True)
     version = models.version(alias)
@@ -114,24 +127,64 @@ def pull(run: Run, target: Path | None, *, alias: str = CHAMPION) -> Artifact:
             next_step="promote a bundle first, or name another --alias",
         )
     place = target.absolute() if target is not None else run.store.path("bundle", version.tags[NAME_TAG])
+    _refuse_to_lose(run, models, place)
     return fetch(models, version, place)
 
 
 def fetch(models: Registry, version: Version, target: Path) -> Artifact:
     """A version's files in the target, all bytes as they were registered."""
     content = version.tags[CONTENT_TAG]
-    if version.directory is not None and version.directory == target:
-        found = read_artifact(target)
-        registry.verify_content(found, content)
-        return found
+    if version.directory is not None and registry.holds(target, content):
+        return read_artifact(target)
     source = version.directory
     _refuse_unseen(version)
     get = registry.copy_of(source) if source else lambda directory: models.download(version.source, directory)
     return registry.install(get, target, content)
 
 
+def _refuse_to_lose(run: Run, models: Registry, target: Path) -> None:
+    """What a pull takes the place of is a copy of a registered version, unless --replace says otherwise."""
+    if not (target / MANIFEST).is_file():
+        return
+    there = read_artifact(target).manifest
+    if there.kind != "bundle":
+        raise ConfigError(
+            "the target is no bundle and stays as it is",
+            where=str(target),
+            expected="a new directory, or an older copy of a bundle",
+            found=f"the {there.kind} '{there.name}'",
+            next_step="choose another directory",
+        )
+    registered = {version.tags.get(CONTENT_TAG) for version in models.versions()}
+    if there.content not in registered and not run.replace:
+        raise RecipeChanged(
+            f"the bundle '{there.name}' was never registered, and nothing could bring it back",
+            where=str(target),
+            expected=f"a copy of a version of {models.model}",
+            found=there.content[:16],
+            next_step="pull into another directory, or pass --replace to throw it away",
+        )
+
+
+def _refuse_if_moved(models: Registry, champion: Version | None) -> None:
+    """The gates are about the champion that was compared with, and the aliases are moved from it."""
+    now = models.aliases().get(CHAMPION)
+    if now != _number(champion):
+        raise Stopped(
+            "somebody else moved champion while the bundle was compared with it",
+            where=models.uri,
+            expected=_number(champion) or "no champion",
+            found=now or "no champion",
+            next_step="run the same command again: what is scored is not scored again",
+        )
+
+
+def _is_unseen(version: Version) -> bool:
+    return version.directory is None and version.source.startswith("file:")
+
+
 def _refuse_unseen(version: Version) -> None:
-    if version.directory is None and version.source.startswith("file:"):
+    if _is_unseen(version):
         raise MissingArtifact(
             f"the files of version {version.number} cannot be seen from here",
             where=version.source,
@@ -150,10 +203,12 @@ def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | No
     from ucotron_ray.evaluation import gates
 
     settings = run.config.recipe.evaluation
+    # Noted before anything connects: whether workers may ask the hub for it is settled with that.
+    base_model = note_hub(run, base_of(bundle, run.store))
     dataset = data_of(run, adapter_of(run, bundle))
     data = held_out(run, settings.data, dataset)
     candidate = scored(run, bundle_source(bundle, bundle.manifest.name), data)
-    base = scored(run, Source(f"{bundle.manifest.name}-base", "model", base=base_of(bundle)), data)
+    base = scored(run, Source(f"{bundle.manifest.name}-base", "model", base=base_model), data)
     rival = None
     if champion is not None and champion.tags[CONTENT_TAG] != bundle.manifest.content:
         served = _bundle_of_version(run, models, champion)
@@ -168,13 +223,18 @@ def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | No
         resamples=settings.resamples,
         seed=settings.seed,
     )
-    if dataset is not None and (dataset.path / TRAIN).is_file():
-        trained = [row.text for row in jsonl.read_training_rows(dataset.path / TRAIN) if hasattr(row, "text")]
-        held = [row for row in rows if row.group != GUIDE_GROUP]
-        found.append(gates.not_trained_on(held, trained))
+    held = [row for row in rows if row.group != GUIDE_GROUP]
+    found.append(gates.not_trained_on(held, _trained_on(dataset)))
     for gate in found:
         log.info("promote: %s %s: %s", "pass" if gate.passed else "FAIL", gate.name, gate.said)
     return gates.record(found)
+
+
+def _trained_on(dataset: Artifact | None) -> list[str] | None:
+    """The texts of the training rows; None where they are unknown."""
+    if dataset is None or not (dataset.path / TRAIN).is_file():
+        return None
+    return [row.text for row in jsonl.read_training_rows(dataset.path / TRAIN) if isinstance(row, RawRow)]
 
 
 def _dataset_digest(run: Run, bundle: Artifact) -> str | None:
@@ -193,14 +253,25 @@ def _bundle_of_version(run: Run, models: Registry, version: Version) -> Artifact
     return fetch(models, version, run.store.path("bundle", f"{version.tags[NAME_TAG]}-{content[:12]}"))
 
 
-def _registered(models: Registry, bundle: Artifact, dataset_digest: str | None, *, upload: bool) -> Version:
+def _registered(run: Run, models: Registry, bundle: Artifact, *, upload: bool) -> Version:
     """The version of these bytes: registered already, or now. With a server, or on demand, the files go there too."""
-    for version in models.versions():
-        if version.tags.get(CONTENT_TAG) == bundle.manifest.content:
-            return version
     upload = upload or models.uri.startswith(("http://", "https://"))
-    source, logged = models.upload(bundle) if upload else (bundle.path.as_uri(), None)
-    return models.register(source, registry.tags_of(bundle, dataset_digest), run=logged)
+    content = bundle.manifest.content
+    for version in models.versions():
+        if version.tags.get(CONTENT_TAG) == content and _is_reachable(version, content, upload=upload):
+            return version
+    # Not the bundle's own path: what is exported under its name later would be there instead.
+    source, logged = models.upload(bundle) if upload else (registry.kept(run.store.root, bundle).as_uri(), None)
+    return models.register(source, registry.tags_of(bundle, _dataset_digest(run, bundle)), run=logged)
+
+
+def _is_reachable(version: Version, content: str, *, upload: bool) -> bool:
+    """Whether a version's files are where they are asked for: at MLflow, or anywhere at all."""
+    if upload and version.run is None:
+        return False
+    if version.directory is not None:
+        return registry.holds(version.directory, content)
+    return not _is_unseen(version)
 
 
 def _leave_candidate(models: Registry, version: Version) -> None:

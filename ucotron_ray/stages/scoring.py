@@ -136,12 +136,21 @@ def sampled(rows: Sequence[RawRow], max_rows: int | None, seed: int) -> list[Raw
     groups: dict[str | None, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(row.group, []).append(index)
+    shares = _shares([len(members) for members in groups.values()], max_rows)
     picked: list[int] = []
-    for number, members in enumerate(groups.values(), 1):
-        # Rounding is settled by the last group.
-        share = max_rows - len(picked) if number == len(groups) else round(max_rows * len(members) / len(rows))
-        picked += random.Random(seed).sample(members, min(share, len(members)))
+    for members, share in zip(groups.values(), shares, strict=True):
+        picked += random.Random(seed).sample(members, share)
     return [rows[index] for index in sorted(picked)]
+
+
+def _shares(sizes: Sequence[int], total: int) -> list[int]:
+    """A smaller total divided in proportion to the sizes: rounded down, and what is left to the largest remainders."""
+    whole = sum(sizes)
+    shares = [total * size // whole for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda index: -(total * sizes[index] % whole))
+    for index in by_remainder[: total - sum(shares)]:
+        shares[index] += 1
+    return shares
 
 
 def _questions(source: Source, num_sample: int, num_rows: int, run: Run) -> list[tuple[int, str]]:

@@ -4,12 +4,13 @@ import ipaddress
 import logging
 import os
 import socket
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import artifacts, variables
-from ucotron_ray.errors import ConfigError, MissingArtifact, UcotronRayError
+from ucotron_ray import artifacts, registry, variables
+from ucotron_ray.errors import ArtifactError, ConfigError, MissingArtifact
 from ucotron_ray.place import Serving
 from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, PREVIOUS
 from ucotron_ray.run import Run
@@ -30,13 +31,15 @@ def serve(run: Run, reference: str, *, ready: Callable[[str, str], None]) -> dic
     if not _cluster_elsewhere(run):
         check_port_free(settings)
     named = Reference(run, reference)
-    file = run.store.root / "serving" / f"{run.name}-{settings.port}.json"
+    # Its own name: another service of this name and port, on another cluster, follows a file of its own.
+    file = run.store.root / "serving" / f"{run.name}-{settings.port}-{uuid.uuid4().hex[:8]}.json"
     following = Following(named, file)
     target = following.target
     run.connect(workers=False)
     from ucotron_ray.serving.app import digest_of
-    from ucotron_ray.serving.on_ray import ServeJob, resources_of, serve_on_ray
+    from ucotron_ray.serving.on_ray import ServeJob, refuse_a_second_one, resources_of, serve_on_ray
 
+    refuse_a_second_one()
     resources = resources_of(settings, run.config.place.workers, gpu=target.backend == "transformers")
     job = ServeJob(
         target_file=str(file),
@@ -89,7 +92,10 @@ class Reference:
         return str(place), found.st_ino, found.st_mtime_ns
 
     def _of_alias(self) -> Path:
-        """Where the files of a registered version lie; fetched once if they are not on this machine."""
+        """Where the files of a registered version lie; fetched once if they are not on this machine.
+
+        Raises CorruptArtifact where other files lie there than those that were registered.
+        """
         from ucotron_ray.stages import promotion
 
         if self._models is None:
@@ -101,13 +107,15 @@ class Reference:
                 where=self._models.uri,
                 next_step="ucotron-ray promote BUNDLE, or name a bundle",
             )
-        if version.directory is not None:
-            return version.directory
         content = version.tags[CONTENT_TAG]
-        copy = self.run.store.root / "serving" / "fetched" / content[:16]
-        if not (copy / artifacts.MANIFEST).is_file():
-            promotion.fetch(self._models, version, copy)
-        return copy
+        place = version.directory
+        if place is None:
+            place = self.run.store.root / "serving" / "fetched" / content[:16]
+            if not (place / artifacts.MANIFEST).is_file():
+                promotion.fetch(self._models, version, place)
+        # What lies there now may have been made since, and passed no gate. Its bytes are compared when it is served.
+        registry.check_content(artifacts.read_artifact(place), content)
+        return place
 
 
 class Following:
@@ -126,20 +134,26 @@ class Following:
         """What the replicas were told last."""
 
     def look(self) -> None:
-        """Verify what was replaced, then let it be served; what fails is logged, and the old one goes on."""
+        """Verify what was replaced, then let it be served. Never raises: what fails is logged, the old one goes on."""
+        stamp = self._stamp
         try:
             stamp = self._named.stamp()
             if stamp in (None, self._stamp):
                 return
-            self._stamp = stamp
             target = target_of(self._named)
-        except UcotronRayError as error:
+            if target != self.target:
+                log.info("serve: %s was replaced, the replicas load %s", self._named.text, target.content[:12])
+                targets.write(self._file, target)
+                self.target = target
+        except ArtifactError as error:
+            # These bytes stay refused, until others take their place.
+            self._stamp = stamp
             self._say(f"serve: stays with {self.target.model}: {error}")
             return
-        if target != self.target:
-            log.info("serve: %s was replaced, the replicas load %s", self._named.text, target.content[:12])
-            targets.write(self._file, target)
-            self.target = target
+        except Exception as error:  # noqa: BLE001 - whatever it is, what is served goes on, and the next look tries again
+            self._say(f"serve: stays with {self.target.model} for now: {type(error).__name__}: {error}")
+            return
+        self._stamp, self._said = stamp, ""
 
     def _say(self, problem: str) -> None:
         """Log it once, however often it is met."""
