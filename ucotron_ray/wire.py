@@ -143,7 +143,7 @@ def _text_and_entities(text: str, lines: Sequence[str]) -> tuple[str, list[Entit
     entities = []
     for line in lines:
         match = _ENTITY_LINE.fullmatch(line)
-        if match is None:
+        if match is None or not match["text"].strip():
             return None
         entities.append(Entity.located(match["text"], match["label"], text))
     return text, entities

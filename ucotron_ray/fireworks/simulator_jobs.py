@@ -230,7 +230,7 @@ class _Jobs:
             if file.layout != "batch":
                 raise Refusal(400, "Dataset has a syntax error: no batch requests")
         rng = random.Random(f"{self._plane.settings.seed}/{job['name'].rpartition('/')[2]}")
-        asked = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        asked = [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
         rng.shuffle(asked)
         good, bad = [], []
         for row in asked[: len(asked) // 2] if partly else asked:

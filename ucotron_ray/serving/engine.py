@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncGenerator
 
 import jinja2
-from pydantic import ValidationError
 
 from ucotron_ray.errors import StageFailed, UcotronRayError
 from ucotron_ray.models.constrain import Constraint
@@ -52,7 +51,8 @@ class Engine:
         """The parts of the answer. Raises Refusal, or ClosedError before the first part."""
         ids = self._prompt(question)
         asked = question.turns[-1].content
-        is_servers = _is_servers(asked)
+        # Another layout, or one with a blank name, is answered freely.
+        is_servers = parse_prompt(asked) is not None
         answer = self._speech.answer(
             ids,
             max_new_tokens=min(question.max_tokens, self._context - len(ids)),
@@ -104,14 +104,6 @@ class Engine:
     def text_of(self, answer: Answer, *, whole: bool) -> str:
         """The text so far, or of an answer that is over."""
         return self._speech.finished(answer) if whole else self._speech.text(answer.tokens)
-
-
-def _is_servers(prompt: str) -> bool:
-    """Whether a prompt is the server's question; another layout, or one with a blank name, is answered freely."""
-    try:
-        return parse_prompt(prompt) is not None
-    except ValidationError:
-        return False
 
 
 class _Writing:
