@@ -39,17 +39,18 @@ def looped(monkeypatch, tmp_path, error: BaseException | None, *, world: int = 1
     return made
 
 
-@pytest.mark.parametrize("kind", [InputError, Stopped, LossNotFinite])
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("kind", "world"), [(InputError, 1), (Stopped, 1), (Stopped, 2), (LossNotFinite, 2)])
 def test_what_all_workers_meet_comes_back_instead_of_being_tried_again(monkeypatch, tmp_path, kind, world):
     error = kind("a problem")
     assert looped(monkeypatch, tmp_path, error, world=world) == {"error": error}
 
 
-def test_a_full_disk_comes_back_from_a_worker_that_is_alone_and_is_raised_beside_others(monkeypatch, tmp_path):
-    error = StageFailed("the disk is full")
+@pytest.mark.parametrize("kind", [StageFailed, InputError])
+def test_what_one_machine_may_meet_alone_is_raised_beside_other_workers(monkeypatch, tmp_path, kind):
+    """A full disk, a model that is not there: the others would wait for this worker in a collective call."""
+    error = kind("the disk is full")
     assert looped(monkeypatch, tmp_path, error) == {"error": error}
-    with pytest.raises(StageFailed, match="disk is full"):
+    with pytest.raises(kind, match="disk is full"):
         looped(monkeypatch, tmp_path, error, world=2)
 
 
