@@ -19,12 +19,16 @@ def tuning(**overrides: object) -> Tuning:
 
 
 def test_a_grid_is_every_combination_once_with_the_types_of_the_setting():
-    wanted = tuning(search="grid", **{"space.sft": {"learning_rate": ["2e-4", 1e-3], "lora_rank": [8.0, 16, 32]}})
-    made = space.planned(wanted, "sft", SFT)
-    assert made == [
-        {"learning_rate": rate, "lora_rank": rank} for rate, rank in itertools.product([2e-4, 1e-3], [8, 16, 32])
-    ]
+    wanted = {"search": "grid", "space.sft": {"learning_rate": ["2e-4", 1e-3], "lora_rank": [8.0, 16, 32]}}
+    made = space.planned(tuning(scheduler="none", **wanted), "sft", SFT)
+    every = [{"learning_rate": rate, "lora_rank": rank} for rate, rank in itertools.product([2e-4, 1e-3], [8, 16, 32])]
+    assert made == every
     assert {type(params["lora_rank"]) for params in made} == {int}
+    # Under halving in an order of the seed, which no value comes first in.
+    halved = space.planned(tuning(scheduler="asha", **wanted), "sft", SFT)
+    assert halved == space.planned(tuning(scheduler="asha", **wanted), "sft", SFT)
+    assert halved != every
+    assert sorted(map(str, halved)) == sorted(map(str, every))
 
 
 def test_random_draws_follow_the_seed_stay_in_bounds_and_never_repeat():

@@ -27,7 +27,7 @@ def test_halving_saves_steps_and_finds_the_grids_winner(tmp_path):
     full, few = summary(grid.record), summary(asha.record)
     assert full["steps_run"] == full["steps_full"] == 9 * STEPS
     assert full["steps_saved"] == 0
-    # The order is the worst one, each rate better than those before; the benchmark shuffles it.
+    # In one order, that of the seed; the benchmark has a hundred.
     assert few["steps_saved"] > 0.15
     assert few["states"]["stopped"] + few["states"]["finished"] == 9
     assert full["winners"]["slm"]["params"] == {"learning_rate": 1e-3, "lora_rank": 16}

@@ -75,7 +75,12 @@ def planned(tuning: Tuning, stage: Stage, settings: BaseModel) -> list[Params]:
     space = space_of(tuning, stage)
     if tuning.search == "grid":
         every = itertools.product(*(values for values in space.values() if isinstance(values, list)))
-        return [checked(settings, stage, dict(zip(space, values, strict=True))) for values in every]
+        made = [checked(settings, stage, dict(zip(space, values, strict=True))) for values in every]
+        if tuning.scheduler == "asha":
+            # Who comes first is compared with nobody and goes on: in the order of their values, the worst often first,
+            # halving would save the least that it can.
+            random.Random(tuning.seed).shuffle(made)
+        return made
     for values in space.values():
         for value in (values.low, values.high) if isinstance(values, Span) else values:
             name = next(key for key, held in space.items() if held is values)
