@@ -50,12 +50,12 @@ def merged_base(merged: Artifact) -> base_models.BaseModel:
     return replace(base_models.resolve(str(merged.path)), reference=f"{MERGED}{merged.manifest.name}")
 
 
-def base_of(adapter: Artifact, store: Store | None = None) -> base_models.BaseModel:
+def base_of(adapter: Artifact, store: Store) -> base_models.BaseModel:
     """The base model of an adapter, with the bytes that it was trained on. Raises InputError if they are others now."""
     recorded = adapter.manifest.recipe_fields["base"]
     name = recorded["reference"].removeprefix(MERGED)
     if name != recorded["reference"]:
-        base = merged_base((store or Store(adapter.path.parents[1])).get("model", name))
+        base = merged_base(store.get("model", name))
     else:
         base = base_models.resolve(recorded["reference"])
     if base.identity != recorded["identity"]:
