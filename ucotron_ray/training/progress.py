@@ -142,7 +142,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
             return {}
         timed = self._clock.figures()
         rates = self._work.rates(timed.pop("seconds_per_step"), self._world)
-        return {**timed, **rates, "memory_peak_gb": (peak_bytes() - self.memory_before) / 1e9}
+        # Linux counts resident pages per processor and adds them up late: a worker that needed nothing may seem to
+        # have had its peak some pages below where it began (4,096 bytes, seen once).
+        needed = max(0.0, peak_bytes() - self.memory_before)
+        return {**timed, **rates, "memory_peak_gb": needed / 1e9}
 
     def _say(self, metrics: Mapping[str, float], state: TrainerState) -> None:
         self._losses.append(metrics["loss"])
