@@ -262,7 +262,8 @@ class Build:
             metrics=result.metrics,
             counts=result.counts,
             notes=result.notes,
-            provenance=provenance(seconds=time.time() - self._began),
+            # Of a build that went on these are the seconds of its last attempt alone.
+            provenance={**provenance(seconds=time.time() - self._began), "resumed": self.resumed},
         )
         write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
         target = partial.with_name(partial.name.removesuffix(".partial"))

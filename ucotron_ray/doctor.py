@@ -14,7 +14,7 @@ from ucotron_ray.config import Config
 from ucotron_ray.errors import UcotronRayError
 from ucotron_ray.models import base as base_models
 from ucotron_ray.operations import status
-from ucotron_ray.stages.requirements import PACKAGES
+from ucotron_ray.stages.requirements import OPTIONAL, PACKAGES
 
 OK, NOTE, GAP = "ok", "note", "GAP"
 
@@ -33,7 +33,8 @@ def examine(settings: Config) -> list[Check]:
     """All checks. Starts nothing and connects to nothing."""
     return [
         _python(),
-        *(_package(module) for module in PACKAGES),
+        *(_package(module, install) for module, install in PACKAGES.items()),
+        *(_package(module, install, wanted_for=setting) for module, (install, setting) in OPTIONAL.items()),
         _processor(),
         _gpu(),
         _memory(),
@@ -54,10 +55,13 @@ def _python() -> Check:
     return Check(OK, "Python", version)
 
 
-def _package(module: str) -> Check:
-    if importlib.util.find_spec(module) is None:
-        return Check(GAP, module, "not installed", f"pip install -c constraints.txt {PACKAGES[module]}")
-    return Check(OK, module, metadata.version(module))
+def _package(module: str, install: str, *, wanted_for: str | None = None) -> Check:
+    command = f"pip install -c constraints.txt {install}"
+    if importlib.util.find_spec(module) is not None:
+        return Check(OK, module, metadata.version(module))
+    if wanted_for is not None:
+        return Check(NOTE, module, f"not installed; only for {wanted_for}", command)
+    return Check(GAP, module, "not installed", command)
 
 
 def _processor() -> Check:

@@ -110,7 +110,7 @@ def training_seconds(
     model of this machine is scaled by the number of parameters.
     """
     rate = rates.training.get("sft")
-    known = _billions(settings, rate.base) if rate else None
+    known = measured_billions(settings, rate.base) if rate else None
     if rate is not None and known:
         per_second = rate.tokens_per_second * known * 1e9 / params
         return (
@@ -234,14 +234,23 @@ def _scaled_guide_minutes(facts: Mapping[str, Any], tier: str, method: str, rows
     return float((low + high) / 2 * rows / (asked["rows"] * asked["epochs"]))
 
 
-def _billions(settings: Config, reference: str) -> float | None:
+def measured_billions(settings: Config, reference: str) -> float | None:
     """Parameters of the recipe's model in billions, as its tier says («0.135B»), if it is the one that was measured."""
     for tier in TIERS:
         model = getattr(settings.recipe.models.fine_tuning, tier)
         if model.local_model == reference and model.params is not None:
-            text = str(model.params).strip().upper()
-            return float(text.removesuffix("B")) if text.endswith("B") else float(text) / 1e9
+            count = parameters(model.params)
+            return count / 1e9 if count is not None else None
     return None
+
+
+def parameters(text: object) -> float | None:
+    """How many parameters a tier says that it has («1.5B», «494M», «135000000»); None if that says no number."""
+    spelt = str(text or "").strip().upper()
+    try:
+        return float(spelt.rstrip("BM")) * {"B": 1e9, "M": 1e6}.get(spelt[-1:], 1.0)
+    except ValueError:
+        return None
 
 
 def _price_file(settings: Config) -> Path | None:

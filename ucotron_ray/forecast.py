@@ -49,9 +49,10 @@ def every_stage(run: Run, rates: Rates, *, skip_train: bool = False, skip_export
         stages.append(Stage("synthesize", f"dataset/{run.name}-teacher", minutes, tokens, figures.usd))
     if not skip_train:
         tokens = _training_tokens(run, rates)
-        params = _params(run)
+        params = estimate.parameters(recipe.tier_model.params)
         # Without a run of this machine only a GPU could be assumed, and of this run nobody knows that it has one.
-        is_known = "sft" in rates.training
+        trained = rates.training.get("sft")
+        is_known = trained is not None and estimate.measured_billions(run.config, trained.base) is not None
         gpu = estimate.tables()["assumed_gpu"]
         seconds = estimate.training_seconds(run.config, params, tokens, rates, gpu)[0] if params and is_known else None
         stages.append(Stage("sft", f"adapter/{run.name}", seconds / 60 if seconds is not None else None, tokens))
@@ -133,8 +134,10 @@ def _with_actual(stage: Stage, artifact: Artifact) -> Stage:
         tokens = metrics["tokens"] * manifest.recipe_fields[manifest.recipe_fields["remote"]]["epochs"]
     elif "tokens" in counts:
         tokens = float(counts["tokens"]) * manifest.recipe_fields["sft"]["epochs"]
-    seconds = float(manifest.provenance["seconds"])
-    return replace(stage, actual_minutes=seconds / 60, actual_tokens=tokens, actual_usd=metrics.get("cost_usd"))
+    # Of what went on after a stop only the last attempt's time is known.
+    resumed = manifest.provenance.get("resumed")
+    minutes = None if resumed else float(manifest.provenance["seconds"]) / 60
+    return replace(stage, actual_minutes=minutes, actual_tokens=tokens, actual_usd=metrics.get("cost_usd"))
 
 
 def _training_tokens(run: Run, rates: Rates) -> float:
@@ -150,14 +153,6 @@ def _training_tokens(run: Run, rates: Rates) -> float:
     rate = rates.training.get("sft")
     per_row = rate.tokens_per_row if rate else float(estimate.tables()["tokens_per_row"]["sft"])
     return rows * per_row * recipe.sft.epochs
-
-
-def _params(run: Run) -> float | None:
-    text = str(run.config.recipe.tier_model.params or "").strip().upper()
-    try:
-        return float(text.removesuffix("B")) * (1e9 if text.endswith("B") else 1.0)
-    except ValueError:
-        return None
 
 
 def _artifact(run: Run, stage: Stage) -> Artifact | None:

@@ -109,6 +109,12 @@ def read_relations(path: Path) -> list[RawRow]:
     return cast(list[RawRow], rows)
 
 
+def relations_among(path: Path) -> list[RawRow]:
+    """The relation rows of a dataset's file. Chat rows that hold none train as they are: those are left out."""
+    rows = [row.raw() if isinstance(row, GeneratedRow) else row for row in read_rows(path)]
+    return [row for row in rows if isinstance(row, RawRow)]
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
     """Write rows, one JSON object a line, atomically; return how many. The same rows give the same bytes."""
     lines = [row.model_dump_json(exclude_none=True) for row in rows]

@@ -1,4 +1,4 @@
-"""The whole chain: rows → adapter → scores of base and tuned → merged model and bundle. And its plan."""
+"""The whole chain: rows → adapter → scores of base and tuned → merged model and bundle."""
 
 import json
 import logging
@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import artifacts, jsonl, variables
-from ucotron_ray.artifacts import Artifact, Request
+from ucotron_ray import jsonl
+from ucotron_ray.artifacts import Artifact
 from ucotron_ray.errors import InputError, MissingArtifact
-from ucotron_ray.graph.export import is_server, read_file
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
 from ucotron_ray.stages import (
@@ -52,25 +51,40 @@ def check(run: Run, options: Options) -> base_models.BaseModel:
     if options.tune:
         needed.append("matplotlib")
     requirements.require_packages(*needed)
-    if options.skip_generate or options.data_dir is not None:
-        _files(run, options)
-    reference = run.config.recipe.evaluation.data
-    if reference is not None and Path(reference).is_file():
-        jsonl.read_relations(Path(reference))
-    preferred = _preference_reference(run, options)
-    if preferred is not None and Path(preferred).is_file():
-        jsonl.read_rows(Path(preferred))
+    check_rows(run, options)
+    if options.output_dir is not None:
+        for directory in copies(options.output_dir):
+            models.refuse_mixing(directory)
     if options.skip_train:
         # The adapter's own, whatever the recipe says now: on another one it would answer something, and wrongly.
         return models.note_hub(run, models.base_of(trained(run), run.store))
     return models.note_hub(run, base_models.resolve(run.config.recipe.tier_model.local_model))
 
 
+def check_rows(run: Run, options: Options) -> None:
+    """Refuse rows to train on, to score on or to align with that are not there, or are not what they should be."""
+    if (options.skip_generate or options.data_dir is not None) and given_files(run, options) is None:
+        made_before(run)
+    # What the chain itself makes may be named before it is there.
+    own = {run.name, f"{run.name}-teacher", f"{run.name}-mix"}
+    reference = run.config.recipe.evaluation.data
+    if reference is not None and reference not in own:
+        datasets.check_held_out(run, reference)
+    preferred = preference_reference(run, options)
+    if preferred is not None and preferred not in own and not options.skip_dpo:
+        preferences.check(run, preferred)
+
+
+def copies(directory: Path) -> tuple[Path, Path]:
+    """Where `--output-dir` puts the merged model and the bundle."""
+    return directory, directory.with_name(directory.name + "-onnx")
+
+
 def check_teacher(run: Run, options: Options) -> None:
     """Refuse a recipe that wants rows of a teacher that cannot be asked: after hours of training it is too late."""
     want = None if options.skip_generate or options.data_dir is not None else teacher_rows(run)
     asks = want is not None and synthesis.will_run(run, synthesis.request(run, want))
-    if not (options.skip_dpo or options.skip_train) and _preference_reference(run, options) is None:
+    if not (options.skip_dpo or options.skip_train) and preference_reference(run, options) is None:
         wanted = run.config.recipe.generation.preferences_in_pipeline
         asks = asks or bool(wanted and run.store.find("dataset", f"{run.name}-preference") is None)
     if asks:
@@ -115,8 +129,9 @@ def execute(run: Run, options: Options) -> dict[str, Any]:
         result["max_logit_difference"] = parity["figures"]["max_logit_difference"]
         result["artifact"] = str(bundle.path)
         if options.output_dir is not None:
-            models.copy_out(run.store.get("model", run.name), options.output_dir)
-            models.copy_out(bundle, options.output_dir.with_name(options.output_dir.name + "-onnx"))
+            made = (run.store.get("model", run.name), bundle)
+            for artifact, directory in zip(made, copies(options.output_dir), strict=True):
+                models.copy_out(artifact, directory)
     else:
         result["artifact"] = str(adapter.path)
     return result
@@ -125,12 +140,25 @@ def execute(run: Run, options: Options) -> dict[str, Any]:
 def dataset_stage(run: Run, options: Options) -> Artifact:
     """The training rows: the user's files, the graph, or with `--skip-generate` alone the dataset of this name."""
     if options.data_dir is not None or options.skip_generate:
-        files = _files(run, options)
-        return datasets.import_rows(run, *files) if files else run.store.get("dataset", run.name)
+        files = given_files(run, options)
+        return datasets.import_rows(run, *files) if files else made_before(run)
     graph, want = datasets.import_graph(run), teacher_rows(run)
     if want is None:
         return graph
     return datasets.mix(run, graph, synthesis.accepted(run, want))
+
+
+def made_before(run: Run) -> Artifact:
+    """What `--skip-generate` alone goes on with: the rows as an earlier chain of this recipe left them."""
+    name = run.name if teacher_rows(run) is None else f"{run.name}-mix"
+    if run.store.find("dataset", name) is None:
+        raise MissingArtifact(
+            f"--skip-generate needs the dataset '{name}'",
+            where=str(run.store.root),
+            found=", ".join(run.store.names("dataset")) or "no dataset at all",
+            next_step="leave --skip-generate away: what was paid for is not paid again",
+        )
+    return run.store.get("dataset", name, accept_rejected=run.accept_rejected)
 
 
 def teacher_rows(run: Run) -> synthesis.Wanted | None:
@@ -166,19 +194,46 @@ def trained(run: Run) -> Artifact:
 def dpo_stage(
     run: Run, options: Options, base: base_models.BaseModel, adapter: Artifact, dataset: Artifact
 ) -> Artifact | None:
-    """The adapter aligned with preferences; None where none are at hand and no teacher is asked for any."""
-    if options.skip_dpo or options.skip_train:
+    """The adapter aligned with preferences; None where none are at hand and no teacher is asked for any.
+
+    With `--skip-train` the one that an earlier chain made of this adapter.
+    """
+    if options.skip_dpo:
         return None
-    reference = _preference_reference(run, options)
-    count = run.config.recipe.generation.preferences_in_pipeline
-    if reference is not None:
-        data = preferences.data_of(run, reference)
-    elif count:
-        want = synthesis.wanted(run, "preference", count, dataset.manifest.name, name=f"{run.name}-preference")
-        data = synthesis.accepted(run, want)
-    else:
+    if options.skip_train:
+        return aligned_before(run, adapter)
+    reference = preference_reference(run, options)
+    data = teacher_pairs(run, dataset) if reference is None else preferences.data_of(run, reference)
+    if data is None:
         return None
     return training.dpo(run, f"{run.name}-dpo", preferences.pairs_of(run, data, base, adapter), base, adapter)
+
+
+def aligns(run: Run, options: Options) -> bool:
+    """Whether the recipe and the flags want the trained model aligned with preferences."""
+    wanted = preference_reference(run, options) or run.config.recipe.generation.preferences_in_pipeline
+    return bool(wanted) and not options.skip_dpo
+
+
+def teacher_pairs(run: Run, dataset: Artifact) -> Artifact | None:
+    """The preference pairs that the recipe wants of a teacher; None where it wants none, or they cannot be built."""
+    count = run.config.recipe.generation.preferences_in_pipeline
+    if not count:
+        return None
+    if not datasets.holds_relations_only(dataset):
+        log.warning("dpo: skipped: a teacher's pairs are built on relation rows, and some of these are others")
+        return None
+    want = synthesis.wanted(run, "preference", count, dataset.manifest.name, name=f"{run.name}-preference")
+    return synthesis.accepted(run, want)
+
+
+def aligned_before(run: Run, adapter: Artifact) -> Artifact | None:
+    """What DPO made of this very adapter under the chain's name, if the store has it."""
+    found = run.store.find("adapter", f"{run.name}-dpo")
+    start = datasets.started_from(run, found) if found is not None else None
+    if found is None or start is None or start.manifest.content != adapter.manifest.content:
+        return None
+    return run.store.get("adapter", found.manifest.name, accept_rejected=run.accept_rejected)
 
 
 def keeps_dpo(run: Run, before: dict[str, Any], after: dict[str, Any]) -> bool:
@@ -190,7 +245,7 @@ def keeps_dpo(run: Run, before: dict[str, Any], after: dict[str, Any]) -> bool:
     return bool(kept)
 
 
-def _preference_reference(run: Run, options: Options) -> str | None:
+def preference_reference(run: Run, options: Options) -> str | None:
     """The pairs that are at hand: `train_dpo.jsonl` of the data directory, else what the recipe names."""
     if options.data_dir is not None and (options.data_dir / PREFERENCE_FILE).is_file():
         return str(options.data_dir / PREFERENCE_FILE)
@@ -209,121 +264,11 @@ def headline(scores: dict[str, Any]) -> dict[str, float | None]:
     }
 
 
-def plan(run: Run, options: Options) -> list[dict[str, str]]:
-    """What `execute` would do, stage by stage: reuse, resume, run, conflict, or skip. Makes and starts nothing."""
-    base = check(run, options)
-    steps: list[dict[str, str]] = []
-    dataset = planned_dataset(run, options, steps)
-    adapter: Artifact | None = None
-    if options.skip_train:
-        adapter = trained(run)
-        steps.append({"stage": "sft", "artifact": f"adapter/{run.name}", "action": "skip"})
-    elif _planned_sweep(run, options, dataset, steps) and dataset is not None:
-        adapter = _step(run, steps, "sft", training.sft_request(run, dataset, base))
-    else:
-        _unknown(run, steps, "sft", "adapter", run.name)
-    if not (options.skip_dpo or options.skip_train) and (
-        _preference_reference(run, options) or run.config.recipe.generation.preferences_in_pipeline
-    ):
-        _unknown(run, steps, "dpo", "adapter", f"{run.name}-dpo")
-        # Which adapter is exported is known once both are scored.
-        exported: Artifact | None = None
-    else:
-        exported = adapter
-    data = _planned_data(run, dataset)
-    for stage, name, scored in _scorings(run, adapter):
-        if data is None or (stage == "evaluate" and adapter is None):
-            _unknown(run, steps, stage, "scores", name)
-        else:
-            _step(run, steps, stage, scoring.evaluate_request(run, name, base, scored, data))
-    if options.skip_export:
-        steps.append({"stage": "export", "artifact": f"bundle/{run.name}", "action": "skip"})
-    elif exported is not None:
-        _step(run, steps, "export", export.export_requests(run, base, exported)[1])
-    else:
-        _unknown(run, steps, "export", "bundle", run.name)
-    return steps
-
-
-def _planned_sweep(run: Run, options: Options, dataset: Artifact | None, steps: list[dict[str, str]]) -> bool:
-    """Adds the sweep to the steps, if one is wanted; whether the settings of what follows are known."""
-    if not options.tune:
-        return True
-    if dataset is None:
-        _unknown(run, steps, "tune", "sweep", run.name)
-        return False
-    made = _step(run, steps, "tune", tuning.request(run, subjects.sft_subject(run, dataset)))
-    if made is not None:
-        run.config = tuning.with_winner(run, made)
-    return made is not None
-
-
-def _scorings(run: Run, adapter: Artifact | None) -> list[tuple[str, str, Artifact | None]]:
-    """Stage, artifact name and adapter of each model that is scored."""
-    tuned = ("evaluate", run.name, adapter)
-    base = ("evaluate-base", f"{run.name}-base", None)
-    return [tuned, base] if run.config.recipe.evaluation.base else [tuned]
-
-
-def _planned_data(run: Run, dataset: Artifact | None) -> Artifact | None:
-    """The rows to score on, if they are in the store already."""
-    reference = run.config.recipe.evaluation.data
-    if reference is None:
-        return dataset
-    path = Path(reference)
-    return run.store.find("dataset", datasets.held_out_request(path).name if path.is_file() else path.name)
-
-
-def planned_dataset(run: Run, options: Options, steps: list[dict[str, str]]) -> Artifact | None:
-    """The rows as `dataset_stage` would make them, if they are there; adds what would be done to the steps."""
-    files = _files(run, options) if options.data_dir is not None or options.skip_generate else None
-    if files:
-        return _step(run, steps, "import-rows", datasets.rows_request(*files))
-    if options.skip_generate:
-        steps.append({"stage": "import-graph", "artifact": f"dataset/{run.name}", "action": "skip"})
-        return run.store.get("dataset", run.name)
-    settings = run.config.recipe.graph
-    source = settings.source or variables.value("UCOTRON_SERVER_URL") or ""
-    if is_server(source):
-        # What the server holds is known once it is asked, and a dry run asks nobody.
-        _unknown(run, steps, "import-graph", "dataset", run.name)
-        return None
-    path = Path(source)
-    read_file(path)
-    graph = _step(run, steps, "import-graph", datasets.graph_request(run, {"file": artifacts.file_hash(path)}))
-    want = teacher_rows(run)
-    return graph if want is None else _planned_mix(run, want, graph, steps)
-
-
-def _planned_mix(
-    run: Run, want: synthesis.Wanted, graph: Artifact | None, steps: list[dict[str, str]]
-) -> Artifact | None:
-    teacher = _step(run, steps, "synthesize", synthesis.request(run, want))
-    if graph is None or teacher is None:
-        _unknown(run, steps, "mix", "dataset", f"{run.name}-mix")
-        return None
-    return _step(run, steps, "mix", datasets.mix_request(run, graph, teacher))
-
-
-def _step(run: Run, steps: list[dict[str, str]], stage: str, request: Request) -> Artifact | None:
-    action = run.store.plan(request)
-    if action == "conflict" and run.replace:
-        action = "run"
-    steps.append({"stage": stage, "artifact": f"{request.kind}/{request.name}", "action": action})
-    return run.store.find(request.kind, request.name) if action == "reuse" else None
-
-
-def _unknown(run: Run, steps: list[dict[str, str]], stage: str, kind: artifacts.Kind, name: str) -> None:
-    """A stage whose input is not made yet: it runs, or goes on where it was left."""
-    partial = run.store.partial(kind, name).exists()
-    steps.append({"stage": stage, "artifact": f"{kind}/{name}", "action": "resume" if partial else "run"})
-
-
-def _files(run: Run, options: Options) -> tuple[Path, Path | None] | None:
+def given_files(run: Run, options: Options) -> tuple[Path, Path | None] | None:
     """The guide's two files; None where `--skip-generate` means the dataset of this name in the store."""
     directory = options.data_dir
     if directory is None:
-        if run.store.find("dataset", run.name) is not None:
+        if run.store.find("dataset", run.name) is not None or run.store.find("dataset", f"{run.name}-mix") is not None:
             return None
         directory = Path(run.config.place.output.data_dir)
     train, val = directory / TRAIN_FILE, directory / VAL_FILE

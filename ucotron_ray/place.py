@@ -37,10 +37,11 @@ class Api(Section):
 
 
 class Output(Section):
-    """Where copies go."""
+    """The guide's section: where rows lie, and what a remote model is called."""
 
     data_dir: Text
     model_dir: Text
+    """Of the guide's files, and read by nothing: copies go where `--output-dir` says."""
     model_name_template: Text
 
 

@@ -56,7 +56,8 @@ def measured(store: Store) -> Rates:
     for artifact in _by_age(store):
         manifest = artifact.manifest
         seconds = float(manifest.provenance.get("seconds") or 0.0)
-        if manifest.state != "ok" or seconds <= 0:
+        # Of what went on after a kill only the last attempt's seconds are known, for all of its tokens.
+        if manifest.state != "ok" or seconds <= 0 or manifest.provenance.get("resumed"):
             continue
         if manifest.kind == "dataset" and "completion_tokens" in manifest.metrics:
             _add_synthesis(rates, artifact, seconds)
@@ -70,7 +71,7 @@ def measured(store: Store) -> Rates:
             is_tuned = any(entry.role == "adapter" for entry in manifest.inputs)
             per_answer = seconds / manifest.counts["predictions"]
             rates.seconds_per_answer["evaluate" if is_tuned else "evaluate-base"] = per_answer
-        elif manifest.kind == "bundle":
+        elif manifest.kind == "bundle" and manifest.recipe_fields.get("export") != "projection":
             rates.seconds["export"] = seconds
         elif manifest.kind == "cache" and "format" in manifest.recipe_fields:
             rates.seconds["convert-base"] = seconds

@@ -6,27 +6,25 @@ Every step is an artifact, so the same command goes on wherever it was stopped: 
 import logging
 from typing import Any
 
-from ucotron_ray import artifacts, forecast, jsonl, pipeline
+from ucotron_ray import artifacts, forecast, pipeline, pipeline_plan
 from ucotron_ray.artifacts import Artifact, Request
-from ucotron_ray.errors import AuthError, Stopped
+from ucotron_ray.errors import AuthError, ConfigError, Stopped
 from ucotron_ray.fireworks.account import Account
 from ucotron_ray.pipeline import Options
 from ucotron_ray.run import Run
-from ucotron_ray.stages import datasets, preferences, remote, scoring, synthesis
+from ucotron_ray.stages import datasets, preferences, remote, scoring
 
 log = logging.getLogger(__name__)
 
-DPO_FILE = "train_dpo.jsonl"
 
-
-def execute(run: Run, options: Options, *, skip_dpo: bool = False) -> dict[str, Any]:
+def execute(run: Run, options: Options) -> dict[str, Any]:
     """Run the chain; return the figures of the last line.
 
     Raises AuthError for a key that is refused at the first probe, and Stopped for one that is refused later.
     """
-    who = remote.check(run)
+    who = _checked(run, options)
     try:
-        return _execute(run, options, who, skip_dpo=skip_dpo)
+        return _execute(run, options, who)
     except AuthError as error:
         raise Stopped(
             f"stopped: {error.problem}",
@@ -36,10 +34,25 @@ def execute(run: Run, options: Options, *, skip_dpo: bool = False) -> dict[str, 
         ) from error
 
 
-def _execute(run: Run, options: Options, who: Account, *, skip_dpo: bool) -> dict[str, Any]:
+def _checked(run: Run, options: Options) -> Account:
+    """Everything that can be found wrong before anything is made or paid; returns the account."""
+    here_only = {"--skip-train": options.skip_train, "--output-dir": options.output_dir is not None}
+    for flag, given in here_only.items():
+        if given:
+            raise ConfigError(
+                f"{flag} is for training here",
+                found="--remote",
+                expected="without it: the model stays at the vendor",
+            )
+    pipeline.check_rows(run, options)
+    pipeline.check_teacher(run, options)
+    return remote.check(run)
+
+
+def _execute(run: Run, options: Options, who: Account) -> dict[str, Any]:
     dataset = pipeline.dataset_stage(run, options)
     data = datasets.held_out(run, run.config.recipe.evaluation.data, dataset)
-    pairs = None if skip_dpo else _pairs(run, options, dataset)
+    pairs = _pairs(run, options, dataset)
     expected = forecast.before_remote(run, _count(dataset), _count(pairs) if pairs else 0)
     trained = remote.sft(run, who, dataset)
     supervised = trained
@@ -59,14 +72,15 @@ def _execute(run: Run, options: Options, who: Account, *, skip_dpo: bool) -> dic
 
 def plan(run: Run, options: Options) -> list[dict[str, str]]:
     """What `execute` would do, step by step. Asks the vendor for the base model, makes and pays nothing."""
-    remote.check(run)
+    _checked(run, options)
     steps: list[dict[str, str]] = []
-    dataset = pipeline.planned_dataset(run, options, steps)
-    names: tuple[tuple[str, artifacts.Kind, str], ...] = (
-        ("remote-sft", "model", f"{run.name}-remote-sft"),
-        ("remote-dpo", "model", f"{run.name}-remote-dpo"),
-        ("remote-evaluate", "scores", f"{run.name}-remote"),
-    )
+    dataset = pipeline_plan.planned_dataset(run, options, steps)
+    names: list[tuple[str, artifacts.Kind, str]] = [("remote-sft", "model", f"{run.name}-remote-sft")]
+    if pipeline.aligns(run, options):
+        names.append(("remote-dpo", "model", f"{run.name}-remote-dpo"))
+    names.append(("remote-evaluate", "scores", f"{run.name}-remote"))
+    if run.config.recipe.evaluation.base:
+        names.append(("remote-evaluate", "scores", f"{run.name}-remote-base"))
     for stage, kind, name in names:
         request: Request | None = remote.sft_request(run, dataset) if dataset and stage == "remote-sft" else None
         action = run.store.plan(request) if request else _guess(run, kind, name)
@@ -85,20 +99,8 @@ def _guess(run: Run, kind: artifacts.Kind, name: str) -> str:
 
 
 def _pairs(run: Run, options: Options, dataset: Artifact) -> Artifact | None:
-    """Preference pairs: a file beside the training rows, a dataset of this name, those of a teacher, or None."""
-    file = options.data_dir / DPO_FILE if options.data_dir else None
-    if file is not None and file.is_file():
-        return preferences.pairs_only(run, str(file))
-    name = f"{run.name}-preference"
-    if run.store.find("dataset", name) is not None:
-        return preferences.pairs_only(run, name)
-    count = run.config.recipe.generation.in_pipeline
-    if not count or not _has_relations(dataset):
-        log.info("remote-dpo: skipped: no %s, no dataset '%s', and no teacher's rows in the recipe", DPO_FILE, name)
+    """Preference pairs as in the chain that trains here: those at hand, those of a teacher, or None."""
+    if options.skip_dpo:
         return None
-    return synthesis.accepted(run, synthesis.wanted(run, "preference", count, dataset.manifest.name, name=name))
-
-
-def _has_relations(dataset: Artifact) -> bool:
-    """Whether the rows can be built on: the user's own chat rows may not be readable as relations."""
-    return set(jsonl.kinds(jsonl.read_rows(dataset.path / datasets.TRAIN))) == {"RawRow"}
+    reference = pipeline.preference_reference(run, options)
+    return pipeline.teacher_pairs(run, dataset) if reference is None else preferences.pairs_only(run, reference)

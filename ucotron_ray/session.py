@@ -242,12 +242,20 @@ def cause_of(
 ) -> UcotronRayError:
     """What to raise for an error of Ray's: our own error inside its wrapping, else StageFailed with its last line.
 
-    With `lost_is_stop` a lost actor, node or object is Stopped: the same command goes on.
+    Where Ray has no room left it is Stopped: with some room the same command goes on. With `lost_is_stop` a lost actor,
+    node or object is Stopped, too.
     """
     for outer in (getattr(error, "worker_failures", None) or {0: error}).values():
         own = _own_error(outer)
         if own is not None:
             return own
+    if isinstance(error, _NO_ROOM):
+        return Stopped(
+            "stopped: Ray's object store is full, and so is the disk that it spills to",
+            found=type(error).__name__,
+            next_step="free space where the nodes spill (RAY_SPILL_DIR of cluster/local-head.sh), then run the same "
+            "command again",
+        )
     lines = [line for line in str(error).splitlines() if line.strip()]
     found = lines[-1] if lines else type(error).__name__
     if lost_is_stop and isinstance(error, _LOST):
@@ -255,6 +263,8 @@ def cause_of(
     log.debug("%s", problem, exc_info=error)
     return StageFailed(problem, where=where, found=found, next_step=next_step)
 
+
+_NO_ROOM = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
 
 _LOST = (
     ray.exceptions.RayActorError,

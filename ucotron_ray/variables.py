@@ -41,9 +41,13 @@ def secret(variable_name: str | None, file: str | None) -> str | None:
                 raise ConfigError(
                     "others can read the key file", where=str(path), expected="mode 0600", next_step=f"chmod 600 {path}"
                 )
-            return path.read_text(encoding="utf-8").strip() or None
+            key = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             raise ConfigError("the key file cannot be read", where=str(path), next_step="check the path") from None
+        if not key.isprintable():
+            # In a header it would be an error whose message is the key.
+            raise ConfigError("the key file holds more than a key", where=str(path), expected="the key, on one line")
+        return key or None
     if variable_name is None:
         return None
     found = os.environ.get(variable_name, "").strip()

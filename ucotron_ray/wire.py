@@ -166,7 +166,10 @@ def _relation(item: object) -> Relation | None:
 
 
 def _strict_json(body: str) -> object:
-    """JSON as serde_json reads it: no NaN, no infinity, a bounded depth. None for anything that it refuses."""
+    """JSON as serde_json reads it: no NaN, no infinity, no half of a character, a bounded depth.
+
+    None for anything that it refuses.
+    """
 
     def refuse(token: str) -> object:
         raise ValueError(token)
@@ -177,8 +180,15 @@ def _strict_json(body: str) -> object:
             raise ValueError(token)
         return value
 
+    def whole(token: str) -> int:
+        # Beyond 64 bits serde_json reads a float.
+        finite(token)
+        return int(token)
+
     try:
-        value = json.loads(body, parse_constant=refuse, parse_float=finite)
+        value = json.loads(body, parse_constant=refuse, parse_float=finite, parse_int=whole)
+        # `"\ud83d"` is half of a character: Python reads it, UTF-8 has no bytes for it (a ValueError too).
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
         return None
     return value if _depth(value) <= _SERDE_MAX_DEPTH else None

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,23 @@ def test_all_generators_share_one_budget_and_one_resume(ray_head, tmp_path):
     assert all(figures["status"] == "ok" for figures in result["tasks"].values())
     assert again["tasks"]["projection"]["artifact"] == result["tasks"]["projection"]["artifact"]
     assert again["stderr"].count("reuse dataset") == 6
+    # Of the generators that are done each has its share in the budget: nothing is left of it for one that is not.
+    spent = sum(
+        figures["cost_usd"] for task, figures in result["tasks"].items() if task not in ("projection", "path_reward")
+    )
+    for kind in ("dataset", "journal"):
+        shutil.rmtree(store / kind / "projection")
+    before = sum(answered(ledger).values())
+    with simulator(ledger) as url:
+        stopped = finished(start(ray_head, *arguments(store, *scale, "--max-usd", str(spent), url=url)), code=75)
+    assert "budget" in stopped["stderr"]
+    assert sum(answered(ledger).values()) == before
+
+
+def test_a_single_row_is_topped_up_where_the_first_sample_is_of_another_class(ray_head, tmp_path):
+    with simulator(tmp_path / "ledger.jsonl") as url:
+        result = finished(start(ray_head, *arguments(tmp_path / "store", "entity_resolution", "--count", "1", url=url)))
+    assert result["accepted"] == 1
 
 
 @pytest.mark.faults

@@ -28,6 +28,7 @@ def test_batches_synthesis_and_remote_training_share_one_store(ray_head, tmp_pat
         settings = {
             "api.key_file": key,
             "generation.in_pipeline": COUNT,
+            "generation.preferences_in_pipeline": COUNT,
             "graph.source": graph,
             "graph.min_relations": 0,
             "evaluation.data": held_out,

@@ -200,6 +200,44 @@ def test_a_lost_head_ends_the_driver_and_on_another_one_the_same_command_ends_th
     assert rows(store)
 
 
+FILL = """
+import sys, numpy, ray
+ray.init(log_to_driver=False)
+kept = []
+try:
+    while len(kept) < 100:
+        kept.append(ray.put(numpy.zeros(5_000_000, dtype=numpy.uint8)))
+except ray.exceptions.OutOfDiskError:
+    print("full", flush=True)
+sys.stdin.read()
+"""
+"""Fills the object store and holds it full until its input ends."""
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_full_object_store_and_a_full_spill_directory_cost_no_row_and_are_said(straight, tmp_path):
+    """Ray takes its disk for full from 0 % on. A teacher's rows do not go through the object store; a graph does."""
+    store, ledger = tmp_path / "store", tmp_path / "ledger.jsonl"
+    with new_head(RAY_OBJECT_STORE_BYTES="80000000", RAY_local_fs_capacity_threshold="0") as (head, _):
+        environment = {**head.environment, "RAY_ADDRESS": head.address}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        paths = ["synthesize", "path_reward", "--count", "20", *arguments("http://127.0.0.1:1", store)[6:]]
+        filler = subprocess.Popen([sys.executable, "-c", FILL], env=environment, text=True, **pipes)
+        try:
+            assert filler.stdout.readline() == "full\n"
+            with simulator(ledger) as url:
+                finished(start(head, *arguments(url, store)))
+            stopped = finished(start(head, *paths), code=75)
+            assert "the disk that it spills to" in stopped["stderr"]
+            assert filler.poll() is None, "it was full all the time"
+        finally:
+            filler.communicate("")
+        assert finished(start(head, *paths))["accepted"] == 20
+    assert left(straight, store, ledger) == []
+    assert rows(store) == rows(straight["store"])
+
+
 @pytest.mark.faults
 def test_a_lossy_control_plane_costs_time_and_no_row(straight, ray_head, tmp_path):
     """A quarter of what the driver asks Ray's processes for, and of their answers, is lost by Ray's own injection."""

@@ -33,6 +33,7 @@ TOP = (
     "cli",
     "verbs",
     "pipeline",
+    "pipeline_plan",
     "remote_pipeline",
     "stages",
     "run",

@@ -145,7 +145,7 @@ def test_results_come_in_any_order_and_in_either_shape(tmp_path):
     from ucotron_ray.synthesis import batch
 
     wave = batch.Wave(tmp_path, "w")
-    wave.record.write_text(json.dumps({"steps": {"a" * 32: "text", "b" * 32: "text"}, "collected": False}))
+    wave.record.write_text(json.dumps({"run": "run", "model": "model", "steps": {"a" * 32: "text", "b" * 32: "text"}}))
     message = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
     lines = [
         {"custom_id": "b" * 32, "response": {"status_code": 200, "body": message}},
@@ -155,8 +155,27 @@ def test_results_come_in_any_order_and_in_either_shape(tmp_path):
     ]
     raw = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines).encode()
     reader = journal.Reader(tmp_path)
-    found = list(batch.records(wave, raw, "run", "model", None, reader))
+    found = list(batch.records(wave, raw, None, reader))
     assert [(record.rid[0], record.text, record.estimated) for record in found] == [
         ("b", "hi", True),
         ("a", "hi", True),
     ]
+
+
+def test_a_wave_of_another_model_is_left_alone_and_one_beyond_the_budget_is_not_begun(tmp_path, monkeypatch, capsys):
+    def killed(*args, **keywords):
+        raise KeyboardInterrupt
+
+    with vending(monkeypatch) as vendor:
+        with monkeypatch.context() as patched:
+            patched.setattr(lane.tuning_jobs, "create_job", killed)
+            assert fill(vendor, tmp_path, capsys)[0] == 75
+        assert fill(vendor, tmp_path, capsys, "--max-usd", "0.0001")[1]["error"] == "stopped: budget reached"
+        assert vendor.created("batchInferenceJobs") == 0
+        (record,) = (tmp_path / "journal" / "relation_extraction" / "batch").glob("*.json")
+        left = json.loads(record.read_text())
+        record.write_text(json.dumps({**left, "model": "accounts/simulator/models/other"}))
+        code, made = fill(vendor, tmp_path, capsys)
+        assert (code, made["waves"], made["requests"]) == (0, 2, 2 * COUNT), "its own two alone"
+        assert {record.model for record in journaled(tmp_path)} == {left["model"]}
+        assert json.loads(record.read_text())["collected"] is False

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 import traceback
 
@@ -297,6 +298,10 @@ def test_a_key_file_must_be_its_owners_alone(tmp_path):
         variables.secret(None, str(file))
     file.chmod(0o600)
     assert variables.secret(None, str(file)) == CANARY
+    file.write_text(f"{CANARY}\n# of the account acme\n")
+    with pytest.raises(ConfigError, match="more than a key") as caught:
+        variables.secret(None, str(file))
+    assert CANARY not in str(caught.value)
 
 
 def test_a_mistake_about_the_teacher_leaves_nothing_that_a_corrected_command_would_run_into(tmp_path, capsys):
@@ -309,3 +314,19 @@ def test_a_mistake_about_the_teacher_leaves_nothing_that_a_corrected_command_wou
         assert main([*command, "--set", f"api.inference_base_url={teacher.base_url}"]) == 2
     assert TEACHER in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_server_that_does_not_speak_http_is_an_input_error():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(InputError, match="cannot be reached"):
+            endpoints.check(endpoints.endpoint_of(api(f"http://127.0.0.1:{listening.getsockname()[1]}/v1"), "m"))
+        thread.join()

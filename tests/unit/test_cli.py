@@ -147,6 +147,8 @@ def test_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys, tiny_model,
     call(tmp_path, capsys, "import-graph", str(demo_files[0]), "--name", "d")
     code, result, _ = call(tmp_path, capsys, *arguments)
     assert [step["action"] for step in result["plan"]] == ["reuse", "run", "run", "run", "run"]
+    code, result, _ = call(tmp_path, capsys, *arguments, "--set", "graph.max_samples=7")
+    assert (code, result["status"], result["plan"][0]["action"]) == (3, "conflict", "conflict")
 
 
 def test_another_recipe_under_the_same_name_is_exit_3_and_names_the_fields(tmp_path, capsys, demo_files):
@@ -269,6 +271,8 @@ def test_a_dry_run_of_all_generators_sums_what_they_would_cost_and_asks_nobody(t
     assert result["requests"] == sum(task["requests"] for task in result["tasks"].values()) > 75_000
     assert result["usd_at_most"] > 0
     assert result["tasks"]["projection"]["action"] == "run"
+    # A teacher whose price nobody knows does not cost nothing.
+    assert call(tmp_path, capsys, "synthesize", "all", "--dry-run")[1]["usd_at_most"] is None
 
 
 def test_an_export_is_planned_without_loading_anything(tmp_path, capsys):

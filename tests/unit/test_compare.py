@@ -175,3 +175,17 @@ def test_the_guides_five_count_in_no_difference_and_answers_must_be_whole(tmp_pa
     assert [row["winner"] for row in comparison["guide"]] == ["b"] * 5
     with pytest.raises(ValueError, match="zip"):
         compare(asked, [models[0], Answered("c", models[1].scores, right[:3])], resamples=20, seed=1)
+
+
+def test_the_teachers_key_goes_to_the_teachers_host_alone(tmp_path, monkeypatch):
+    from ucotron_ray import config
+    from ucotron_ray.run import Run
+    from ucotron_ray.stages.answers import source_of
+
+    monkeypatch.setenv("TEACHERS_KEY", "fw-canary")
+    application, _ = endpoint()
+    with serving(application) as url:
+        for teacher, key in (("https://api.example.com/v1", None), (f"{url}/v1", "TEACHERS_KEY")):
+            values = {"store": str(tmp_path), "api.inference_base_url": teacher, "api.key_variable": "TEACHERS_KEY"}
+            run = Run(config.load(overrides=list(values.items())), verb="compare", name="x")
+            assert source_of(run, f"{url}/v1#m").endpoint.key_variable == key

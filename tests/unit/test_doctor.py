@@ -27,3 +27,10 @@ def test_what_is_unfinished_in_the_store_is_noted(tmp_path):
     noted = doctor._store(settings)
     assert noted.verdict == doctor.NOTE
     assert "unfinished: adapter/mine" in noted.found
+
+
+def test_what_only_a_setting_asks_for_is_no_gap(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    assert doctor._package("ray", "ray").verdict == doctor.GAP
+    noted = doctor._package("optuna", "optuna", wanted_for="tuning.search=optuna")
+    assert (noted.verdict, "tuning.search=optuna" in noted.found) == (doctor.NOTE, True)

@@ -244,3 +244,33 @@ def test_damaged_and_foreign_manifests_are_passed_over(tmp_path):
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(text)
     assert set(rates.measured(store).training) == {"sft"}
+
+
+def test_what_went_on_after_a_kill_and_a_projections_bundle_are_no_measure(tmp_path):
+    store = Store(tmp_path / "store")
+    fields = {"sft": {"epochs": 2}, "base": {"reference": "mine"}}
+    request = Request("adapter", "killed", fields)
+    with pytest.raises(KeyboardInterrupt), store.building(request):
+        raise KeyboardInterrupt
+    artifact(store, "adapter", "killed", fields, counts={"rows": 10, "tokens": 2500})
+    artifact(store, "bundle", "layer", {"export": "projection"})
+    assert rates.measured(store) == Rates()
+    run = run_of(tmp_path, "killed", 10)
+    (stage,) = forecast.taken(run, [forecast.Stage("sft", "adapter/killed", 1.0)])
+    assert (stage.actual_minutes, stage.actual_tokens) == (None, 5000)
+
+
+def test_another_models_speed_is_no_measure_of_this_one(tmp_path):
+    run = run_of(tmp_path, "second", 300)
+    finished(run.store, "first", rows=100, speed=5.0)
+    run.config = config.load(overrides=[("store", str(tmp_path / "store")), ("generation.in_pipeline", 300)])
+    stages = {stage.stage: stage for stage in forecast.before(run)}
+    assert stages["sft"].minutes is None
+
+
+@pytest.mark.parametrize(
+    ("said", "count"),
+    [("1.5B", 1.5e9), ("494M", 494e6), (" 0.5b ", 5e8), ("135000000", 135e6), ("many", None), (None, None)],
+)
+def test_a_tiers_size_is_read_however_it_is_said(said, count):
+    assert estimate.parameters(said) == (pytest.approx(count) if count else None)

@@ -253,3 +253,18 @@ def test_rounds_of_workers_that_end_in_order_are_no_deaths():
         answer = ask(governor, [done(granted[0])], queue=0, name=str(number))
         clock.now += g.LEASE_SECONDS + 1
     assert answer.stop is None
+
+
+def test_the_limits_of_a_run_end_with_it_and_with_its_driver():
+    clock = Clock()
+    governor = made(clock, max_in_flight=64)
+    governor.join("strict", Budget(None, None), settings(max_in_flight=4))
+    assert governor.settings.max_in_flight == 4
+    assert governor.leave("strict") == 1
+    assert governor.settings.max_in_flight == 64
+    # Killed: nobody says that it is over.
+    governor.join("killed", Budget(None, None), settings(max_in_flight=4))
+    clock.now += g.DRIVER_SECONDS + 1
+    governor.join("next", Budget(None, None), settings(max_in_flight=32))
+    assert governor.settings.max_in_flight == 32
+    assert governor.leave("next") == 0, "nobody is left to keep the limiter for"

@@ -9,10 +9,11 @@ from tests.unit import test_cli
 from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by being there
 from tests.unit.test_dpo import ROWS
 from ucotron_ray import config, jsonl, pipeline
-from ucotron_ray.artifacts import Request, Result, Store
-from ucotron_ray.errors import ArtifactError
+from ucotron_ray.artifacts import Artifact, Request, Result, Store
+from ucotron_ray.errors import ArtifactError, MissingArtifact
+from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
-from ucotron_ray.stages import synthesis
+from ucotron_ray.stages import models, synthesis
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def test_pairs_beside_the_training_rows_are_aligned_with_unless_told_not_to(tmp_
     named = ("--set", f"training.preference_data={tmp_path / 'elsewhere.jsonl'}")
     assert "dpo" in planned(tmp_path, capsys, tiny_model, data, *named)
     asked = ("--set", "generation.preferences_in_pipeline=20")
+    asked += ("--set", "api.inference_base_url=http://127.0.0.1:9/v1")
     assert "dpo" in planned(tmp_path, capsys, tiny_model, data, *asked)
 
 
@@ -101,3 +103,73 @@ def test_a_hub_model_is_noted_before_the_teacher_connects_anything(tmp_path):
     run = Run(config.load(overrides=wanted), verb="pipeline", name="p")
     pipeline.check(run, pipeline.Options())
     assert run.hub_needed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--set", "evaluation.data=gone.jsonl"), "no such held-out file"),
+        (("--set", "training.preference_data=gone"), "has no dataset 'gone'"),
+        (("--output-dir", "full"), "files of something else"),
+        (("--output-dir", "new", "--skip-export"), "for what is exported"),
+        (("--remote", "--skip-train"), "for training here"),
+    ],
+)
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_the_end_of_the_chain_needs_is_looked_at_before_its_beginning(
+    tmp_path, capsys, monkeypatch, tiny_model, data, arguments, said, dry
+):
+    (data / "train_dpo.jsonl").unlink()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    every = ["pipeline", "--data-dir", str(data), "--model-name", str(tiny_model), "--name", "p", *dry, *arguments]
+    code, _, err = test_cli.call(tmp_path, capsys, *every, "--set", "tracking.mlflow_uri=none")
+    assert code == 2
+    assert said in err
+    assert Store(tmp_path / "store").names("dataset") == []
+
+
+def test_without_generating_the_rows_are_those_that_the_chain_trains_on(tmp_path):
+    overrides = [("store", str(tmp_path)), ("generation.in_pipeline", 3)]
+    run = Run(config.load(overrides=overrides), verb="pipeline", name="p")
+    for name in ("p", "p-teacher"):
+        with run.store.building(Request("dataset", name, {})) as build:
+            build.publish(Result({}, {}, []))
+    with pytest.raises(MissingArtifact, match="p-mix"):
+        pipeline.dataset_stage(run, pipeline.Options(skip_generate=True))
+    with run.store.building(Request("dataset", "p-mix", {})) as build:
+        build.publish(Result({}, {}, []))
+    assert pipeline.dataset_stage(run, pipeline.Options(skip_generate=True)).manifest.name == "p-mix"
+    run.config = config.load(overrides=overrides[:1])
+    assert pipeline.dataset_stage(run, pipeline.Options(skip_generate=True)).manifest.name == "p"
+
+
+def aligned(store: Store, start: Artifact) -> Artifact:
+    """What DPO makes of an adapter, by its manifests alone."""
+    base = {"reference": "model/p-merged", "identity": "x"}
+    with store.building(
+        Request("model", "p-merged", {"base": start.manifest.recipe_fields["base"]}, (start.as_input("adapter"),))
+    ) as build:
+        merged = build.publish(Result({}, {}, [])) if build.artifact is None else build.artifact
+    with store.building(Request("adapter", "p-dpo", {"base": base}, (merged.as_input("base"),))) as build:
+        return build.publish(Result({}, {}, [])) if build.artifact is None else build.artifact
+
+
+def test_without_training_the_chain_goes_on_with_what_dpo_made_of_this_very_adapter(tmp_path, tiny_model):
+    run = Run(config.load(overrides=[("store", str(tmp_path))]), verb="pipeline", name="p")
+    own = base_models.resolve(str(tiny_model))
+    fields = {"base": {"reference": own.reference, "identity": own.identity}}
+    with run.store.building(Request("adapter", "p", fields)) as build:
+        start = build.publish(Result({}, {}, []))
+    options = pipeline.Options(skip_train=True)
+    assert pipeline.dpo_stage(run, options, own, start, start) is None
+    made = aligned(run.store, start)
+    assert pipeline.dpo_stage(run, options, own, start, start).manifest.name == "p-dpo"
+    assert pipeline.dpo_stage(run, pipeline.Options(skip_train=True, skip_dpo=True), own, start, start) is None
+    # The base that it is compared with is the first one, not the merged model that DPO began from.
+    assert models.original_base(made, run.store) == models.original_base(start, run.store) == own
+    with run.store.building(Request("adapter", "p", {**fields, "again": 1}), replace=True) as build:
+        (build.path / "other").touch()
+        other = build.publish(Result({}, {}, []))
+    assert pipeline.dpo_stage(run, options, own, other, other) is None

@@ -162,8 +162,11 @@ def test_noise_has_its_length_and_leaves_unit_vectors():
 
 
 def test_too_few_pairs_and_an_uneven_batch_are_said(data, tmp_path):
-    with pytest.raises(InputError, match="too few pairs"):
+    with pytest.raises(InputError, match="no pairs to train on"):
         fit.fit(job(tmp_path / "nothing", tmp_path / "a"), quiet)
+    few = pairs.Pairs(["one", "two"], np.ones((2, 512), np.float32), np.ones((2, 384), np.float32))
+    with pytest.raises(InputError, match="too few pairs to score"):
+        retrieval.evaluate(few, lambda rows: rows, {"seed": 1, "val": 0.1, "test": 0.1}, 0.1)
 
 
 def test_ranks_count_those_that_are_as_similar_as_before():

@@ -41,6 +41,18 @@ def test_jsonl_text_and_image_folder_give_the_same_normal_rows(tmp_path):
     assert {row.key for row in found} == {str(folder / "1.png")}
 
 
+def test_an_image_is_known_by_its_bytes_wherever_it_lies(tmp_path):
+    rows = {}
+    for place, content in (("here", b"one"), ("there", b"one"), ("changed", b"two")):
+        folder = tmp_path / place
+        folder.mkdir()
+        (folder / "1.png").write_bytes(content)
+        (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png", "text": TEXTS[0]}), encoding="utf-8")
+        descriptions.write(folder / "normal.jsonl", descriptions.read(folder))
+        (rows[place],) = descriptions.read_shard(folder / "normal.jsonl", descriptions.Shard(0, 0, 1))
+    assert rows["here"].key == rows["there"].key != rows["changed"].key
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [

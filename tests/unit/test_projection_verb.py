@@ -102,3 +102,14 @@ def test_an_old_checkpoint_is_taken_by_path_and_counts_by_its_bytes(tmp_path):
         (tmp_path / "a.jsonl").write_text("{}", encoding="utf-8")
         with pytest.raises(InputError, match="no projection layer"):
             projection.checkpoint_of(invocation, str(tmp_path / "a.jsonl"))
+
+
+def test_other_images_under_the_same_names_are_other_data(tmp_path):
+    image, file = tmp_path / "1.png", tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"description": "a red boat under a bridge", "image": "1.png"}), encoding="utf-8")
+    started = run.Run(config.load(overrides=[("store", str(tmp_path / "store"))]), verb="projection", name="p")
+    names = set()
+    for content in (b"one", b"two", b"one"):
+        image.write_bytes(content)
+        names.add(embeddings._import_descriptions(started, file).manifest.name)
+    assert len(names) == 2

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ucotron_ray import config, jsonl, readers
+from ucotron_ray import config, jsonl, readers, wire
 from ucotron_ray.artifacts import Store
 from ucotron_ray.errors import InputError
 from ucotron_ray.records import GeneratedRow, RawRow
@@ -121,6 +121,40 @@ def test_a_directory_with_splits_becomes_a_dataset_with_both(tmp_path):
     assert made.manifest.counts["val"] == 1
     assert made.manifest.content == again.manifest.content
     assert Store(tmp_path / "store").names("dataset") == [made.manifest.name]
+
+
+def test_of_a_directory_with_splits_the_validation_rows_alone_are_scored(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    row = RawRow.model_validate({**RAW, "text": "Ann met Bo once more"})
+    turns = wire.chat_messages(row.text, row.entities)
+    readable = {"messages": [*turns, {"role": "assistant", "content": wire.format_answer(row.expected_relations)}]}
+    lines(folder / "train_sft.jsonl", RAW)
+    lines(folder / "val_sft.jsonl", {**RAW, "text": "Ann met Bo again"}, readable, CHAT)
+    loaded = config.load(overrides=[("store", str(tmp_path / "store")), ("tracking.mlflow_uri", "none")])
+    with Run(loaded, verb="evaluate", name="x") as run:
+        made = datasets.held_out(run, str(folder), None)
+        alone = datasets.held_out(run, str(folder / "train_sft.jsonl"), None)
+    texts = [row.text for row in jsonl.read_relations(datasets.rows_file(made))]
+    assert len(texts) == 2, "the row of another layout holds no relations"
+    assert RAW["text"] not in texts
+    assert [row.text for row in jsonl.read_relations(datasets.rows_file(alone))] == [RAW["text"]]
+
+
+def test_rows_of_another_layout_train_and_are_not_scored(tmp_path):
+    other = {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "b"}]}
+    lines(tmp_path / "train.jsonl", RAW, CHAT)
+    lines(tmp_path / "val.jsonl", other, {**RAW, "text": "Ann met Bo again"})
+    lines(tmp_path / "only.jsonl", CHAT)
+    loaded = config.load(overrides=[("store", str(tmp_path / "store")), ("tracking.mlflow_uri", "none")])
+    with Run(loaded, verb="sft", name="x") as run:
+        made = datasets.training_data(run, str(tmp_path / "train.jsonl"), tmp_path / "val.jsonl")
+        assert made.manifest.counts["train"] == 2
+        assert not datasets.holds_relations_only(made)
+        scored = datasets.held_out(run, None, made)
+        assert len(jsonl.relations_among(datasets.rows_file(scored))) == 1
+        with pytest.raises(InputError, match="no row of it can be scored"):
+            datasets.held_out(run, str(tmp_path / "only.jsonl"), None)
 
 
 def test_validate_says_what_a_file_is_what_is_wrong_and_how_many_rows_would_train(tmp_path):

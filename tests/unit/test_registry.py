@@ -13,7 +13,7 @@ from ucotron_ray import cli, config, registry, tracking
 from ucotron_ray.artifacts import MANIFEST, Request, Result, Store, content_hash, list_files, read_artifact
 from ucotron_ray.errors import CorruptArtifact
 from ucotron_ray.stages import promotion, scoring
-from ucotron_ray.stages.models import base_of
+from ucotron_ray.stages.models import original_base
 
 RIGHT = {"base": 0.2, "good": 0.8, "worse": 0.5, "best": 0.95, "no-gain": 0.2}
 
@@ -144,7 +144,7 @@ def test_held_out_rows_are_not_called_new_where_the_training_rows_are_unknown(wo
 
 def test_a_hub_base_is_noted_before_anything_is_scored(world, monkeypatch):
     world.bundle("good")
-    monkeypatch.setattr(promotion, "base_of", lambda *arguments: replace(base_of(*arguments), kind="hub"))
+    monkeypatch.setattr(promotion, "original_base", lambda *given: replace(original_base(*given), kind="hub"))
     scores, noted = scoring.answers_of, []
 
     def answers(run, *rest):

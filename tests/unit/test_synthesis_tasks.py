@@ -261,6 +261,35 @@ def test_the_two_sides_are_asked_as_the_config_says():
     assert (hurried.temperature, hurried.max_tokens) == (0.7, 150)
 
 
+def test_rows_of_a_graph_are_asked_for_the_graphs_own_relations():
+    director = ROW.expected_relations[0].model_copy(update={"predicate": "Film Director"})
+    row = ROW.model_copy(update={"expected_relations": [director]})
+    task = preference.make_task(GENERATION, [row])
+    facts = task.sample(0)
+    assert facts["relations"] == ["Film Director"]
+    asked = play(task, facts)
+    assert isinstance(asked, Ask)
+    assert "Relations: Film Director.\n" in asked.messages[0][1]
+    stated = extraction(relations=[{"subject": "Ana Silva", "relation": "film_director", "object": "Al Bank"}])
+    done = play(task, facts, stated, wrong())
+    assert isinstance(done, Done)
+    assert done.row is not None
+    # Spelt as the graph spells it.
+    assert wire.parse_answer(done.row["train"]["chosen"]) == [director]
+    # Of hundreds of names the usual ones are asked for, and those of the row.
+    many = [
+        ROW.model_copy(
+            update={"text": f"{TEXT} {n}", "expected_relations": [director.model_copy(update={"predicate": f"r{n}"})]}
+        )
+        for n in range(100)
+    ]
+    task = preference.make_task(GENERATION, many)
+    for number in range(100):
+        facts = task.sample(number)
+        assert facts["expected"][0]["predicate"] in facts["relations"]
+        assert len(facts["relations"]) <= preference.MOST_RELATIONS + 1
+
+
 def test_another_pass_over_the_rows_asks_anew():
     assert PAIRS.sample(0) != PAIRS.sample(1)
     assert PAIRS.sample(1)["pass"] == 1

@@ -120,6 +120,8 @@ def test_parse_answer_takes_what_the_server_takes(answer, confidences):
         '[{"confidence":1e999}]',
         "[" * 200 + "]" * 200,
         '[{"subject":"A"}] and [{"subject":"B"}]',
+        r'[{"subject":"A \ud83d","predicate":"p","object":"B"}]',
+        '[{"subject":"A","predicate":"p","object":"B","confidence":' + "9" * 400 + "}]",
     ],
 )
 def test_parse_answer_finds_no_array_where_the_server_finds_none(answer):

@@ -14,6 +14,7 @@ from ucotron_ray.evaluation.sureness import pieces, sureness
 from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
+from ucotron_ray.models.generation import generate, until
 from ucotron_ray.training.data import prompt_ids, server_row
 
 if TYPE_CHECKING:
@@ -102,7 +103,6 @@ def triples_of(
     return score
 
 
-@torch.inference_mode()
 def greedy(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -115,23 +115,15 @@ def greedy(
 
     A list given as `sure` gets the sureness of the relations of each answer.
     """
-    longest = max(len(prompt) for prompt in prompts)
-    pad = tokenizer.pad_token_id
-    ids_BT = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    mask_BT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    eos = tokenizer.eos_token_id
     recorder = _Recorder()
-    output_BT = model.generate(
-        input_ids=ids_BT.to(model.device),
-        attention_mask=mask_BT.to(model.device),
+    made = generate(
+        model,
+        prompts,
         max_new_tokens=max_new_tokens,
-        do_sample=False,
-        # A model's own generation config may ask for sampling.
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad,
-        logits_processor=[recorder] if sure is not None else None,
+        eos=eos,
+        pad=tokenizer.pad_token_id,
+        watch=recorder if sure is not None else None,
     )
     answers = []
     logprobs_BT = recorder.logprobs()
@@ -139,11 +131,10 @@ def greedy(
     def decode(tokens: Sequence[int]) -> str:
         return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
-    for index, row_T in enumerate(output_BT[:, longest:].tolist()):
-        end = row_T.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row_T else None
-        tokens = row_T if end is None else row_T[:end]
+    for index, row_T in enumerate(made):
+        tokens = until(eos, row_T)
         answer = decode(tokens)
-        answers.append((answer, len(tokens), end is None))
+        answers.append((answer, len(tokens), eos not in row_T))
         if sure is not None:
             sure.append(sureness(answer, pieces(decode, tokens, answer), logprobs_BT[index][: len(tokens)]))
     return answers

@@ -130,9 +130,9 @@ def flat(parts: Mapping[str, Mapping[str, float]], prefix: str = "") -> Figures:
 
 def _rows(job: ExportJob) -> "list[RawRow]":
     from ucotron_ray.evaluation.guide_prompts import guide_rows  # noqa: PLC0415 - in the task only
-    from ucotron_ray.jsonl import read_relations  # noqa: PLC0415
+    from ucotron_ray.jsonl import relations_among  # noqa: PLC0415
 
-    return read_relations(Path(job.rows_file)) if job.rows_file else guide_rows()
+    return relations_among(Path(job.rows_file)) if job.rows_file else guide_rows()
 
 
 def _asked(rows: "Sequence[RawRow]", tokenizer: "PreTrainedTokenizerBase", settings: Export) -> _Asked:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ucotron_ray.models.generation import generate, until
 from ucotron_ray.models.runner import Floats, OnnxRunner
 from ucotron_ray.models.served import BundleModel
 from ucotron_ray.recipe import Export
@@ -168,27 +169,11 @@ def load(model_directory: Path) -> "PreTrainedModel":
     return model.eval()
 
 
-@torch.inference_mode()
 def greedy(
     model: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos: int
 ) -> list[list[int]]:
     """The most likely tokens of each prompt, up to and without the end token, in one left-padded batch."""
-    longest = max(len(ids) for ids in prompts)
-    ids_BT = torch.tensor([[eos] * (longest - len(ids)) + list(ids) for ids in prompts])
-    mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
-    output_BT = model.generate(
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=eos,
-        pad_token_id=eos,
-    )
-    answers: list[list[int]] = output_BT[:, longest:].tolist()
-    return [answer[: answer.index(eos)] if eos in answer else answer for answer in answers]
+    return [until(eos, answer) for answer in generate(model, prompts, max_new_tokens=max_new_tokens, eos=eos, pad=eos)]
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> float:

@@ -1,5 +1,6 @@
 """Where the teacher is reached: its address, its key by name, which keys its requests may have, and what it lists."""
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -146,8 +147,8 @@ def _get(
         return error.code, None
     except ValueError:
         return 200, None
-    except OSError as error:
-        reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         raise InputError(
             "the teacher's server cannot be reached",
             where=url,

@@ -210,6 +210,12 @@ def get_job(account: Account, name: str, kind: Kind | None = None) -> JobStatus:
     return status_of(control.call(account, "GET", account.full_name(COLLECTIONS[kinds[-1]], name)), kinds[-1])
 
 
+def find_job(account: Account, name: str, kind: Kind) -> JobStatus | None:
+    """The job of that id, if there is one."""
+    found = control.find(account, account.full_name(COLLECTIONS[kind], name))
+    return status_of(found, kind) if found is not None else None
+
+
 def list_jobs(
     account: Account, kinds: tuple[Kind, ...] = ("sft", "dpo"), filter_: str | None = None
 ) -> Iterator[JobStatus]:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from ucotron_ray.errors import StageFailed
+from ucotron_ray import session
 from ucotron_ray.graph.paths import PathGraph
 
 Item = TypeVar("Item")
@@ -20,8 +20,18 @@ def over_graph(
     """`function(graph, item)` for every item, in their order.
 
     The arrays of the graph are mapped read-only into every task's memory: numpy arrays are not copied out of the object
-    store. Raises StageFailed with the function's own error.
+    store. Raises StageFailed with the function's own error, and Stopped where Ray has no room for the graph.
     """
+    try:
+        yield from _over_graph(function, graph, items, items_per_task)
+    except ray.exceptions.RayError as error:
+        next_step = "what is done is kept; correct the cause and run the same command again"
+        raise session.cause_of(error, "a task over the graph failed", next_step=next_step) from error
+
+
+def _over_graph(
+    function: Callable[[PathGraph, Item], Answer], graph: PathGraph, items: Sequence[Item], items_per_task: int
+) -> Iterator[Answer]:
     shared = ray.put(graph)
     task = ray.remote(_apply).options(num_cpus=1, max_retries=2)
     parts = [items[start : start + items_per_task] for start in range(0, len(items), items_per_task)]
@@ -29,11 +39,7 @@ def over_graph(
     running = [task.remote(function, shared, part) for part in parts[:most]]
     rest = iter(parts[most:])
     while running:
-        try:
-            answers = ray.get(running.pop(0))
-        except ray.exceptions.RayError as error:
-            lines = str(error).strip().splitlines()
-            raise StageFailed("a task over the graph failed", found=lines[-1] if lines else None) from error
+        answers = ray.get(running.pop(0))
         part = next(rest, None)
         if part is not None:
             running.append(task.remote(function, shared, part))

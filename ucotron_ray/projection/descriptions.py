@@ -7,10 +7,11 @@ An image folder has a `metadata.jsonl` with `file_name` and `text` in each line,
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ucotron_ray.artifacts import file_hash
 from ucotron_ray.errors import InputError
 from ucotron_ray.projection.job import Shard
 
@@ -32,16 +33,17 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Description:
-    """A text about an image, and the image if there is one. `key` is what the split goes by."""
+    """A text about an image, and the image if there is one, with the sha256 of its bytes once it is imported."""
 
     description: str
     category: str = "general"
     image: str | None = None
+    image_sha256: str | None = None
 
     @property
     def key(self) -> str:
-        """Rows of one image, or of one text, stay on one side of the split."""
-        return self.image or self.description
+        """What the split goes by: rows of one image, wherever it lies, or of one text stay on one side."""
+        return self.image_sha256 or self.image or self.description
 
 
 def read(path: Path) -> Iterator[Description]:
@@ -87,15 +89,24 @@ def is_encoded(path: Path) -> bool:
 
 
 def write(path: Path, rows: Iterator[Description]) -> dict[str, int]:
-    """Write descriptions in the normal layout; return how many, and how many of them have an image."""
+    """Write descriptions in the normal layout; return how many, and how many of them have an image.
+
+    The images' hashes are written with them: other bytes under the same name make another dataset.
+    """
     counts = {"rows": 0, "images": 0}
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            values = {key: value for key, value in vars(row).items() if value is not None}
+            known = replace(row, image_sha256=image_hash(row))
+            values = {key: value for key, value in vars(known).items() if value is not None}
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
             counts["rows"] += 1
             counts["images"] += row.image is not None
     return counts
+
+
+def image_hash(row: Description) -> str | None:
+    """sha256 of the image's bytes; None for a text alone."""
+    return file_hash(Path(row.image)) if row.image is not None else None
 
 
 def shards(path: Path, rows_per_shard: int) -> list[Shard]:
@@ -146,7 +157,8 @@ def _of_json(line: str, path: Path, number: int) -> Description:
         image = str((path.parent / image).absolute())
         if not Path(image).is_file():
             raise _bad(path, number, f"the image {image} does not exist")
-    return Description(text, str(value.get("category") or "general"), image)
+    known = value.get("image_sha256") if image is not None else None
+    return Description(text, str(value.get("category") or "general"), image, str(known) if known else None)
 
 
 def _first_text(value: dict[str, Any], keys: tuple[str, ...]) -> str | None:

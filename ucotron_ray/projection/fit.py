@@ -23,7 +23,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from ucotron_ray.artifacts import write_json
 from ucotron_ray.errors import InputError, StageFailed
-from ucotron_ray.projection import model, pairs
+from ucotron_ray.projection import model, pairs, retrieval
 from ucotron_ray.projection.job import FitJob
 from ucotron_ray.recipe import Projection
 
@@ -136,14 +136,15 @@ def _load(job: FitJob, settings: Projection, device: str) -> tuple[Data, dict[st
     loaded = pairs.load(Path(job.pairs))
     parts = pairs.split(loaded.keys, seed=settings.seed, val=settings.val_split, test=settings.test_split)
     counts = pairs.counts(parts)
-    if not counts["train"] or not counts["val"]:
+    if not counts["train"]:
         raise InputError(
-            "there are too few pairs to train on",
+            "there are no pairs to train on",
             where=job.pairs,
-            expected="pairs for training and for validation",
-            found=f"{counts['train']} for training, {counts['val']} for validation",
-            next_step="encode more descriptions, or raise projection.val_split",
+            expected="pairs for training, validation and test",
+            found=f"{counts['val']} for validation, {counts['test']} for test",
+            next_step="encode more descriptions, or lower projection.val_split and projection.test_split",
         )
+    retrieval.refuse_empty(counts, job.pairs)
     x = torch.from_numpy(loaded.clip[parts["train"]])
     mean, whitening = (
         whitened(x, settings.noise) if settings.whiten else (torch.zeros(pairs.CLIP_DIM), torch.eye(pairs.CLIP_DIM))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ucotron_ray.errors import InputError
 from ucotron_ray.projection.pairs import Floats, Pairs, split
 
 RECALL_AT = (1, 5, 10)
@@ -79,6 +80,18 @@ def linear_map(pairs: Pairs, parts: Mapping[str, NDArray[np.int64]]) -> Map:
     return min(maps, key=lambda candidate: cosine_loss(candidate(x_val), y_val))
 
 
+def refuse_empty(counts: Mapping[str, int], where: str) -> None:
+    """Raise InputError where no pair fell on a side that is scored: sides are drawn by hash, pair by pair."""
+    if not counts["val"] or not counts["test"]:
+        raise InputError(
+            "there are too few pairs to score a projection on",
+            where=where,
+            expected="pairs for validation and for test",
+            found=f"{counts['val']} for validation, {counts['test']} for test",
+            next_step="encode more descriptions, or raise projection.val_split and projection.test_split",
+        )
+
+
 def evaluate(pairs: Pairs, project: Map, divided: Mapping[str, Any], target: float) -> dict[str, Any]:
     """Projection, linear map and chance on validation and test rows; `passed` goes by the projection on both.
 
@@ -89,6 +102,7 @@ def evaluate(pairs: Pairs, project: Map, divided: Mapping[str, Any], target: flo
         target: the cosine loss that must not be reached.
     """
     parts = split(pairs.keys, seed=int(divided["seed"]), val=divided["val"], test=divided["test"])
+    refuse_empty({name: len(rows) for name, rows in parts.items()}, "the pairs")
     linear = linear_map(pairs, parts)
     result: dict[str, Any] = {"rows": {name: len(rows) for name, rows in parts.items()}, "target": target}
     for name in ("val", "test"):

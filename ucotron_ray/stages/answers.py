@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from ucotron_ray import artifacts
 from ucotron_ray.artifacts import Artifact, Input
 from ucotron_ray.errors import ArtifactError, ConfigError, Stopped
 from ucotron_ray.models import base as base_models
-from ucotron_ray.place import Api
 from ucotron_ray.records import RawRow
 from ucotron_ray.run import Run
 from ucotron_ray.stages import models
@@ -215,8 +215,12 @@ def _endpoint(run: Run, reference: str) -> Source:
             found=reference,
             next_step="ask its /models for the name",
         )
-    api: Api = run.config.place.api.model_copy(update={"inference_base_url": found["url"].rstrip("/")})
-    served = endpoint.endpoint_of(api, found["model"])
+    api, url = run.config.place.api, found["url"].rstrip("/")
+    changes: dict[str, Any] = {"inference_base_url": url}
+    if urlsplit(url).netloc != urlsplit(api.inference_base_url or "").netloc:
+        # The teacher's key is for the teacher's host. For another one: --set api.inference_base_url=URL as well.
+        changes |= {"key_variable": None, "key_file": None}
+    served = endpoint.endpoint_of(api.model_copy(update=changes), found["model"])
     endpoint.check(served)
     return Source(reference, "endpoint", endpoint=served)
 

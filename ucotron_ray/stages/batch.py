@@ -58,7 +58,14 @@ def fill(run: Run, want: synthesis.Wanted, account: Account, patience: Patience)
     asked = answered = waves = 0
     with journal.held(lane.folder):
         for left in batch.waves_to_collect(lane.folder / batch.WAVES):
+            asks = left.recorded()["model"]
+            if asks != lane.model:
+                log.warning(
+                    "batch: wave %s asks '%s' and is left: name that model again to collect it", left.digest, asks
+                )
+                continue
             log.info("batch: go on with wave %s", left.digest)
+            _refuse_beyond_budget(lane, left)
             answered += _collect(lane, left)
             waves += 1
         while waves < MOST_WAVES:
@@ -100,17 +107,36 @@ def _next_wave(lane: _Lane, count: int) -> _Next | None:
         worst += usd
         requests.append(request)
     if is_short and not requests:
-        raise Stopped(
-            "stopped: budget reached",
-            where="api.max_usd",
-            found=f"{budget:.4f} dollars are left, and one request may cost more",
-            next_step="run the same command again with a higher --max-usd: nothing is paid twice",
-        )
+        raise _over_budget(f"{budget:.4f} dollars are left, and one request may cost more")
     if not requests:
         return None
-    made = batch.write_wave(lane.folder / batch.WAVES, lane.model, requests, lane.refused)
+    folder = lane.folder / batch.WAVES
+    made = batch.write_wave(folder, lane.model, lane.run_key, requests, lane.refused, usd=worst)
     log.info("batch: wave %s, %d requests, at most %.4f dollars", made.digest, len(requests), worst)
     return _Next(made, requests, is_short)
+
+
+def _refuse_beyond_budget(lane: _Lane, wave: batch.Wave) -> None:
+    """Raise Stopped for a wave of an earlier command that is not paid yet and may cost more than this one allows."""
+    if lane.max_usd is None or tuning_jobs.find_job(lane.account, _job_id(wave), "batch") is not None:
+        return
+    recorded = wave.recorded()
+    left = lane.max_usd - journal.spent(lane.folder, recorded["run"])
+    if recorded["usd_at_most"] > left:
+        raise _over_budget(f"{left:.4f} dollars are left, wave {wave.digest} may cost {recorded['usd_at_most']:.4f}")
+
+
+def _over_budget(found: str) -> Stopped:
+    return Stopped(
+        "stopped: budget reached",
+        where="api.max_usd",
+        found=found,
+        next_step="run the same command again with a higher --max-usd: nothing is paid twice",
+    )
+
+
+def _job_id(wave: batch.Wave) -> str:
+    return f"ucotron-batch-{wave.digest}"
 
 
 def _collect(lane: _Lane, wave: batch.Wave) -> int:
@@ -135,7 +161,7 @@ def _collect(lane: _Lane, wave: batch.Wave) -> int:
         for name, content in files.items():
             if "error" in name:
                 continue
-            for record in batch.records(wave, content, lane.run_key, lane.model, lane.price, reader):
+            for record in batch.records(wave, content, lane.price, reader):
                 writer.append(record)
                 count += 1
     finally:
@@ -153,5 +179,5 @@ def _job(lane: _Lane, wave: batch.Wave) -> tuning_jobs.JobStatus:
         "inputDatasetId": uploaded.name,
         "outputDatasetId": lane.account.full_name("datasets", f"batch-results-{wave.digest}"),
     }
-    job, _ = tuning_jobs.create_job(lane.account, "batch", body, job_id=f"ucotron-batch-{wave.digest}")
+    job, _ = tuning_jobs.create_job(lane.account, "batch", body, job_id=_job_id(wave))
     return job

@@ -82,26 +82,47 @@ def import_rows(run: Run, train: Path, val: Path | None) -> Artifact:
 
 
 def held_out_request(path: Path) -> Request:
-    """What importing a held-out file would make, named by its content."""
+    """What importing held-out rows would make, named by their content."""
     digest = _content_of(path)
+    if _has_validation(path):
+        return Request("dataset", f"rows-{digest[:12]}-val", {"file": digest, "split": "val"})
     return Request("dataset", f"rows-{digest[:12]}", {"file": digest})
 
 
 def held_out(run: Run, reference: str | None, dataset: Artifact | None) -> Artifact:
-    """The rows to score on: a file (imported under its content hash), a dataset's name, or the dataset's own split."""
-    if reference is None:
-        if dataset is None or not (dataset.path / VAL).stat().st_size:
-            raise ConfigError(
-                "there are no rows to score on",
-                where="evaluation.data",
-                expected="a JSONL file, the name of a dataset, or a dataset with validation rows",
-                next_step="pass --data FILE",
-            )
-        return dataset
+    """The rows to score on: a file or directory (imported by content hash), a dataset, or the dataset's own split.
+
+    Raises ConfigError or InputError where there is no row that could be scored.
+    """
+    if reference is not None and not _in_store(run, reference):
+        return _import_held_out(run, reference)
+    if reference is not None:
+        dataset = run.store.get("dataset", reference, accept_rejected=run.accept_rejected)
+    if dataset is None or not _scorable(rows_file(dataset)):
+        raise ConfigError(
+            "there are no rows to score on",
+            where="evaluation.data",
+            expected="a JSONL file, the name of a dataset, or a dataset with validation rows that hold relations",
+            found=f"dataset '{dataset.manifest.name}'" if dataset else None,
+            next_step="pass --data FILE",
+        )
+    return dataset
+
+
+def check_held_out(run: Run, reference: str) -> None:
+    """Raise InputError if a reference to held-out rows names neither a dataset nor rows that can be scored."""
+    if not _in_store(run, reference):
+        _rows_to_score(reference, run)
+
+
+def _in_store(run: Run, reference: str) -> bool:
     path = Path(reference)
-    in_store = not path.is_file() and path.name == reference and run.store.find("dataset", reference) is not None
-    if in_store:
-        return run.store.get("dataset", reference, accept_rejected=run.accept_rejected)
+    return not path.is_file() and path.name == reference and run.store.find("dataset", reference) is not None
+
+
+def _rows_to_score(reference: str, run: Run) -> list[RawRow]:
+    """The relation rows of a file; of a directory with a validation split those of that split alone."""
+    path = Path(reference)
     if not path.exists():
         raise InputError(
             "there is no such held-out file or dataset",
@@ -110,7 +131,33 @@ def held_out(run: Run, reference: str | None, dataset: Artifact | None) -> Artif
             found=reference,
             next_step="check the path",
         )
-    rows = jsonl.read_relations(path)
+    rows, _, num_as_is = _readable_rows(jsonl.read_training_rows(path, "val" if _has_validation(path) else None))
+    found = [row for row in rows if isinstance(row, RawRow)]
+    if not found:
+        raise InputError(
+            "no row of it can be scored",
+            where=reference,
+            expected='{"text", "entities", "expected_relations"}, or chat rows that hold a sentence and its relations',
+            found=f"{len(rows)} other rows",
+        )
+    if num_as_is:
+        log.warning("%s: %d of %d rows hold no relations and are not scored", reference, num_as_is, len(rows))
+    return found
+
+
+def _has_validation(path: Path) -> bool:
+    """Whether these are several splits: the rows of the others may be what a model learned from."""
+    return path.is_dir() and any(entry.split == "val" for entry in readers.entries(path))
+
+
+def _scorable(path: Path) -> bool:
+    """Whether a dataset's file holds relation rows; chat rows that hold none train, but are never scored."""
+    return path.is_file() and bool(path.stat().st_size and jsonl.relations_among(path))
+
+
+def _import_held_out(run: Run, reference: str) -> Artifact:
+    path = Path(reference)
+    rows = _rows_to_score(reference, run)
 
     def build(build: Build) -> Result:
         jsonl.write_rows(build.path / ROWS, rows)
@@ -140,11 +187,17 @@ def data_of(run: Run, adapter: Artifact | None) -> Artifact | None:
     """
     if adapter is None:
         return None
-    merged = _input(run, adapter, "base", "model")
-    if merged is not None:
-        return data_of(run, _input(run, merged, "adapter", "adapter"))
+    start = started_from(run, adapter)
+    if start is not None:
+        return data_of(run, start)
     is_aligned = any(entry.role == "base" for entry in adapter.manifest.inputs)
     return None if is_aligned else _input(run, adapter, "data", "dataset")
+
+
+def started_from(run: Run, aligned: Artifact) -> Artifact | None:
+    """The adapter that DPO started from, if the store has it and the merged model still."""
+    merged = _input(run, aligned, "base", "model")
+    return _input(run, merged, "adapter", "adapter") if merged else None
 
 
 def _input(run: Run, artifact: Artifact, role: str, kind: artifacts.Kind) -> Artifact | None:
@@ -152,6 +205,11 @@ def _input(run: Run, artifact: Artifact, role: str, kind: artifacts.Kind) -> Art
     entry = next((entry for entry in artifact.manifest.inputs if entry.role == role), None)
     found = run.store.find(kind, entry.name) if entry else None
     return found if found is not None and entry is not None and found.manifest.content == entry.content else None
+
+
+def holds_relations_only(dataset: Artifact) -> bool:
+    """Whether all training rows can be built on: the user's own chat rows may not be readable as relations."""
+    return set(jsonl.kinds(jsonl.read_rows(dataset.path / TRAIN))) == {"RawRow"}
 
 
 def write_chat_copy(dataset: Artifact, path: Path) -> int:

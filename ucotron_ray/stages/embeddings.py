@@ -153,7 +153,8 @@ def _import_descriptions(run: Run, path: Path) -> Artifact:
     from ucotron_ray.projection import descriptions
 
     # Once through all of it: a mistake in a line is found before anything is made.
-    if not sum(1 for _ in descriptions.read(path)):
+    images = [descriptions.image_hash(row) for row in descriptions.read(path)]
+    if not images:
         raise InputError("there are no descriptions", where=str(path), expected=descriptions.EXPECTED, found="no rows")
     files = artifacts.content_hash(artifacts.list_files(path)) if path.is_dir() else artifacts.file_hash(path)
 
@@ -161,7 +162,11 @@ def _import_descriptions(run: Run, path: Path) -> Artifact:
         counts = descriptions.write(build.path / descriptions.FILE, descriptions.read(path))
         return Result({}, counts, [f"from {path}"])
 
-    request = Request("dataset", f"descriptions-{files[:12]}", {"descriptions": files})
+    fields = {"descriptions": files}
+    if any(images):
+        # The file only names them: other bytes under the same names are other data.
+        fields["images"] = artifacts.canonical_hash(images)
+    request = Request("dataset", f"descriptions-{artifacts.canonical_hash(fields)[:12]}", fields)
     return run.make("import-descriptions", request, build)
 
 

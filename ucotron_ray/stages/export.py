@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ucotron_ray import jsonl
 from ucotron_ray.artifacts import Artifact, Build, Input, Request, Result
@@ -31,15 +31,26 @@ def merge(run: Run, base: base_models.BaseModel, adapter: Artifact, *, name: str
         export_on_ray(job, run.config.place.workers, memory=None)
         return Result({}, {}, [f"base {base.reference}, float32"])
 
-    return run.make("merge", replace(export_requests(run, base, adapter)[0], name=name or run.name), build)
+    return run.make("merge", replace(merge_request(run, base, adapter), name=name or run.name), build)
 
 
-def export_requests(run: Run, base: base_models.BaseModel, adapter: Artifact | None) -> tuple[Request, Request]:
-    """What merging and exporting would make."""
-    fields = {"base": {"reference": base.reference, "identity": base.identity}, "prompt": prompt_identity()}
-    inputs: tuple[Input, ...] = (adapter.as_input("adapter"),) if adapter else ()
-    merged = Request("model", run.name, {"merge": "float32", **fields}, inputs)
-    return merged, Request("bundle", run.name, {"export": run.config.recipe.export.model_dump(), **fields}, inputs)
+def merge_request(run: Run, base: base_models.BaseModel, adapter: Artifact | None) -> Request:
+    """What merging would make."""
+    return Request("model", run.name, {"merge": "float32", **_made_of(base)}, _adapter_input(adapter))
+
+
+def bundle_request(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data: Artifact | None) -> Request:
+    """What exporting would make; gates and decoding are judged on `data`, so that it is part of what a bundle is."""
+    inputs = _adapter_input(adapter) + ((data.as_input("data"),) if data else ())
+    return Request("bundle", run.name, {"export": run.config.recipe.export.model_dump(), **_made_of(base)}, inputs)
+
+
+def _made_of(base: base_models.BaseModel) -> dict[str, Any]:
+    return {"base": {"reference": base.reference, "identity": base.identity}, "prompt": prompt_identity()}
+
+
+def _adapter_input(adapter: Artifact | None) -> tuple[Input, ...]:
+    return (adapter.as_input("adapter"),) if adapter else ()
 
 
 def plan(run: Run, base: base_models.BaseModel) -> "Plan | None":
@@ -52,7 +63,7 @@ def plan(run: Run, base: base_models.BaseModel) -> "Plan | None":
 
 def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data: Artifact | None) -> Artifact:
     """Merge → `model/<name>`, export and compare → `bundle/<name>`. Raises GateFailed if it misses a threshold."""
-    model_request, bundle_request = export_requests(run, base, adapter)
+    model_request = merge_request(run, base, adapter)
     spool = run.spool.child("export")
     reported: list[str] = []
 
@@ -87,7 +98,7 @@ def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data
         missed = json.loads((bundle.path / "parity.json").read_text(encoding="utf-8"))["missed"]
         return Result(figures, {}, missed, state="failed" if missed else "ok")
 
-    bundle = run.make("export", bundle_request, build_bundle)
+    bundle = run.make("export", bundle_request(run, base, adapter, data), build_bundle)
     for file in reported:
         # Only now: until it is published its files lie under a name that goes away, maybe before they are sent.
         spool.file(bundle.path / file)
@@ -109,7 +120,7 @@ def predicates(run: Run, adapter: Artifact | None) -> tuple[str, ...]:
     dataset = data_of(run, adapter)
     if dataset is None or not (dataset.path / TRAIN).is_file():
         return ()
-    rows = jsonl.read_relations(dataset.path / TRAIN)
+    rows = jsonl.relations_among(dataset.path / TRAIN)
     counts = Counter(relation.predicate for row in rows for relation in row.expected_relations)
     return tuple(sorted(counts, key=lambda name: (-counts[name], name)))
 

@@ -2,6 +2,7 @@
 
 import logging
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,9 +84,11 @@ def make_all(run: Run, *, share: float = 1.0, prefix: str | None = None) -> list
             continue
         if isinstance(want, Wanted):
             asked = synthesis.request(run, want)
+            # One that is reused has its share in the budget too.
+            requests.append(asked)
             if teacher is None and synthesis.will_run(run, asked):
                 teacher = teachers.checked(run)
-                teacher.shared = _shared(run, [*requests, asked])
+                teacher.shared = _shared(run, requests)
             outcomes.append(Outcome(task, synthesis.synthesize(run, want, teacher)))
         else:
             outcomes.append(make(run, want))
@@ -96,8 +99,14 @@ def make_all(run: Run, *, share: float = 1.0, prefix: str | None = None) -> list
 def estimate_all(run: Run, *, share: float = 1.0, prefix: str | None = None) -> dict[str, Any]:
     """The estimates of the generators that need no rows; of the others it is known once the rows are there."""
     tasks = {want.task: estimate(run, want) for want in _all_without_input(run, share, prefix)}
-    sums = {key: sum(entry[key] or 0 for entry in tasks.values()) for key in ("rows", "requests", "usd_at_most")}
+    sums = {key: _sum(entry[key] for entry in tasks.values()) for key in ("rows", "requests", "usd_at_most")}
     return {**sums, "tasks": tasks}
+
+
+def _sum(figures: Iterable[float | None]) -> float | None:
+    """None where one of them is not known: a sum of the others would look like all of it."""
+    known = list(figures)
+    return None if None in known else sum(figure for figure in known if figure is not None)
 
 
 def _all_without_input(run: Run, share: float, prefix: str | None) -> list[Wanted | WantedPaths]:

@@ -69,6 +69,16 @@ def base_of(adapter: Artifact, store: Store) -> base_models.BaseModel:
     return base
 
 
+def original_base(made: Artifact, store: Store) -> base_models.BaseModel:
+    """What the first training began from: of what DPO made not the merged SFT model, but that one's own base.
+
+    Raises as `base_of`, and MissingArtifact where the store has not the merged model any more.
+    """
+    reference = made.manifest.recipe_fields["base"]["reference"]
+    name = reference.removeprefix(MERGED)
+    return base_of(made, store) if name == reference else original_base(store.get("model", name), store)
+
+
 def model(run: Run, reference: str) -> tuple[base_models.BaseModel, Artifact | None]:
     """What MODEL names: an adapter of the store, the directory of an adapter artifact, or a base model."""
     adapter: Artifact | None = None
@@ -85,6 +95,13 @@ def model(run: Run, reference: str) -> tuple[base_models.BaseModel, Artifact | N
 
 def copy_out(artifact: Artifact, directory: Path) -> None:
     """A copy of an artifact's files where the user wants them. Raises ConfigError rather than mix with other files."""
+    refuse_mixing(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(artifact.path, directory)
+
+
+def refuse_mixing(directory: Path) -> None:
+    """Raise ConfigError if a copy of an artifact would lie among other files, or in place of them."""
     if directory.exists() and any(directory.iterdir()) and not (directory / artifacts.MANIFEST).is_file():
         raise ConfigError(
             "the output directory holds files of something else",
@@ -92,5 +109,3 @@ def copy_out(artifact: Artifact, directory: Path) -> None:
             expected="a new or empty directory, or an older copy of an artifact",
             next_step="choose another --output-dir",
         )
-    shutil.rmtree(directory, ignore_errors=True)
-    shutil.copytree(artifact.path, directory)

@@ -43,7 +43,9 @@ class WantedPaths:
 
 
 def wanted(run: Run, count: int | None, source: str | None, *, name: str | None = None) -> WantedPaths:
-    """What is asked for. `source` None = `graph.source`, else a generated graph. Reads it, to know it by its content.
+    """What is asked for. Without `source`: `graph.source`, else UCOTRON_SERVER_URL, else a generated graph.
+
+    What is named is read, to be known by its content.
 
     Raises ConfigError or InputError for a graph that cannot be read.
     """
@@ -52,8 +54,10 @@ def wanted(run: Run, count: int | None, source: str | None, *, name: str | None 
     if count < 1:
         raise ConfigError("there is nothing to make", where="--count", expected="1 or more", found=str(count))
     check_limits(run.config.recipe.generation.gate)
-    source = source or run.config.recipe.graph.source
+    server = variables.value("UCOTRON_SERVER_URL") if variables.is_set("UCOTRON_SERVER_URL") else None
+    source = source or run.config.recipe.graph.source or server
     if source is None:
+        log.info("path_reward: no graph is named: one of %d nodes is generated", settings.nodes)
         identity: dict[str, Any] = {"generated": {"nodes": settings.nodes, "edges": settings.edges}}
     elif graph_export.is_server(source):
         graph, contents, kinds = _graph(run, source)

@@ -27,6 +27,14 @@ def data_of(run: Run, reference: str, val: Path | None = None) -> Artifact:
     return import_rows(run, path, val)
 
 
+def check(run: Run, reference: str) -> None:
+    """Raise MissingArtifact or InputError if `--data` names neither a dataset nor a file of rows."""
+    if Path(reference).is_file():
+        jsonl.read_rows(Path(reference))
+    else:
+        run.store.get("dataset", Path(reference).name, accept_rejected=run.accept_rejected)
+
+
 def pairs_only(run: Run, reference: str) -> Artifact:
     """The same, refusing relation rows. Raises InputError with the first row that is no pair."""
     path = Path(reference)
@@ -81,7 +89,7 @@ def _on_policy(run: Run, data: Artifact, merged: Artifact) -> Artifact:
         from ucotron_ray.training.on_ray import sample_on_ray
 
         for split, wanted in ((TRAIN, settings.max_rows), (VAL, settings.eval_rows)):
-            rows = jsonl.read_relations(data.path / split) if (data.path / split).stat().st_size else []
+            rows = jsonl.relations_among(data.path / split) if (data.path / split).stat().st_size else []
             drawn = random.Random(settings.seed).sample(rows, min(len(rows), wanted or len(rows)))
             jsonl.write_rows(build.path / f"rows-{split}", drawn)
         splits = [split for split in (TRAIN, VAL) if (build.path / f"rows-{split}").stat().st_size]

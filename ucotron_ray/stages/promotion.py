@@ -20,7 +20,7 @@ from ucotron_ray.run import Run
 from ucotron_ray.stages.answers import Source, adapter_of, bundle_of, bundle_source
 from ucotron_ray.stages.comparison import answered, asked_rows
 from ucotron_ray.stages.datasets import TRAIN, data_of, held_out
-from ucotron_ray.stages.models import base_of, note_hub
+from ucotron_ray.stages.models import note_hub, original_base
 from ucotron_ray.stages.scoring import GUIDE_GROUP, scored
 from ucotron_ray.tracking import Destination, Registry, Version
 
@@ -204,7 +204,7 @@ def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | No
 
     settings = run.config.recipe.evaluation
     # Noted before anything connects: whether workers may ask the hub for it is settled with that.
-    base_model = note_hub(run, base_of(bundle, run.store))
+    base_model = note_hub(run, original_base(bundle, run.store))
     dataset = data_of(run, adapter_of(run, bundle))
     data = held_out(run, settings.data, dataset)
     candidate = scored(run, bundle_source(bundle, bundle.manifest.name), data)

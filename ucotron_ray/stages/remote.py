@@ -171,7 +171,7 @@ def _scored(run: Run, build: Build, served: str, data: Artifact) -> Result:
     from ucotron_ray.evaluation.report import write_scores
 
     api, settings = run.config.place.api, run.config.recipe.evaluation
-    sample = sampled(jsonl.read_relations(rows_file(data)), settings.max_rows, settings.seed)
+    sample = sampled(jsonl.relations_among(rows_file(data)), settings.max_rows, settings.seed)
     rows = [*sample, *guide_rows()]
     jsonl.write_rows(build.path / ROWS, rows)
     asking = endpoint.Asking(

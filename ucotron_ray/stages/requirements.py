@@ -22,23 +22,27 @@ PACKAGES = {
     "datasketch": "datasketch",
     "json_repair": "json-repair",
     "matplotlib": "matplotlib",
-    # The extra `optuna`.
-    "optuna": "optuna",
-    # Only where a place or a recipe asks for them, on a GPU. liger-kernel 0.8.5 wants transformers 5; flash-attn is
-    # built against the torch that is there, and not pinned.
-    "bitsandbytes": "bitsandbytes",
-    "liger_kernel": "liger-kernel",
-    "flash_attn": "flash-attn",
 }
 """Module → what to install for it."""
+
+OPTIONAL = {
+    "optuna": ("optuna", "tuning.search=optuna"),
+    "bitsandbytes": ("bitsandbytes", "training.sft.<tier>.quantize=nf4, on a GPU"),
+    # 0.8.5 wants transformers 5.
+    "liger_kernel": ("liger-kernel", "workers.liger, on a GPU"),
+    # Built against the torch that is there, and not pinned.
+    "flash_attn": ("flash-attn", "workers.attention=flash_attention_2, on a GPU"),
+}
+"""Module → what to install for it, and the setting that asks for it."""
 
 
 def require_packages(*modules: str) -> None:
     """Raise MissingPackage with the install line if a module of these is not installed. Imports nothing."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
+        install = {**PACKAGES, **{module: package for module, (package, _) in OPTIONAL.items()}}
         raise MissingPackage(
             f"Missing Python dependencies for training: {', '.join(missing)}",
             expected="the packages of pyproject.toml at the versions of constraints.txt",
-            next_step="pip install -c constraints.txt " + " ".join(PACKAGES[module] for module in missing),
+            next_step="pip install -c constraints.txt " + " ".join(install[module] for module in missing),
         )

@@ -52,7 +52,7 @@ def score(run: Run, name: str, source: Source, data: Artifact, *, stage: str) ->
         from ucotron_ray.evaluation.guide_prompts import guide_rows
         from ucotron_ray.evaluation.report import write_scores
 
-        sample = sampled(jsonl.read_relations(rows_file(data)), settings.max_rows, settings.seed)
+        sample = sampled(jsonl.relations_among(rows_file(data)), settings.max_rows, settings.seed)
         rows = [*sample, *guide_rows()]
         jsonl.write_rows(build.path / ROWS, rows)
         asked = _questions(source, len(sample), len(rows), run)

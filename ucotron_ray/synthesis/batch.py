@@ -51,8 +51,13 @@ class Wave:
 
     @property
     def record(self) -> Path:
-        """{"steps": {rid: step}, "collected": bool}."""
+        """{"model", "run", "usd_at_most", "steps": {rid: step}, "collected": bool}: whom it asks, for which run."""
         return self.directory / f"{self.digest}.json"
+
+    def recorded(self) -> dict[str, Any]:
+        """The record."""
+        read: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
+        return read
 
 
 def open_requests(task: Task, model: str, numbers: Sequence[int], reader: Reader) -> Iterator[OpenRequest]:
@@ -64,8 +69,10 @@ def open_requests(task: Task, model: str, numbers: Sequence[int], reader: Reader
             yield found
 
 
-def write_wave(directory: Path, model: str, requests: Sequence[OpenRequest], refused: Sequence[str]) -> Wave:
-    """The intent on disk: whatever is killed from here on, the same job is found and collected.
+def write_wave(
+    directory: Path, model: str, run: str, requests: Sequence[OpenRequest], refused: Sequence[str], *, usd: float
+) -> Wave:
+    """The intent on disk: whatever is killed from here on, the same job is found and collected. `usd`: at most.
 
     Requests that an earlier wave asked in vain make another wave, with another name.
     """
@@ -75,26 +82,28 @@ def write_wave(directory: Path, model: str, requests: Sequence[OpenRequest], ref
     wave = next(wave for wave in (Wave(directory, name) for name in names) if not wave.record.exists())
     lines = [{"custom_id": request.rid, "body": request.body(model, refused)} for request in requests]
     write_text(wave.file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    write_json(wave.record, {"steps": {request.rid: request.ask.step for request in requests}, "collected": False})
+    steps = {request.rid: request.ask.step for request in requests}
+    record = {"model": model, "run": run, "usd_at_most": usd, "steps": steps, "collected": False}
+    write_json(wave.record, record)
     return wave
 
 
 def waves_to_collect(directory: Path) -> list[Wave]:
-    """Waves of earlier commands whose results are not in the journal yet."""
-    records = sorted(directory.glob("*.json"))
-    return [Wave(directory, path.stem) for path in records if not json.loads(path.read_text("utf-8"))["collected"]]
+    """Waves of earlier commands, whatever model they ask, whose results are not in the journal yet."""
+    waves = [Wave(directory, path.stem) for path in sorted(directory.glob("*.json"))]
+    return [wave for wave in waves if not wave.recorded()["collected"]]
 
 
 def collected(wave: Wave) -> None:
     """Note that the journal has all that the wave brought; its requests are not needed any more."""
-    record = json.loads(wave.record.read_text("utf-8"))
-    write_json(wave.record, {**record, "collected": True})
+    write_json(wave.record, {**wave.recorded(), "collected": True})
     wave.file.unlink(missing_ok=True)
 
 
-def records(wave: Wave, results: bytes, run: str, model: str, price: Price | None, reader: Reader) -> Iterator[Record]:
+def records(wave: Wave, results: bytes, price: Price | None, reader: Reader) -> Iterator[Record]:
     """A record for every answer that the journal does not have yet. Order and completeness are not relied upon."""
-    steps = json.loads(wave.record.read_text("utf-8"))["steps"]
+    recorded = wave.recorded()
+    steps = recorded["steps"]
     for line in results.decode("utf-8", "replace").split("\n"):
         row = _object(line)
         rid = str(row.get("custom_id"))
@@ -113,9 +122,9 @@ def records(wave: Wave, results: bytes, run: str, model: str, price: Price | Non
             kind=str(outcome.kind),
             text=outcome.text,
             finish=outcome.finish,
-            run=run,
+            run=recorded["run"],
             step=steps[rid],
-            model=model,
+            model=recorded["model"],
             prompt_tokens=usage.prompt,
             cached_tokens=usage.cached,
             completion_tokens=usage.completion,

@@ -11,6 +11,7 @@ back, and never waits for the limiter as long as it has some (512 in flight at 1
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import reduce
 from typing import Any
 
 from ucotron_ray.fireworks.chat import FATAL, FINAL, Kind, Limits
@@ -170,6 +171,7 @@ class Ledger:
 
     budget: Budget
     driver_heard: float
+    settings: Settings
     totals: Totals = field(default_factory=Totals)
     lost_workers: int = 0
     lost_usd: float = 0.0
@@ -244,16 +246,23 @@ class Governor:
         return sum(w.reserved_usd for w in self._workers.values() if w.run is ledger and not w.is_lost)
 
     def join(self, run: str, budget: Budget, settings: Settings) -> None:
-        """A run begins, or goes on. Of runs that see different limits, the stricter ones hold for all."""
-        others = self.runs.keys() - {run}
-        self._adopt(stricter(self.settings, settings) if others else settings)
-        self.runs[run] = Ledger(budget, self.clock())
+        """A run begins, or goes on. Of runs that see different limits, the stricter ones hold for all that live."""
+        self.runs[run] = Ledger(budget, self.clock(), settings)
+        self._adopt(reduce(stricter, (ledger.settings for ledger in self._living())))
 
     def leave(self, run: str) -> int:
-        """A run is over; returns how many others there are."""
+        """A run is over, and so are its limits; returns how many others live."""
         ledger = self.runs.pop(run, None)
         self._workers = {name: worker for name, worker in self._workers.items() if worker.run is not ledger}
-        return len(self.runs)
+        others = self._living()
+        if others:
+            self._adopt(reduce(stricter, (other.settings for other in others)))
+        return len(others)
+
+    def _living(self) -> list[Ledger]:
+        """The runs whose drivers gave a sign of life: one that was killed leaves its ledger here."""
+        now = self.clock()
+        return [ledger for ledger in self.runs.values() if now - ledger.driver_heard <= DRIVER_SECONDS]
 
     def driver_is_alive(self, run: str) -> None:
         """The driver's sign of life."""

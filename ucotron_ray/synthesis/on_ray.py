@@ -26,7 +26,7 @@ from ray.util.metrics import Gauge
 
 from ucotron_ray import session
 from ucotron_ray.errors import InputError, StageFailed, Stopped, UcotronRayError
-from ucotron_ray.fireworks.chat import Kind
+from ucotron_ray.fireworks.chat import FATAL
 from ucotron_ray.recipe import Generation
 from ucotron_ray.synthesis import journal, outcomes, watch
 from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Grant, Need, Settings, Totals
@@ -249,7 +249,9 @@ def _rounds(job: SynthesisJob, governor: Any, progress: watch.Progress) -> tuple
         progress.accepted = accepted
         stopped = _ask(governor, "status", job)["stop"] is not None
         rounds, repeats = (rounds, repeats + 1) if again else (rounds + 1, 0)
-        is_over = repeats > MOST_REPEATS if again else rounds >= job.max_rounds or not accepted
+        # Of a few samples all may be of a class that is not wanted, or bad by chance: that says nothing of the others.
+        is_hopeless = not accepted and planned * LOWEST_RATE >= 1
+        is_over = repeats > MOST_REPEATS if again else rounds >= job.max_rounds or is_hopeless
         if judged.missing <= 0 or stopped or is_over:
             return judged, planned
         first = planned
@@ -382,7 +384,7 @@ def _release(job: SynthesisJob, planned: int, marks: dict[str, Any] | None = Non
 
 def _raise_short(job: SynthesisJob, status: dict[str, Any], judged: Judged, planned: int) -> None:
     stop, kind, counts = status["stop"], status["stop_kind"], judged.counts
-    if stop and not status["answered"] and kind in (Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING):
+    if stop and not status["answered"] and kind in FATAL:
         raise InputError("the teacher refused the first request", where=job.endpoint.chat_url, found=stop)
     # Not those that are pending because their class is full.
     unanswered = len(judged.unfinished)

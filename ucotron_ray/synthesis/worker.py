@@ -210,7 +210,13 @@ class Worker:
                 return Done("pending", reason=self._stop)
             attempts += 1
             sent["requests"] += 1
-            outcome = await self._attempt(body)
+            try:
+                outcome = await self._attempt(body)
+            except Exception as error:
+                # The place in the window goes back whatever it was: where places leak, everything stands still.
+                unclear = Outcome(Kind.TRANSIENT, maybe_billed=True, detail=type(error).__name__)
+                self._hand_in(need, reserved, unclear, reserved.usd, attempts)
+                raise
             spoiled = outcome.kind not in (*FINAL, Kind.POISON, Kind.RATE_LIMITED)
             failures += spoiled
             usd = self._cost(outcome, reserved)

@@ -14,6 +14,7 @@ import torch
 
 from ucotron_ray.jsonl import read_training_rows, write_rows
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models.generation import generate
 from ucotron_ray.recipe import OnPolicy
 from ucotron_ray.records import PreferenceRow, RawRow
 from ucotron_ray.training import levers
@@ -76,26 +77,19 @@ def write_pairs(job: SampleJob, f1: F1Of) -> dict[str, int]:
     return counts
 
 
-@torch.inference_mode()
 def sample(model: Any, tokenizer: Any, rows: Sequence[RawRow], settings: OnPolicy) -> list[list[str]]:
     """For each row several answers, drawn at the settings' temperature."""
     prompts = [prompt_ids(server_row(row, "chat"), tokenizer) for row in rows]
-    longest, pad = max(map(len, prompts)), tokenizer.pad_token_id
-    ids_BT = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask_BT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    output = model.generate(
-        input_ids=ids_BT.to(model.device),
-        attention_mask=mask_BT.to(model.device),
+    output = generate(
+        model,
+        prompts,
         max_new_tokens=settings.max_tokens,
-        do_sample=True,
+        eos=tokenizer.eos_token_id,
+        pad=tokenizer.pad_token_id,
         temperature=settings.temperature,
-        num_return_sequences=settings.samples,
-        top_p=None,
-        top_k=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad,
+        samples=settings.samples,
     )
-    answers = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    answers = tokenizer.batch_decode(output, skip_special_tokens=True)
     return [answers[start : start + settings.samples] for start in range(0, len(answers), settings.samples)]
 
 

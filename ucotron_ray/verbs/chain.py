@@ -17,7 +17,9 @@ def add_pipeline(verbs: Any) -> None:
         _pipeline,
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything and print the plan; train and pay nothing"
+        "--dry-run",
+        action="store_true",
+        help="check everything and print the plan; train and pay nothing (exit 3 if a step would overwrite something)",
     )
     parser.add_argument("--skip-generate", action="store_true", help="take the rows that are there")
     parser.add_argument("--skip-train", action="store_true", help="take the adapter that is there")
@@ -45,7 +47,7 @@ def add_pipeline(verbs: Any) -> None:
 
 
 def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import forecast, pipeline, remote_pipeline
+    from ucotron_ray import forecast, pipeline, pipeline_plan, remote_pipeline
 
     options = pipeline.Options(
         args.skip_generate,
@@ -56,17 +58,20 @@ def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
         args.output_dir,
         tune=args.tune,
     )
+    if args.output_dir is not None and args.skip_export:
+        raise ConfigError("--output-dir is for what is exported", found="--skip-export")
     if args.tune and (args.remote or args.skip_train):
         raise ConfigError("--tune is for training here", found="--remote" if args.remote else "--skip-train")
     with flags.run_of(args) as run:
         if args.dry_run:
-            chain = remote_pipeline if args.remote else pipeline
-            steps = chain.plan(run, options)
+            steps = (remote_pipeline if args.remote else pipeline_plan).plan(run, options)
             for step in steps:
                 print(f"{step['stage']:<14} {step['action']:<9} {step['artifact']}")
-            return {"status": "planned", "plan": steps, "config": run.config.model_dump()}
+            conflicts = any(step["action"] == "conflict" for step in steps)
+            ends = {"status": "conflict", "exit_code": 3} if conflicts else {"status": "planned"}
+            return {**ends, "plan": steps, "config": run.config.model_dump()}
         if args.remote:
-            result = remote_pipeline.execute(run, options, skip_dpo=args.skip_dpo)
+            result = remote_pipeline.execute(run, options)
         else:
             expected = forecast.before(run, skip_train=args.skip_train, skip_export=args.skip_export)
             result = pipeline.execute(run, options)

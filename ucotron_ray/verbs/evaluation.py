@@ -41,7 +41,7 @@ def add_compare(verbs: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import answers, comparison, requirements, scoring
+    from ucotron_ray.stages import answers, comparison, models, requirements, scoring
 
     requirements.require_packages("ray", "torch", "transformers", "peft", "gguf")
     # An adapter and the bundle that was made from it have one name; their scores do not.
@@ -49,16 +49,18 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     with flags.run_of(args, name=Path(args.model).name if plain else scoring.name_of(args.model)) as run:
         source = answers.source_of(run, args.model)
         data = comparison.rows_of(run, [source])
+        first = None
+        if source.adapter is not None and run.config.recipe.evaluation.base:
+            first = models.note_hub(run, models.original_base(source.adapter, run.store))
         stage = "evaluate" if source.adapter or source.base is None else "evaluate-base"
         artifact = scoring.score(run, run.name, source, data, stage=stage)
-        base, adapter = source.base, source.adapter
         scores = scoring.scores_of(artifact)
         result = {"artifact": str(artifact.path), **scores["overall"], "groups": scores["groups"]}
         result |= {"raw": scores["raw"], "end_to_end": scores["end_to_end"], "guide": scores["guide"]}
         result |= {"calibration": scores["calibration"], "report": str(artifact.path / scoring.REPORT)}
         beside = {run.name: scores}
-        if base and adapter and run.config.recipe.evaluation.base:
-            before = scoring.scores_of(scoring.evaluate(run, f"{run.name}-base", base, None, data))
+        if first is not None:
+            before = scoring.scores_of(scoring.evaluate(run, f"{run.name}-base", first, None, data))
             result["base"] = before["overall"]
             beside = {f"{run.name}-base": before, **beside}
     _print_scores(beside)

@@ -19,7 +19,10 @@ def add_serve(verbs: Any) -> None:
         "go over to it without losing a request."
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="a bundle's name or path; an adapter or a base model runs on transformers"
+        "model",
+        metavar="MODEL",
+        help="a bundle's name or path, or an alias (champion, candidate, previous); an adapter's path or a base model "
+        "runs on transformers",
     )
     parser.add_argument(
         "--host", dest="serve_host", help="address to listen on (default: 127.0.0.1; any other needs a key)"

@@ -6,6 +6,7 @@ rewritten in the prompt and the answer format of the server (`wire.py`).
 
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,11 +18,15 @@ from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.conversation import NotUsable, as_model, parse_object, parsed, whole
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task
 from ucotron_ray.synthesis.rows import DEFECTS, SPLIT_FILES, VENDOR, RowKind
+from ucotron_ray.synthesis.seeds import RELATION_TYPES
 from ucotron_ray.synthesis.tasks.relation_extraction import Extraction, extract_ask
 
 NAME = "preference"
-VERSION = 1
+VERSION = 2
 BUILDS_ON_ROWS = True
+
+MOST_RELATIONS = 40
+"""Names of relations in a prompt. A graph may have hundreds: the most frequent ones, and those of the row itself."""
 
 QUICK_SYSTEM = (
     "You skim a text and note the one or two most obvious entities and relations. Answer with one JSON object and "
@@ -37,7 +42,8 @@ def make_task(generation: Generation, rows: Sequence[RawRow]) -> Task:
     """
     distinct = list({row.text: row for row in reversed(rows)}.values())[::-1]
     random.Random(f"{generation.seed}/{NAME}").shuffle(distinct)
-    return Task(NAME, VERSION, partial(_sample, distinct), partial(_converse, generation), row_kind())
+    names = _vocabulary(distinct)
+    return Task(NAME, VERSION, partial(_sample, distinct, names), partial(_converse, generation), row_kind())
 
 
 def row_kind() -> RowKind:
@@ -58,10 +64,11 @@ def row_kind() -> RowKind:
 def answer_relations(extraction: Extraction, facts: Facts) -> list[Relation]:
     """What the server would keep of an extraction: relations between entities that it asked about, each once."""
     given = {name_key(entity["text"]): entity["text"] for entity in facts["entities"]}
+    names = {_plain(name): name for name in facts["relations"]}
     kept: dict[tuple[str, str, str], Relation] = {}
     for stated in extraction.relations:
         subject, object_ = given.get(name_key(stated.subject)), given.get(name_key(stated.object))
-        predicate = "_".join(stated.relation.lower().split())
+        predicate = names.get(_plain(stated.relation), _plain(stated.relation))
         if subject and object_ and predicate and subject != object_:
             kept[(subject, predicate, object_)] = Relation(
                 subject=subject, predicate=predicate, object=object_, confidence=1.0
@@ -88,9 +95,24 @@ def vendor_row(pair: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _sample(rows: Sequence[RawRow], number: int) -> Facts:
+def _vocabulary(rows: Sequence[RawRow]) -> tuple[str, ...]:
+    """The relations that the rows know, frequent ones first; the generator's own where they know no others."""
+    counts = Counter(relation.predicate for row in rows for relation in row.expected_relations)
+    if counts.keys() <= set(RELATION_TYPES):
+        return RELATION_TYPES
+    return tuple(sorted(counts, key=lambda name: (-counts[name], name)))
+
+
+def _plain(name: str) -> str:
+    return "_".join(name.lower().split())
+
+
+def _sample(rows: Sequence[RawRow], names: Sequence[str], number: int) -> Facts:
     row = rows[number % len(rows)]
+    usual = names[:MOST_RELATIONS]
+    own = {relation.predicate for relation in row.expected_relations}
     return {
+        "relations": [*usual, *sorted(own - set(usual))],
         "pass": number // len(rows),
         "text": row.text,
         "entities": [entity.model_dump() for entity in row.entities],
@@ -112,6 +134,7 @@ def _converse(generation: Generation, facts: Facts) -> Conversation:
         max_tokens=task.chosen.max_tokens,
         top_p=task.chosen.top_p,
         step="chosen",
+        relations=facts["relations"],
     )
     chosen, notes = yield from parsed(thorough, partial(as_model, Extraction), cap=cap)
     quick = Ask(

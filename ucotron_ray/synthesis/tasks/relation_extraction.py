@@ -50,12 +50,12 @@ WRITE_SYSTEM = (
     "sentence structure. Mention no other names of people, organisations or places. Answer with the text only: no "
     "title, no quotes, no comment."
 )
-EXTRACT_SYSTEM = (
+_EXTRACT_SYSTEM = (
     "You extract entities and relations from a text. Answer with one JSON object and nothing else:\n"
     '{"entities": [{"text": "...", "type": "..."}], "relations": [{"subject": "...", "subject_type": "...", '
     '"relation": "...", "object": "...", "object_type": "..."}]}\n'
     f"Entity types: {', '.join(ENTITY_TYPES)}.\n"
-    f"Relations: {', '.join(RELATION_TYPES)}.\n"
+    "Relations: RELATIONS.\n"
     "The text of an entity is copied from the text, character for character. Subject and object of a relation are the "
     "texts of two different entities of the list. State only what the text states, and all that it states."
 )
@@ -117,9 +117,18 @@ def row_kind() -> RowKind:
     )
 
 
-def extract_ask(text: str, *, temperature: float, max_tokens: int, top_p: float | None, step: str = "extract") -> Ask:
-    """The request that extracts entities and relations from a text."""
-    messages = (("system", EXTRACT_SYSTEM), ("user", f"Text:\n{text}"))
+def extract_ask(
+    text: str,
+    *,
+    temperature: float,
+    max_tokens: int,
+    top_p: float | None,
+    step: str = "extract",
+    relations: Sequence[str] = RELATION_TYPES,
+) -> Ask:
+    """The request that extracts entities and relations, of these names, from a text."""
+    system = _EXTRACT_SYSTEM.replace("RELATIONS", ", ".join(relations))
+    messages = (("system", system), ("user", f"Text:\n{text}"))
     return Ask(step, messages, temperature, max_tokens, top_p, json_mode=True)
 
 
