@@ -71,7 +71,7 @@ def check_rows(run: Run, options: Options) -> None:
     if reference is not None and reference not in own:
         datasets.check_held_out(run, reference)
     preferred = preference_reference(run, options)
-    if preferred is not None and preferred not in own and not options.skip_dpo:
+    if preferred is not None and preferred not in own and not (options.skip_dpo or options.skip_train):
         preferences.check(run, preferred)
 
 
