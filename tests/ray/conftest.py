@@ -37,8 +37,8 @@ def ray_head() -> Iterator[Head]:
 
 
 @contextmanager
-def new_head(**settings: str) -> Iterator[tuple[Head, subprocess.Popen]]:
-    """A head by our own script, and its process, which `lose` ends with all that is on it."""
+def new_head(*under: str, **settings: str) -> Iterator[tuple[Head, subprocess.Popen]]:
+    """A head by our own script, run `under` another command if one is given; its process, which `lose` ends."""
     directory = tempfile.mkdtemp(prefix="ur-", dir="/tmp")
     token = Path(directory) / "token"
     token.touch(mode=0o600)
@@ -62,7 +62,11 @@ def new_head(**settings: str) -> Iterator[tuple[Head, subprocess.Popen]]:
     log = Path(directory) / "head.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [str(ROOT / "cluster/local-head.sh")], env=environment, stdout=output, stderr=output, start_new_session=True
+            [*under, str(ROOT / "cluster/local-head.sh")],
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         _wait_until_healthy(f"http://127.0.0.1:{dashboard}/api/gcs_healthz", process, log)
