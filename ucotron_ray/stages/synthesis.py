@@ -196,6 +196,7 @@ def estimate(run: Run, want: Wanted) -> dict[str, Any]:
         "prompt_tokens": round(prompt),
         "completion_tokens": round(completion),
         "assumption": f"answers of {USUAL_SHARE:.0%} of max_tokens, every sample accepted",
+        **({"price": "not known: a paid run is refused without it, see api.prices"} if price is None else {}),
         "usd": None if price is None else round(price.cost(round(prompt), 0, round(completion)), 4),
         "usd_at_most": None if price is None else round(price.cost(round(most_prompt), 0, round(worst)), 4),
         "minutes_at_least": None if limit is None else round(num_requests / limit, 1),
