@@ -13,13 +13,15 @@ import pytest
 from tests.llama_cpp import llama_cpp
 from tests.tiny_models import save_tiny
 from ucotron_ray import config, jsonl
-from ucotron_ray.artifacts import canonical_hash
+from ucotron_ray.artifacts import Request, Result, canonical_hash
 from ucotron_ray.errors import InputError, ResourceError
 from ucotron_ray.export import bundle, gguf, gguf_parity, job, layout, onnx, parity, plan, quantize, tasks
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import served, shape
 from ucotron_ray.models.runner import NUM_LOGITS, OnnxRunner
+from ucotron_ray.run import Run
+from ucotron_ray.stages import export as export_stage
 from ucotron_ray.training.data import prompt_ids, server_row
 from ucotron_ray.wire import user_prompt
 
@@ -376,3 +378,17 @@ def test_llama_cpp_reads_the_files_splits_texts_alike_and_answers_the_same(tmp_p
         assert [answer["ids"] for answer in found] == prompts
         if kind == "f16":
             assert [answer["tokens"] for answer in found] == expected
+
+
+def test_the_rows_that_the_gates_are_judged_on_are_part_of_what_a_bundle_is(tmp_path, tiny_model):
+    run = Run(config.load(overrides=[("store", str(tmp_path))]), verb="export", name="x")
+    base = base_models.resolve(str(tiny_model))
+    recipes = set()
+    for name in ("few", "many"):
+        with run.store.building(Request("dataset", name, {})) as build:
+            (build.path / "rows.jsonl").write_text(name)
+            rows = build.publish(Result({}, {}, []))
+        recipes.add(export_stage.bundle_request(run, base, None, rows).recipe)
+    assert len(recipes) == 2
+    # The merged model is the same whatever is asked of it.
+    assert export_stage.merge_request(run, base, None).inputs == ()

@@ -262,3 +262,24 @@ def test_a_journal_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
         assert teacher.ledger()["received"] <= 8
     assert "No space left" in (governor.runs["run"].stop or "")
     assert {result.done.status for result in results} <= {"pending", "accepted", "rejected"}
+
+
+def test_an_error_that_nobody_foresaw_costs_its_sample_and_gives_its_place_back(tmp_path):
+    with teaching() as teacher:
+        with working(teacher, tmp_path) as (worker, governor):
+            post, calls = worker._post, []
+
+            async def spoiled(body):
+                calls.append(body)
+                if len(calls) <= 4:
+                    raise ValueError("nobody foresaw it")
+                return await post(body)
+
+            worker._post = spoiled
+            results = worker.run(range(12))
+        assert teacher.ledger()["received"] == 16
+    statuses = sorted(result.done.status for result in results)
+    assert statuses == ["accepted"] * 8 + ["quarantined"] * 4
+    assert governor.in_flight == 0
+    # It may have been answered behind our back: it counts as paid.
+    assert governor.runs["run"].usd > journal.spent(tmp_path, "run")
