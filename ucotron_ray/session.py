@@ -16,13 +16,12 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from ucotron_ray import placement, redaction, variables
+from ucotron_ray import placement
 from ucotron_ray.errors import ConfigError, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.place import Place, Workers
 
 log = logging.getLogger(__name__)
 
-FOLLOW_SECONDS = 0.5
 GROWTH_POLL_SECONDS = 5.0
 
 WORKER_ENVIRONMENT = {
@@ -68,7 +67,7 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
 
     Workers may reach for a model hub only with `hub`.
     """
-    address = place.ray.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(place)
     environment = {**WORKER_ENVIRONMENT, **_forwarded()}
     if not hub:
         environment["HF_HUB_OFFLINE"] = "1"
@@ -78,6 +77,8 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     # Ray gives its workers a niceness of 15: beside anything else on this machine they would get a thirtieth of it.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Work that was killed because memory ran out is else started again without end, in silence.
+    os.environ.setdefault("RAY_task_oom_retries", "2")
     # Ray's own lines would bury ours; they stay in Ray's log directory.
     common = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
@@ -105,6 +106,11 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
         ray.shutdown()
 
 
+def address_of(place: Place) -> str | None:
+    """Where the cluster is that `connected` joins; None if it starts one of its own."""
+    return place.ray.address or os.environ.get("RAY_ADDRESS") or None
+
+
 def _join(address: str, **options: Any) -> None:
     try:
         ray.init(address=address, **options)
@@ -128,6 +134,15 @@ def worker_resources(workers: Workers) -> WorkerResources:
     if cpus is None:
         cpus = placement.largest_share(nodes, workers.num_workers, gpus)
     return WorkerResources(cpus, gpus)
+
+
+def needs_group(place: Place) -> bool:
+    """Whether training needs a group of Ray Train: for several workers, and on a cluster that others run.
+
+    There Ray Train's view in the dashboard and the notice that a node goes are worth its five processes. Beside one
+    worker on this machine they would cost it 3 % of every step and some seconds at the start (`training_ray.json`).
+    """
+    return place.workers.num_workers > 1 or address_of(place) is not None
 
 
 def check_resources(workers: Workers) -> None:
@@ -232,6 +247,35 @@ def aside(work: Callable[[], Any]) -> Any:
     return done["result"]
 
 
+def in_worker(
+    function: Callable[[Any], Any],
+    argument: Any,
+    resources: WorkerResources,
+    *,
+    max_failures: int,
+    memory: float | None = None,
+) -> Any:
+    """What the function returns, in a process with these resources, started again after a failure, so many times.
+
+    Raises our own errors at once, and a RayError after the last failure. Ray's own `max_retries` does not count an
+    error that the function raises, or a process that was killed because memory ran out. `memory` is what it needs in
+    bytes: it then starts where a node has that much left.
+    """
+    # max_calls: the process ends with its work, and its memory goes back.
+    task = ray.remote(max_calls=1, max_retries=0)(function).options(
+        num_cpus=resources.cpus, num_gpus=resources.gpus, **({"memory": int(memory)} if memory else {})
+    )
+    failures = 0
+    while True:
+        try:
+            return ray.get(task.remote(argument))
+        except ray.exceptions.RayError as error:
+            failures += 1
+            if failures > max_failures or _own_error(error) is not None:
+                raise
+            log.warning("a worker failed: started again, %d of %d: %s", failures, max_failures, _last_line(error))
+
+
 def set_environment(values: Mapping[str, object]) -> None:
     """Set variables of this process, for libraries that ask for nothing else."""
     os.environ.update({name: str(value) for name, value in values.items()})
@@ -256,12 +300,16 @@ def cause_of(
             next_step="free space where the nodes spill (RAY_SPILL_DIR of cluster/local-head.sh), then run the same "
             "command again",
         )
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    found = lines[-1] if lines else type(error).__name__
+    found = _last_line(error)
     if lost_is_stop and isinstance(error, _LOST):
         return Stopped("stopped: a part of the cluster was lost", found=found, next_step="run the same command again")
     log.debug("%s", problem, exc_info=error)
     return StageFailed(problem, where=where, found=found, next_step=next_step)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 _NO_ROOM = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
@@ -284,48 +332,6 @@ def _own_error(error: BaseException) -> UcotronRayError | None:
             return cause
         cause = inner
     return None
-
-
-def set_up_worker(log_file: str, *, prefix: str = "") -> None:
-    """Logging of a worker: our own lines into the run's log, which the driver follows and which outlives Ray."""
-    path = Path(log_file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    lines = logging.Formatter(prefix.replace("%", "%%") + "%(message)s")
-    handler.setFormatter(redaction.Redacting(lines, variables.known_secrets()))
-    logger = logging.getLogger("ucotron_ray")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-
-
-@contextmanager
-def following(log_file: str) -> Iterator[None]:
-    """Repeat the lines that workers add to the run's log, for the time of the block."""
-    path, done = Path(log_file), threading.Event()
-    start = path.stat().st_size if path.exists() else 0
-
-    def follow() -> None:
-        position = start
-        while True:
-            last = done.wait(FOLLOW_SECONDS)
-            if path.exists():
-                with path.open(encoding="utf-8", errors="replace") as file:
-                    file.seek(position)
-                    for line in file:
-                        if line.endswith("\n"):
-                            position += len(line.encode())
-                            log.info("%s", line.rstrip())
-            if last:
-                return
-
-    thread = threading.Thread(target=follow, name="log", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(FOLLOW_SECONDS * 4)
 
 
 def _forwarded() -> dict[str, str]:

@@ -221,12 +221,13 @@ def training_table(directory: Path = RESULTS) -> str:
 
 
 def _ray(result: dict[str, Any]) -> list[tuple[str, str]]:
+    same = "the same bytes" if result["same_bytes"] else "other bytes"
     return [
         (
-            "one Ray worker against the same function in a plain process: step p50, fixed cost",
-            f"{result['step_ratio']:.3f} times, {result['fixed_seconds']:.1f} s; "
-            + ("the same bytes" if result["same_bytes"] else "other bytes"),
+            f"one Ray worker {where} against the same function in a plain process: step p50, fixed cost",
+            f"{result[name]['step_ratio']:.3f} times, {result[name]['fixed_seconds']:.1f} s; {same}",
         )
+        for name, where in (("ray", "on a cluster of our own"), ("group", "in a group of Ray Train"))
     ]
 
 

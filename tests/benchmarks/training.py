@@ -74,14 +74,25 @@ def spread(results: dict[str, list[Result]], *names: str) -> Result:
 
 
 def overhead(root: Path, repeats: int) -> Result:
-    """One Ray worker against the same function in a plain process."""
+    """One Ray worker against the same function in a plain process: as on a machine of one's own, and in a group."""
     settings = {"rows": 2 * 16, "batch": 2}
-    arms = {name: lambda path, name=name: arm(name, path, **settings) for name in ("plain", "ray")}
+    arms = {
+        "plain": lambda path: arm("plain", path, **settings),
+        "ray": lambda path: arm("ray", path, **settings),
+        "group": lambda path: arm("ray", path, **settings, group=True),
+    }
     made = turns(repeats, root, arms)
+
+    def against_plain(name: str) -> Result:
+        return {
+            "step_ratio": median(made[name], "step_p50") / median(made["plain"], "step_p50"),
+            "fixed_seconds": median(made[name], "wall_seconds") - median(made["plain"], "wall_seconds"),
+        }
+
     return {
         "arms": spread(made, "step_p50", "wall_seconds", "tokens_per_second", "memory_peak_gb"),
-        "step_ratio": median(made["ray"], "step_p50") / median(made["plain"], "step_p50"),
-        "fixed_seconds": median(made["ray"], "wall_seconds") - median(made["plain"], "wall_seconds"),
+        "ray": against_plain("ray"),
+        "group": against_plain("group"),
         "same_bytes": len({result["adapter"] for every in made.values() for result in every}) == 1,
         "repeats": repeats,
         "steps": 16,
@@ -112,12 +123,12 @@ def stock(root: Path, repeats: int) -> Result:
 
 
 def workers(root: Path, repeats: int) -> Result:
-    """Two workers of one thread against one: twice the rows in the same time would be 1.
+    """Two workers of one thread against one, each a group of Ray Train: twice the rows in the same time would be 1.
 
     What two processes reach that know nothing of each other is the machine's own share of the loss.
     """
     arms = {
-        "1 worker": lambda path: arm("ray", path, rows=2 * 12, batch=2, threads=1, workers=1),
+        "1 worker": lambda path: arm("ray", path, rows=2 * 12, batch=2, threads=1, group=True),
         "2 workers": lambda path: arm("ray", path, rows=4 * 12, batch=4, threads=1, workers=2),
         "1 process": lambda path: arm("plain", path, rows=2 * 12, batch=2, threads=1),
         "2 processes": two_processes,

@@ -108,7 +108,7 @@ def plain(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def ray(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The same function in Ray Train workers on a cluster that is started for it."""
+    """The same function on a cluster that is started for it; in a group of Ray Train if one is asked for."""
     began = time.monotonic()
     from ucotron_ray import session, tracking
     from ucotron_ray.training.job import SftJob
@@ -125,7 +125,10 @@ def ray(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
         fields["num_threads"] = session.worker_resources(place.workers).threads
         spool = tracking.Spool(directory / "spool", "bench")
         log_file = str(directory / "workers.log")
-        metrics = train_on_ray(SftJob(**fields), place.workers, spool, build, log_file, answer_tokens=16)
+        if given.get("group"):
+            # As if others ran the cluster.
+            place = place.model_copy(update={"ray": place.ray.model_copy(update={"address": "auto"})})
+        metrics = train_on_ray(SftJob(**fields), place, spool, build, log_file, answer_tokens=16)
         build.artifact = build  # type: ignore[assignment]  # nothing to publish
     return {**metrics, **left_by(directory), "wall_seconds": time.monotonic() - began}
 

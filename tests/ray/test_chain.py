@@ -193,6 +193,28 @@ def test_after_kill_9_the_same_command_ends_with_the_same_bytes(place, ray_head,
     assert file_hash(store.get("adapter", f"killed-{victim}").path / WEIGHTS) == file_hash(straight)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_one_worker_of_a_cluster_of_our_own_trains_the_same_bytes_whatever_ends_it(place, ray_head, number):
+    """No group of Ray Train there: a task, which is started again, and which stops with a checkpoint."""
+    store, name = Store(place["store"]), f"alone-{number.name}"
+    arguments = ["sft", "--recipe", str(place["recipe"]), "--train-data", "chain", "--name", name]
+    arguments += ["--set", f"store={place['store']}", "--set", "ray.num_cpus=2"]
+    process = start(ray_head, *arguments, address=False)
+    wait_for(lambda: list(store.partial("adapter", name).glob("checkpoints/*/checkpoint.json")), process)
+    if number == signal.SIGKILL:
+        logs = "".join(path.read_text() for path in (place["store"] / "tracking/logs").glob(f"sft-{name}-*.log"))
+        os.kill(int(re.findall(r"worker 0 of 1, pid (\d+)", logs)[-1]), number)
+        result = finished(process)
+        assert "a worker failed: started again, 1 of 3" in result["stderr"]
+    else:
+        process.send_signal(number)
+        assert finished(process, code=75)["status"] == "stopped"
+        result = finished(start(ray_head, *arguments, address=False))
+    assert "going on from checkpoint-" in result["stderr"]
+    straight = store.get("adapter", "chain").path / WEIGHTS
+    assert file_hash(store.get("adapter", name).path / WEIGHTS) == file_hash(straight)
+
+
 @pytest.mark.slow
 def test_two_workers_train_the_same_steps_and_sigterm_is_resumable(place, ray_head):
     store = Store(place["store"])

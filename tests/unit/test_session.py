@@ -1,12 +1,13 @@
 """What the cluster can never hold is refused in words, before anything waits for it."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import ray
 
 from ucotron_ray import config, session
-from ucotron_ray.errors import ConfigError, ResourceError
+from ucotron_ray.errors import ConfigError, InputError, ResourceError
 from ucotron_ray.place import Workers
 
 
@@ -127,3 +128,50 @@ def test_an_address_without_a_cluster_is_a_users_mistake(monkeypatch):
         pass
     assert caught.value.exit_code == 2
     assert "Could not find any running Ray instance." in str(caught.value)
+
+
+def failing(monkeypatch, *errors: Exception) -> list[object]:
+    """Ray whose tasks fail with these errors, one after the other, and then return 7; what was started."""
+    started: list[object] = []
+    left = list(errors)
+
+    def get(task: object) -> int:
+        if left:
+            raise left.pop(0)
+        return 7
+
+    task = SimpleNamespace(remote=lambda argument: started.append(argument))
+    monkeypatch.setattr(ray, "remote", lambda **settings: lambda function: SimpleNamespace(options=lambda **_: task))
+    monkeypatch.setattr(ray, "get", get)
+    return started
+
+
+def test_work_is_started_again_as_often_as_may_fail_whatever_the_failure(monkeypatch, caplog):
+    one = session.WorkerResources(1.0, 0.0)
+    lost, memory = ray.exceptions.WorkerCrashedError(), ray.exceptions.OutOfMemoryError("memory ran out")
+    started = failing(monkeypatch, lost, memory)
+    with caplog.at_level("WARNING"):
+        assert session.in_worker(len, "job", one, max_failures=2) == 7
+    assert started == ["job"] * 3
+    assert "started again, 2 of 2: memory ran out" in caplog.text
+    started = failing(monkeypatch, lost, memory, lost)
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        session.in_worker(len, "job", one, max_failures=2)
+    assert len(started) == 3
+
+
+def test_what_we_say_ourselves_is_not_tried_again(monkeypatch):
+    error = ray.exceptions.RayTaskError("f", "traceback", InputError("a row is wrong"))
+    started = failing(monkeypatch, error)
+    with pytest.raises(ray.exceptions.RayTaskError):
+        session.in_worker(len, "job", session.WorkerResources(1.0, 0.0), max_failures=2)
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(("workers", "address", "group"), [(1, None, False), (2, None, True), (1, "head:6379", True)])
+def test_one_worker_needs_no_group_unless_others_run_the_cluster(monkeypatch, workers, address, group):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    place = config.load(overrides=[("workers.num_workers", workers), ("ray.address", address)]).place
+    assert session.needs_group(place) is group
+    monkeypatch.setenv("RAY_ADDRESS", "other:6379")
+    assert session.needs_group(place)

@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import pytest
 import ray.train
@@ -13,16 +12,15 @@ from ray.train.torch import TorchTrainer
 
 from tests.unit.test_sft import SETTINGS, WEIGHTS, job
 from tests.unit.test_sft import straight as straight  # the fixture, again for this file
-from ucotron_ray import session
+from ucotron_ray import run_log, session
 from ucotron_ray.artifacts import file_hash
 from ucotron_ray.errors import InputError, LossNotFinite, StageFailed, Stopped
 from ucotron_ray.training import on_ray
+from ucotron_ray.training.hooks import NO_HOOKS
 
 
 def looped(monkeypatch, tmp_path, error: BaseException | None, *, world: int = 1) -> dict:
     """What a worker of `world` returns whose training ends with the error, or with a loss of 1."""
-    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: world)
-    reported: list[dict] = []
 
     def train(*args):
         if error is not None:
@@ -30,13 +28,10 @@ def looped(monkeypatch, tmp_path, error: BaseException | None, *, world: int = 1
         return {"train_loss_last": 1.0}
 
     monkeypatch.setattr(on_ray, "_train", train)
-    monkeypatch.setattr(ray.train, "get_context", lambda: context)
-    monkeypatch.setattr(ray.train, "report", lambda metrics: reported.append(metrics))
-    monkeypatch.setattr(session, "set_up_worker", lambda log_file: None)
+    monkeypatch.setattr(on_ray, "_scorer", lambda config: None)
+    monkeypatch.setattr(run_log, "set_up_worker", lambda log_file: None)
     config = {"spool": str(tmp_path), "run": "r", "log_file": "", "stage": "sft", "job": {}, "score": {}}
-    made = on_ray._loop(config)
-    assert bool(reported) == (error is None)
-    return made
+    return on_ray._worker(config, NO_HOOKS, rank=0, world=world)
 
 
 @pytest.mark.parametrize(("kind", "world"), [(InputError, 1), (Stopped, 1), (Stopped, 2), (LossNotFinite, 2)])
@@ -79,12 +74,12 @@ def test_work_aside_gives_its_result_its_error_and_leaves_signals_to_the_main_th
 def in_local_mode(monkeypatch, tmp_path, model, name: str, **settings: object):
     """The same training function in Ray Train's local mode: its context and reports, without any cluster."""
     # A worker logs to a file of its own; this process has other tests to serve.
-    monkeypatch.setattr(session, "set_up_worker", lambda log_file: None)
+    monkeypatch.setattr(run_log, "set_up_worker", lambda log_file: None)
     made = job(tmp_path / name, model, settings={**SETTINGS.model_dump(), **settings})
     config = {"stage": "sft", "job": asdict(made), "spool": str(tmp_path / "spool"), "run": "r"}
     config |= {"log_file": str(tmp_path / "log"), "score": {"max_new_tokens": 4, "batch_size": 4}}
     trainer = TorchTrainer(
-        on_ray._loop,
+        on_ray._member,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(num_workers=0),
         run_config=ray.train.RunConfig(name=name, storage_path=str(tmp_path / "ray")),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ray
 
-from ucotron_ray import session
+from ucotron_ray import run_log, session
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, read_predictions
 from ucotron_ray.place import Workers
 
@@ -29,7 +29,7 @@ def predict_on_ray(
             for index, share in enumerate(_deal(left, workers.num_workers))
         ]
         try:
-            with session.following(log_file):
+            with run_log.following(log_file):
                 results = ray.get(futures)
         except ray.exceptions.RayError as error:
             next_step = "the answers so far are kept; correct the cause and run the same command again"
@@ -43,7 +43,7 @@ def predict_on_ray(
 
 
 def _predict(job: dict[str, object], log_file: str) -> dict[str, float]:
-    session.set_up_worker(log_file)
+    run_log.set_up_worker(log_file)
     fields = PredictJob(**job)  # type: ignore[arg-type]  # the fields of a PredictJob, made by asdict
     if fields.bundle is not None:
         from ucotron_ray.evaluation.onnx_answers import predict as predict_by_bundle  # noqa: PLC0415 - onnxruntime

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from ucotron_ray import session, tracking
+from ucotron_ray import run_log, session, tracking
 from ucotron_ray.export.job import ExportJob
 from ucotron_ray.place import Workers
 
@@ -19,13 +19,13 @@ def export_on_ray(job: ExportJob, workers: Workers, *, memory: float | None) -> 
     """
     resources = session.worker_resources(workers)
     job = replace(job, num_threads=resources.threads)
-    # max_calls=1: optimum leaves patches in torch and transformers, and onnxruntime its arena.
-    task = ray.remote(max_calls=1)(_export).options(
-        num_cpus=resources.cpus, max_retries=1, **({"memory": int(memory)} if memory else {})
-    )
+    # A process of its own: optimum leaves patches in torch and transformers, and onnxruntime its arena.
+    processors = replace(resources, gpus=0.0)
     try:
-        with session.following(job.log_file):
-            measured: dict[str, float] = ray.get(task.remote(asdict(job)))
+        with run_log.following(job.log_file):
+            measured: dict[str, float] = session.in_worker(
+                _export, asdict(job), processors, max_failures=1, memory=memory
+            )
     except ray.exceptions.RayError as error:
         next_step = "if it ran out of memory, export on a larger machine; the same command goes on from here"
         raise session.cause_of(error, "the export task failed", next_step=next_step) from error
@@ -36,7 +36,7 @@ def _export(fields: Mapping[str, Any]) -> dict[str, float]:
     from ucotron_ray.export import job as steps  # noqa: PLC0415 - in the task only
 
     job = ExportJob(**fields)
-    session.set_up_worker(job.log_file)
+    run_log.set_up_worker(job.log_file)
     spool = tracking.Spool(Path(job.spool), job.run)
     if job.merge:
         steps.merge(job)

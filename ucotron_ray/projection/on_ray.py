@@ -1,4 +1,4 @@
-"""Runs the projection's stages on Ray: encoders as actors of Ray Data, training on Ray Train, the rest as tasks."""
+"""Runs the projection's stages on Ray: encoders as actors of Ray Data, training in its workers, the rest as tasks."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ import ray.train.torch
 from ray.data import ActorPoolStrategy, DataContext
 from ray.train.torch import TorchTrainer
 
-from ucotron_ray import session
+from ucotron_ray import run_log, session
 from ucotron_ray.artifacts import Build, write_json
 from ucotron_ray.errors import StageFailed, UcotronRayError
-from ucotron_ray.place import Workers
+from ucotron_ray.place import Place, Workers
 from ucotron_ray.projection.job import EncodeJob, EvaluateJob, ExportJob, FitJob, Shard
 from ucotron_ray.tracking import Spool
 
@@ -35,7 +35,7 @@ class Encoder:
     """One encoding process: a shard at a time, written whole."""
 
     def __init__(self, job: EncodeJob) -> None:
-        session.set_up_worker(job.log_file)
+        run_log.set_up_worker(job.log_file)
         self._job = job
         # An error here would be raised as the death of an actor, and Ray would try again without end.
         self._broken: UcotronRayError | None = None
@@ -75,7 +75,7 @@ def encode_on_ray(job: EncodeJob, shards: Sequence[Shard], workers: Workers) -> 
     left = [shard for shard in shards if not (directory / f"shard-{shard.number:05d}.parquet").exists()]
     log.info("projection: %d of %d shards to encode", len(left), len(shards))
     if left:
-        with session.following(job.log_file):
+        with run_log.following(job.log_file):
             _guarded(lambda: _encode_shards(job, left, workers))
     records = [json.loads(path.read_text(encoding="utf-8")) for path in (directory / RECORDS).glob("*.json")]
     shutil.rmtree(directory / RECORDS)
@@ -92,19 +92,32 @@ def encode_on_ray(job: EncodeJob, shards: Sequence[Shard], workers: Workers) -> 
     }
 
 
-def fit_on_ray(job: FitJob, workers: Workers, spool: Spool, build: Build, log_file: str) -> dict[str, float]:
+def fit_on_ray(job: FitJob, place: Place, spool: Spool, build: Build, log_file: str) -> dict[str, float]:
     """Train on the place's workers, restarting them after failures; return the figures.
 
     Ray keeps no checkpoints of its own here: `fit` resumes from the one in the artifact's directory, whether the
     worker, the driver or the whole cluster was lost.
     """
+    config = {"job": asdict(job), "spool": str(spool.directory), "run": spool.run, "log_file": log_file}
+    if session.needs_group(place):
+        with run_log.following(log_file):
+            figures = _guarded(lambda: _fit_in_group(config, place.workers, build))
+    else:
+        figures = _task(_fit_alone, config, place.workers, log_file, needs_gpu=True)
+    if not isinstance(figures, dict):
+        raise StageFailed("the workers ended without a result", where=str(build.path))
+    return {str(key): float(value) for key, value in figures.items()}
+
+
+def _fit_in_group(config: dict[str, Any], workers: Workers, build: Build) -> Any:
+    """What the first worker of a group of Ray Train returns."""
     resources = session.worker_resources(workers)
     # Ray resumes from what it finds there: nothing of another attempt may be left.
     scratch = build.path / "ray"
     shutil.rmtree(scratch, ignore_errors=True)
     trainer = TorchTrainer(
-        _fit_loop,
-        train_loop_config={"job": asdict(job), "spool": str(spool.directory), "run": spool.run, "log_file": log_file},
+        _fit_member,
+        train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers,
             use_gpu=resources.gpus > 0,
@@ -117,13 +130,9 @@ def fit_on_ray(job: FitJob, workers: Workers, spool: Spool, build: Build, log_fi
         ),
     )
     try:
-        with session.following(log_file):
-            result = _guarded(lambda: session.aside(trainer.fit))
+        return session.aside(trainer.fit).return_value
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    if not isinstance(result.return_value, dict):
-        raise StageFailed("the workers ended without a result", where=str(build.path))
-    return {str(key): float(value) for key, value in result.return_value.items()}
 
 
 def evaluate_on_ray(job: EvaluateJob, workers: Workers, log_file: str) -> dict[str, Any]:
@@ -177,22 +186,33 @@ def _encode_shards(job: EncodeJob, shards: Sequence[Shard], workers: Workers) ->
             log.info("projection: %d/%d pairs  %.0f/s  %.0f s left", rows, total, rate, (total - rows) / rate)
 
 
-def _fit_loop(config: dict[str, Any]) -> dict[str, float]:
-    """What every worker runs. Heavy imports happen here, in the worker."""
-    from ucotron_ray.projection.fit import fit  # noqa: PLC0415
-
-    session.set_up_worker(config["log_file"])
-    context = ray.train.get_context()
-    spool = Spool(Path(config["spool"]), config["run"])
-
-    def report(metrics: Mapping[str, float]) -> None:
-        if context.get_world_rank() == 0:
-            spool.metrics({key: value for key, value in metrics.items() if key != "step"}, step=int(metrics["step"]))
-
-    figures = fit(FitJob(**config["job"]), report, device=str(ray.train.torch.get_device()))
+def _fit_member(config: dict[str, Any]) -> dict[str, float]:
+    """What every worker of a group runs."""
+    rank = ray.train.get_context().get_world_rank()
+    figures = _fit(config, rank=rank, device=str(ray.train.torch.get_device()))
     # One report at the end: Ray counts a run without any as unfinished in its dashboard.
     ray.train.report(figures)
     return figures
+
+
+def _fit_alone(config: dict[str, Any]) -> dict[str, float]:
+    """What the only worker runs."""
+    import torch  # noqa: PLC0415
+
+    return _fit(config, rank=0, device="cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def _fit(config: dict[str, Any], *, rank: int, device: str) -> dict[str, float]:
+    from ucotron_ray.projection.fit import fit  # noqa: PLC0415
+
+    run_log.set_up_worker(config["log_file"])
+    spool = Spool(Path(config["spool"]), config["run"])
+
+    def report(metrics: Mapping[str, float]) -> None:
+        if rank == 0:
+            spool.metrics({key: value for key, value in metrics.items() if key != "step"}, step=int(metrics["step"]))
+
+    return fit(FitJob(**config["job"]), report, device=device)
 
 
 def _evaluate(fields: dict[str, Any]) -> dict[str, Any]:
@@ -227,12 +247,20 @@ def _export(fields: dict[str, Any]) -> dict[str, float]:
     return {**figures, "onnx_bytes": float(graph.stat().st_size)}
 
 
-def _task(function: Callable[[dict[str, Any]], Any], fields: dict[str, Any], workers: Workers, log_file: str) -> Any:
-    """Run it in a process of its own with a worker's processors, which ends with it."""
+def _task(
+    function: Callable[[dict[str, Any]], Any],
+    fields: dict[str, Any],
+    workers: Workers,
+    log_file: str,
+    *,
+    needs_gpu: bool = False,
+) -> Any:
+    """Run it in a process of its own with a worker's resources, which ends with it."""
     resources = session.worker_resources(workers)
-    task = ray.remote(max_calls=1)(function).options(num_cpus=resources.cpus, max_retries=2)
-    with session.following(log_file):
-        return _guarded(lambda: ray.get(task.remote(fields)))
+    if not needs_gpu:
+        resources = replace(resources, gpus=0.0)
+    with run_log.following(log_file):
+        return _guarded(lambda: session.in_worker(function, fields, resources, max_failures=workers.max_failures))
 
 
 def _guarded(work: Callable[[], Any]) -> Any:

@@ -22,7 +22,7 @@ import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from ucotron_ray import session
+from ucotron_ray import run_log, session
 from ucotron_ray.errors import ResourceError, StageFailed
 from ucotron_ray.place import Serving, Workers
 from ucotron_ray.serving.app import Front, Limits
@@ -86,7 +86,7 @@ def serve_on_ray(job: ServeJob, *, ready: Callable[[], None], look: Callable[[],
     `ready` is called once requests are answered, `look` every `serving.watch` seconds.
     """
     settings = Serving.model_validate(job.settings)
-    with session.following(job.log_file):
+    with run_log.following(job.log_file):
         try:
             endpoint = _start(job, settings)
             with _asked_to_stop() as stop:
@@ -200,7 +200,7 @@ class Replica:
         from ucotron_ray.serving.switch import Switch  # noqa: PLC0415
 
         mine = ServeJob(**job)
-        session.set_up_worker(mine.log_file)
+        run_log.set_up_worker(mine.log_file)
         settings = Serving.model_validate(mine.settings)
 
         def load(wanted: target.Target) -> Engine:
@@ -233,7 +233,7 @@ class Endpoint:
 
     def __init__(self, replicas: "DeploymentHandle", job: dict[str, Any]) -> None:
         mine = ServeJob(**job)
-        session.set_up_worker(mine.log_file)
+        run_log.set_up_worker(mine.log_file)
         settings = Serving.model_validate(mine.settings)
         limits = Limits(
             slots=settings.num_replicas * settings.max_batch,

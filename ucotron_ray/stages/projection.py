@@ -40,7 +40,7 @@ def train(run: Run, data: Artifact) -> Artifact:
             num_threads=session.worker_resources(workers).threads,
         )
         spool.dataset(data, "training")
-        figures = fit_on_ray(job, workers, spool, build, run.log_file)
+        figures = fit_on_ray(job, run.config.place, spool, build, run.log_file)
         for scrap in build.path.glob(f"*{CHECKPOINT}*"):
             scrap.unlink()
         spool.file(build.path / RECORD)

@@ -81,7 +81,7 @@ def _trained(
     if prepared.plan is not None:
         artifacts.write_json(build.path / "plan.json", prepared.plan.as_dict())
     tokens = run.config.recipe.evaluation.max_new_tokens
-    metrics = train_on_ray(job, run.config.place.workers, spool, build, run.log_file, answer_tokens=tokens)
+    metrics = train_on_ray(job, run.config.place, spool, build, run.log_file, answer_tokens=tokens)
     record = json.loads((build.path / "training.json").read_text(encoding="utf-8"))
     # By name: workers know the base as a path of the machine that they ran on.
     record["base"] = note

@@ -24,7 +24,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.metrics import Gauge
 
-from ucotron_ray import session
+from ucotron_ray import run_log, session
 from ucotron_ray.errors import InputError, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.fireworks.chat import FATAL
 from ucotron_ray.recipe import Generation
@@ -122,7 +122,7 @@ class Synthesizer:
     """One sending process: many samples at once, in as many calls at once as Ray makes."""
 
     def __init__(self, job: SynthesisJob, governor: Any, first: int, again: tuple[int, ...]) -> None:
-        session.set_up_worker(job.log_file)
+        run_log.set_up_worker(job.log_file)
         run = job.invocation
 
         async def exchange(name: str, finished: list[Finished], needs: list[Need], trouble: str | None) -> Grant:
@@ -206,7 +206,7 @@ def _filled(job: SynthesisJob, governor: Any, before: dict[str, Any]) -> tuple["
     """Rounds and release. The governor hears of the driver all the while: it ends itself when it is forgotten."""
     progress = watch.Progress(job.count)
     with (
-        session.following(job.log_file),
+        run_log.following(job.log_file),
         watch.watching(progress, lambda: _of_task(job, _status(governor, job), before), Path(job.metrics_file)),
     ):
         judged, planned = _rounds(job, governor, progress)

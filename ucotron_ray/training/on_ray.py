@@ -1,52 +1,75 @@
-"""Runs `sft.train` and `dpo.train` in Ray Train workers, and the reference of DPO as a task. Nothing else.
+"""Runs `sft.train` and `dpo.train` in Ray's workers, and what surrounds them as tasks. Nothing else.
 
-Every actor of Ray Train imports this file, six of them for one worker: it must stay light.
+Every actor of Ray Train imports this file, five of them beside one worker: it must stay light.
 """
 
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
 
-from ucotron_ray import session
+from ucotron_ray import run_log, session
 from ucotron_ray.artifacts import Build
 from ucotron_ray.errors import LossNotFinite, StageFailed, Stopped, UcotronRayError
-from ucotron_ray.place import Workers
+from ucotron_ray.place import Place, Workers
 from ucotron_ray.tracking import Spool
+from ucotron_ray.training.hooks import NO_HOOKS, Hooks, Report, Score
 from ucotron_ray.training.job import STOP, DpoJob, SftJob, TrainingJob
 
 
 def train_on_ray(
-    job: TrainingJob, workers: Workers, spool: Spool, build: Build, log_file: str, *, answer_tokens: int
+    job: TrainingJob, place: Place, spool: Spool, build: Build, log_file: str, *, answer_tokens: int
 ) -> dict[str, float]:
     """Train on the place's workers, restarting them after failures; return the final metrics.
 
     Ray keeps no checkpoints of its own here: the training function resumes from those in the artifact's directory,
     whether the worker, the driver or the whole cluster was lost. `answer_tokens` bounds an answer that is scored.
     """
-    from ray.train.torch import TorchTrainer  # noqa: PLC0415 - torch, which not every actor that imports us needs
+    workers = place.workers
+    config = {
+        "stage": "dpo" if isinstance(job, DpoJob) else "sft",
+        "job": asdict(job),
+        "spool": str(spool.directory),
+        "run": spool.run,
+        "log_file": log_file,
+        "score": {"max_new_tokens": answer_tokens, "batch_size": workers.eval_batch},
+    }
+    stop = Path(job.directory) / STOP
+    stop.unlink(missing_ok=True)
+    try:
+        with run_log.following(log_file), session.stopping(stop):
+            if session.needs_group(place):
+                metrics = _in_group(config, workers, build)
+            else:
+                resources = session.worker_resources(workers)
+                metrics = session.in_worker(_alone, config, resources, max_failures=workers.max_failures)
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+    finally:
+        stop.unlink(missing_ok=True)
+    if not isinstance(metrics, dict):
+        raise StageFailed("the workers ended without a result", where=str(build.path))
+    if "error" in metrics:
+        raise metrics["error"]
+    return {str(key): float(value) for key, value in metrics.items()}
+
+
+def _in_group(config: dict[str, Any], workers: Workers, build: Build) -> Any:
+    """What the first worker of a group of Ray Train returns."""
+    import ray.train  # noqa: PLC0415 - 1 s, and torch: not every process that imports us needs them
+    from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
     resources = session.worker_resources(workers)
     # Ray's own bookkeeping of this attempt. Ray resumes from what it finds there: nothing of another may be left.
     scratch = build.path / "ray"
     shutil.rmtree(scratch, ignore_errors=True)
-    stop = Path(job.directory) / STOP
-    stop.unlink(missing_ok=True)
     trainer = TorchTrainer(
-        _loop,
-        train_loop_config={
-            "stage": "dpo" if isinstance(job, DpoJob) else "sft",
-            "job": asdict(job),
-            "spool": str(spool.directory),
-            "run": spool.run,
-            "log_file": log_file,
-            "score": {"max_new_tokens": answer_tokens, "batch_size": workers.eval_batch},
-        },
+        _member,
+        train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers,
             use_gpu=resources.gpus > 0,
@@ -59,95 +82,95 @@ def train_on_ray(
         ),
     )
     try:
-        with session.following(log_file), session.stopping(stop):
-            result = session.aside(trainer.fit)
+        return session.aside(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        stop.unlink(missing_ok=True)
-    metrics = result.return_value
-    if not isinstance(metrics, dict):
-        raise StageFailed("the workers ended without a result", where=str(build.path))
-    if "error" in metrics:
-        raise metrics["error"]
-    return {str(key): float(value) for key, value in metrics.items()}
 
 
-def _loop(config: dict[str, Any]) -> dict[str, Any]:
-    """What every worker runs. Heavy imports happen here, in the worker."""
-    session.set_up_worker(config["log_file"])
+def _member(config: dict[str, Any]) -> dict[str, Any]:
+    """What every worker of a group runs."""
+    import ray.train  # noqa: PLC0415 - see above
+
     context = ray.train.get_context()
+    hooks = Hooks(
+        # A barrier that is answered once a poll (0.5 s): at evaluations only, never at a log.
+        evaluated=lambda metrics: ray.train.report(dict(metrics)),
+        preempted=lambda: ray.train.get_preemption_info() is not None,
+    )
+    metrics = _worker(config, hooks, rank=context.get_world_rank(), world=context.get_world_size())
+    if "error" not in metrics:
+        # One report at the end: Ray counts a run without any as unfinished in its dashboard.
+        ray.train.report({**metrics, "pid": os.getpid()})
+    return metrics
+
+
+def _alone(config: dict[str, Any]) -> dict[str, Any]:
+    """What the only worker runs."""
+    return _worker(config, NO_HOOKS, rank=0, world=1)
+
+
+def _worker(config: dict[str, Any], hooks: Hooks, *, rank: int, world: int) -> dict[str, Any]:
+    """What every worker does. Heavy imports happen here."""
+    run_log.set_up_worker(config["log_file"])
     spool = Spool(Path(config["spool"]), config["run"])
 
     def report(metrics: Mapping[str, float]) -> None:
-        if context.get_world_rank() == 0:
+        if rank == 0:
             step = int(metrics["step"])
             spool.metrics({key: value for key, value in metrics.items() if key != "step"}, step=step)
 
     try:
-        metrics = _train(config["stage"], config["job"], config["score"], report)
+        return _train(config["stage"], config["job"], report, replace(hooks, score=_scorer(config)))
     except UcotronRayError as error:
-        # What we say ourselves is no failure of a worker: raised, Ray would start the same again. But returning is
+        # What we say ourselves is no failure of a worker: raised, it would be started again. But returning is
         # right only where all workers return: of a full disk or a missing model one alone may know, and the others
         # would wait for it in a collective call, for half an hour.
         together = isinstance(error, (Stopped, LossNotFinite))
-        if not together and context.get_world_size() > 1:
+        if not together and world > 1:
             raise
         return {"error": error}
-    # One report at the end: Ray counts a run without any as unfinished in its dashboard.
-    ray.train.report({**metrics, "pid": os.getpid()})
-    return metrics
 
 
 def reference_on_ray(job: TrainingJob, workers: Workers, log_file: str) -> None:
-    """Write the reference of DPO into the job's directory, in one task with the resources of a worker."""
-    resources = session.worker_resources(workers)
-    task = ray.remote(_write_reference).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)
-    try:
-        with session.following(log_file):
-            ray.get(task.remote(asdict(job), log_file))
-    except ray.exceptions.RayError as error:
-        raise _cause(error) from error
+    """Write the reference of DPO into the job's directory, in one process with the resources of a worker."""
+    _beside(_write_reference, {"job": asdict(job), "log_file": log_file}, workers)
 
 
 def sample_on_ray(job: Mapping[str, Any], workers: Workers, log_file: str) -> dict[str, int]:
-    """Write preference pairs of the model's own answers, in one task with the resources of a worker."""
-    resources = session.worker_resources(workers)
-    task = ray.remote(_sample).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)
-    try:
-        with session.following(log_file):
-            counts: dict[str, int] = ray.get(task.remote(dict(job), log_file))
-    except ray.exceptions.RayError as error:
-        raise _cause(error) from error
+    """Write preference pairs of the model's own answers, in one process with the resources of a worker."""
+    counts: dict[str, int] = _beside(_sample, {"job": dict(job), "log_file": log_file}, workers)
     return counts
 
 
-def _sample(job: dict[str, Any], log_file: str) -> dict[str, int]:
+def _beside(function: Callable[[dict[str, Any]], Any], config: dict[str, Any], workers: Workers) -> Any:
+    try:
+        with run_log.following(config["log_file"]):
+            return session.in_worker(
+                function, config, session.worker_resources(workers), max_failures=workers.max_failures
+            )
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+
+
+def _sample(config: dict[str, Any]) -> dict[str, int]:
     from ucotron_ray.evaluation.scoring import f1_of  # noqa: PLC0415 - the rim knows both stages
-    from ucotron_ray.training import on_policy  # noqa: PLC0415 - transformers, in the task only
+    from ucotron_ray.training import on_policy  # noqa: PLC0415 - transformers, in the worker only
 
-    session.set_up_worker(log_file)
-    return on_policy.write_pairs(on_policy.SampleJob(**job), f1_of)
-
-
-def _write_reference(job: dict[str, Any], log_file: str) -> None:
-    from ucotron_ray.training import dpo  # noqa: PLC0415 - transformers, in the task only
-
-    session.set_up_worker(log_file)
-    dpo.write_reference(TrainingJob(**job))
+    run_log.set_up_worker(config["log_file"])
+    return on_policy.write_pairs(on_policy.SampleJob(**config["job"]), f1_of)
 
 
-def _train(stage: str, job: dict[str, Any], score: dict[str, int], report: Any) -> dict[str, float]:
+def _write_reference(config: dict[str, Any]) -> None:
+    from ucotron_ray.training import dpo  # noqa: PLC0415 - transformers, in the worker only
+
+    run_log.set_up_worker(config["log_file"])
+    dpo.write_reference(TrainingJob(**config["job"]))
+
+
+def _train(stage: str, job: dict[str, Any], report: Report, hooks: Hooks) -> dict[str, float]:
     # 8 s of imports that the driver does not pay for.
-    from ucotron_ray.training.hooks import Hooks  # noqa: PLC0415
-
-    hooks = Hooks(
-        # A barrier that is answered once a poll (0.5 s): at evaluations only, never at a log.
-        evaluated=lambda metrics: ray.train.report(dict(metrics)),
-        score=_scorer(job, **score),
-        preempted=lambda: ray.train.get_preemption_info() is not None,
-    )
     if stage == "dpo":
         from ucotron_ray.training import dpo  # noqa: PLC0415
 
@@ -157,14 +180,15 @@ def _train(stage: str, job: dict[str, Any], score: dict[str, int], report: Any) 
     return sft.train(SftJob(**job), report, hooks)
 
 
-def _scorer(job: dict[str, Any], *, max_new_tokens: int, batch_size: int) -> Any:
+def _scorer(config: dict[str, Any]) -> Score | None:
     """Counts of the triples that a model answers on the first validation rows; None if none are wanted."""
+    job = config["job"]
     wanted = job["settings"]["eval_f1_rows"]
     if not wanted or not job["val_file"]:
         return None
     from ucotron_ray.evaluation.generate import triples_of  # noqa: PLC0415 - the rim knows both stages
 
-    return triples_of(Path(job["val_file"]), wanted, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return triples_of(Path(job["val_file"]), wanted, **config["score"])
 
 
 def _cause(error: Exception) -> UcotronRayError:

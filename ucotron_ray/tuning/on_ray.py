@@ -25,7 +25,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ucotron_ray import session
+from ucotron_ray import run_log, session
 from ucotron_ray.errors import Stopped
 from ucotron_ray.place import Workers
 from ucotron_ray.tuning import job as jobs
@@ -110,7 +110,7 @@ def sweep_on_ray(sweep: Sweep, launch: Launch) -> None:
     for name in ("ray.tune", "ray.tune.tune", "ray.tune.execution.tune_controller"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with session.following(launch.log_file), session.stopping(stop):
+        with run_log.following(launch.log_file), session.stopping(stop):
             session.aside(tuner.fit)
         if stop.exists():
             raise Stopped(
@@ -216,7 +216,7 @@ def _trial(config: dict[str, Any]) -> None:
     from ucotron_ray.tuning import trial  # noqa: PLC0415
 
     job = jobs.read(Path(config["directory"]))
-    session.set_up_worker(job.log_file, prefix=f"{job.trial}: ")
+    run_log.set_up_worker(job.log_file, prefix=f"{job.trial}: ")
     bundles = tune.get_context().get_trial_resources().bundles
     world = len(bundles)
     if world == 1:
@@ -249,7 +249,7 @@ class _Peer:
         from ucotron_ray.tuning import trial  # noqa: PLC0415
 
         job = jobs.read(Path(directory))
-        session.set_up_worker(job.log_file, prefix=f"{job.trial}: ")
+        run_log.set_up_worker(job.log_file, prefix=f"{job.trial}: ")
         _join_group(rank, world, address)
         trial.run(job, lambda score: None, rank=rank, world=world)
 
