@@ -3,13 +3,12 @@
 import logging
 import math
 import os
+import re
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -140,7 +139,7 @@ def needs_group(place: Place) -> bool:
     """Whether training needs a group of Ray Train: for several workers, and on a cluster that others run.
 
     There Ray Train's view in the dashboard and the notice that a node goes are worth its five processes. Beside one
-    worker on this machine they would cost it 3 % of every step and some seconds at the start (`training_ray.json`).
+    worker on this machine they would cost it 4 % of every step and 16 s at the start (`training_ray.json`).
     """
     return place.workers.num_workers > 1 or address_of(place) is not None
 
@@ -207,73 +206,44 @@ def _nodes() -> list[placement.Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-@contextmanager
-def stopping(request: Path) -> Iterator[None]:
-    """In the block SIGTERM and Ctrl-C make the file that asks the workers to stop; a second one ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        if request.exists():
-            raise KeyboardInterrupt
-        request.touch()
-        log.warning("stopping after this step, with a checkpoint; once more to stop at once")
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def in_worker(function: Callable[[Any], Any], argument: Any, resources: WorkerResources, **options: Any) -> Any:
+    """`in_workers` for one argument."""
+    (result,) = in_workers(function, [argument], resources, **options)
+    return result
 
 
-def aside(work: Callable[[], Any]) -> Any:
-    """Do the work in a thread: in the main thread Ray has a handler of its own for Ctrl-C, which ends with exit 0."""
-    done: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            done["result"] = work()
-        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread, whatever it is
-            done["error"] = error
-
-    thread = threading.Thread(target=run, name="aside", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(1.0)
-    if "error" in done:
-        raise done["error"]
-    return done["result"]
-
-
-def in_worker(
+def in_workers(
     function: Callable[[Any], Any],
-    argument: Any,
+    arguments: Sequence[Any],
     resources: WorkerResources,
     *,
     max_failures: int,
     memory: float | None = None,
-) -> Any:
-    """What the function returns, in a process with these resources, started again after a failure, so many times.
+) -> list[Any]:
+    """What the function returns for each argument, in processes with these resources.
 
-    Raises our own errors at once, and a RayError after the last failure. Ray's own `max_retries` does not count an
-    error that the function raises, or a process that was killed because memory ran out. `memory` is what it needs in
-    bytes: it then starts where a node has that much left.
+    After a failure it is started again, so many times in all. Raises our own errors at once, and a RayError after the
+    last failure. Ray's own `max_retries` does not count an error that the function raises, or a process that was killed
+    because memory ran out. `memory` is what it needs in bytes: it then starts where a node has that much left.
     """
     # max_calls: the process ends with its work, and its memory goes back.
     task = ray.remote(max_calls=1, max_retries=0)(function).options(
         num_cpus=resources.cpus, num_gpus=resources.gpus, **({"memory": int(memory)} if memory else {})
     )
-    failures = 0
-    while True:
+    running = {task.remote(argument): number for number, argument in enumerate(arguments)}
+    results, failures = dict.fromkeys(running.values()), 0
+    while running:
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        number = running.pop(done)
         try:
-            return ray.get(task.remote(argument))
+            results[number] = ray.get(done)
         except ray.exceptions.RayError as error:
             failures += 1
             if failures > max_failures or _own_error(error) is not None:
                 raise
-            log.warning("a worker failed: started again, %d of %d: %s", failures, max_failures, _last_line(error))
+            log.warning("a worker failed: started again, %d of %d: %s", failures, max_failures, _said(error))
+            running[task.remote(arguments[number])] = number
+    return list(results.values())
 
 
 def set_environment(values: Mapping[str, object]) -> None:
@@ -289,7 +259,8 @@ def cause_of(
     Where Ray has no room left it is Stopped: with some room the same command goes on. With `lost_is_stop` a lost actor,
     node or object is Stopped, too.
     """
-    for outer in (getattr(error, "worker_failures", None) or {0: error}).values():
+    failures = list((getattr(error, "worker_failures", None) or {0: error}).values())
+    for outer in failures:
         own = _own_error(outer)
         if own is not None:
             return own
@@ -300,15 +271,19 @@ def cause_of(
             next_step="free space where the nodes spill (RAY_SPILL_DIR of cluster/local-head.sh), then run the same "
             "command again",
         )
-    found = _last_line(error)
+    found = _said(failures[0])
     if lost_is_stop and isinstance(error, _LOST):
         return Stopped("stopped: a part of the cluster was lost", found=found, next_step="run the same command again")
     log.debug("%s", problem, exc_info=error)
     return StageFailed(problem, where=where, found=found, next_step=next_step)
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
+def _said(error: BaseException) -> str:
+    """What Ray says of a failure, in a line."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        used = re.search(r"was (\S+) used / (\S+) limit", str(error))
+        return "memory ran out, and Ray ended the process" + (f": {used[1]} of {used[2]} were used" if used else "")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -78,6 +79,14 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once_with_exit_1(place, ray_he
     assert "the training loss is not finite" in result["stderr"]
     # Not a failure of a worker: nothing is started again.
     assert len(re.findall(r"worker 0 of 1, pid", result["stderr"])) == 1
+
+
+def test_a_worker_that_memory_runs_out_for_is_started_again_only_so_often(place, ray_head):
+    """A cluster of our own that takes its memory for full from the start: Ray ends every worker that begins."""
+    short = replace(ray_head, environment={**ray_head.environment, "RAY_memory_usage_threshold": "0.01"})
+    result = finished(start(short, *sft(place, "short", "workers.max_failures=2"), address=False), code=1)
+    assert re.findall(r"started again, (\d) of 2: memory ran out", result["stderr"]) == ["1", "2"]
+    assert "found:     memory ran out, and Ray ended the process" in result["stderr"]
 
 
 def test_f1_is_measured_while_it_trains(place, ray_head):

@@ -135,36 +135,52 @@ def failing(monkeypatch, *errors: Exception) -> list[object]:
     started: list[object] = []
     left = list(errors)
 
-    def get(task: object) -> int:
+    def remote(argument: object) -> int:
+        started.append(argument)
+        return len(started)
+
+    def get(task: int) -> int:
         if left:
             raise left.pop(0)
         return 7
 
-    task = SimpleNamespace(remote=lambda argument: started.append(argument))
+    task = SimpleNamespace(remote=remote)
     monkeypatch.setattr(ray, "remote", lambda **settings: lambda function: SimpleNamespace(options=lambda **_: task))
+    monkeypatch.setattr(ray, "wait", lambda tasks, num_returns: (tasks[:1], tasks[1:]))
     monkeypatch.setattr(ray, "get", get)
     return started
 
 
+ONE = session.WorkerResources(1.0, 0.0)
+
+
 def test_work_is_started_again_as_often_as_may_fail_whatever_the_failure(monkeypatch, caplog):
-    one = session.WorkerResources(1.0, 0.0)
-    lost, memory = ray.exceptions.WorkerCrashedError(), ray.exceptions.OutOfMemoryError("memory ran out")
+    said = "1 worker(s) were killed. Memory was 23.10GB used / 23.54GB limit (0.98)\nRefer to the documentation …"
+    lost, memory = ray.exceptions.WorkerCrashedError(), ray.exceptions.OutOfMemoryError(said)
     started = failing(monkeypatch, lost, memory)
     with caplog.at_level("WARNING"):
-        assert session.in_worker(len, "job", one, max_failures=2) == 7
+        assert session.in_worker(len, "job", ONE, max_failures=2) == 7
     assert started == ["job"] * 3
-    assert "started again, 2 of 2: memory ran out" in caplog.text
-    started = failing(monkeypatch, lost, memory, lost)
-    with pytest.raises(ray.exceptions.WorkerCrashedError):
-        session.in_worker(len, "job", one, max_failures=2)
+    words = "memory ran out, and Ray ended the process: 23.10GB of 23.54GB were used"
+    assert caplog.messages[-1] == f"a worker failed: started again, 2 of 2: {words}"
+    started = failing(monkeypatch, lost, lost, memory)
+    with pytest.raises(ray.exceptions.OutOfMemoryError) as caught:
+        session.in_worker(len, "job", ONE, max_failures=2)
     assert len(started) == 3
+    assert session.cause_of(caught.value, "it failed", next_step="go on").found == words
+
+
+def test_of_several_the_one_that_failed_is_started_again_and_all_answer_in_their_order(monkeypatch):
+    started = failing(monkeypatch, ray.exceptions.WorkerCrashedError())
+    assert session.in_workers(len, ["a", "b"], ONE, max_failures=1) == [7, 7]
+    assert started == ["a", "b", "a"]
 
 
 def test_what_we_say_ourselves_is_not_tried_again(monkeypatch):
     error = ray.exceptions.RayTaskError("f", "traceback", InputError("a row is wrong"))
     started = failing(monkeypatch, error)
     with pytest.raises(ray.exceptions.RayTaskError):
-        session.in_worker(len, "job", session.WorkerResources(1.0, 0.0), max_failures=2)
+        session.in_worker(len, "job", ONE, max_failures=2)
     assert len(started) == 1
 
 

@@ -10,6 +10,7 @@ import torch
 
 from tests.unit.test_sft import SETTINGS, WEIGHTS, job
 from tests.unit.test_sft import straight as straight  # the fixture, again for this file
+from ucotron_ray import signals
 from ucotron_ray.artifacts import file_hash
 from ucotron_ray.errors import LossNotFinite, StageFailed, Stopped
 from ucotron_ray.training import checkpoints, sft, tokens
@@ -155,18 +156,16 @@ def test_signals_ask_once_and_then_insist(tmp_path):
     import os
     import signal
 
-    from ucotron_ray import session
-
     request = tmp_path / STOP
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), session.stopping(request):
+    with pytest.raises(KeyboardInterrupt), signals.stopping(request):
         os.kill(os.getpid(), signal.SIGTERM)
         assert request.exists()
         os.kill(os.getpid(), signal.SIGINT)
         signal.pause()
     assert signal.getsignal(signal.SIGTERM) == before
     # In another thread there is nothing to install, and nothing fails.
-    thread = threading.Thread(target=lambda: session.stopping(request).__enter__())
+    thread = threading.Thread(target=lambda: signals.stopping(request).__enter__())
     thread.start()
     thread.join()
 

@@ -12,7 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from tests.unit.test_sft import SETTINGS, WEIGHTS, job
 from tests.unit.test_sft import straight as straight  # the fixture, again for this file
-from ucotron_ray import run_log, session
+from ucotron_ray import run_log, signals
 from ucotron_ray.artifacts import file_hash
 from ucotron_ray.errors import InputError, LossNotFinite, StageFailed, Stopped
 from ucotron_ray.training import on_ray
@@ -56,9 +56,9 @@ def test_any_other_error_is_rays_to_try_again(monkeypatch, tmp_path):
 
 
 def test_work_aside_gives_its_result_its_error_and_leaves_signals_to_the_main_thread(tmp_path):
-    assert session.aside(lambda: 7) == 7
+    assert signals.aside(lambda: 7) == 7
     with pytest.raises(InputError, match="wrong"):
-        session.aside(lambda: (_ for _ in ()).throw(InputError("wrong")))
+        signals.aside(lambda: (_ for _ in ()).throw(InputError("wrong")))
     request, seen = tmp_path / "stop", threading.Event()
 
     def work() -> bool:
@@ -67,8 +67,8 @@ def test_work_aside_gives_its_result_its_error_and_leaves_signals_to_the_main_th
             seen.wait(0.01)
         return True
 
-    with session.stopping(request):
-        assert session.aside(work)
+    with signals.stopping(request):
+        assert signals.aside(work)
 
 
 def in_local_mode(monkeypatch, tmp_path, model, name: str, **settings: object):

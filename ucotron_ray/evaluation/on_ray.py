@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -20,17 +21,18 @@ def predict_on_ray(
     measured = {"new_tokens": 0.0, "seconds": 0.0}
     if left:
         resources = session.worker_resources(workers)
-        task = ray.remote(_predict).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)
-        futures = [
-            task.remote(
-                asdict(replace(job, questions=tuple(share), output_file=str(directory / f"shard-{index}.jsonl"))),
-                log_file,
-            )
+        shares = [
+            {
+                "job": asdict(
+                    replace(job, questions=tuple(share), output_file=str(directory / f"shard-{index}.jsonl"))
+                ),
+                "log_file": log_file,
+            }
             for index, share in enumerate(_deal(left, workers.num_workers))
         ]
         try:
             with run_log.following(log_file):
-                results = ray.get(futures)
+                results = session.in_workers(_predict, shares, resources, max_failures=workers.max_failures)
         except ray.exceptions.RayError as error:
             next_step = "the answers so far are kept; correct the cause and run the same command again"
             raise session.cause_of(error, "a worker failed while the model answered", next_step=next_step) from error
@@ -42,9 +44,9 @@ def predict_on_ray(
     return [answers[question] for question in job.questions], measured
 
 
-def _predict(job: dict[str, object], log_file: str) -> dict[str, float]:
-    run_log.set_up_worker(log_file)
-    fields = PredictJob(**job)  # type: ignore[arg-type]  # the fields of a PredictJob, made by asdict
+def _predict(share: dict[str, Any]) -> dict[str, float]:
+    run_log.set_up_worker(share["log_file"])
+    fields = PredictJob(**share["job"])
     if fields.bundle is not None:
         from ucotron_ray.evaluation.onnx_answers import predict as predict_by_bundle  # noqa: PLC0415 - onnxruntime
 

@@ -18,7 +18,7 @@ import ray.train.torch
 from ray.data import ActorPoolStrategy, DataContext
 from ray.train.torch import TorchTrainer
 
-from ucotron_ray import run_log, session
+from ucotron_ray import run_log, session, signals
 from ucotron_ray.artifacts import Build, write_json
 from ucotron_ray.errors import StageFailed, UcotronRayError
 from ucotron_ray.place import Place, Workers
@@ -130,7 +130,7 @@ def _fit_in_group(config: dict[str, Any], workers: Workers, build: Build) -> Any
         ),
     )
     try:
-        return session.aside(trainer.fit).return_value
+        return signals.aside(trainer.fit).return_value
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from ucotron_ray import run_log, session
+from ucotron_ray import run_log, session, signals
 from ucotron_ray.artifacts import Build
 from ucotron_ray.errors import LossNotFinite, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.place import Place, Workers
@@ -41,7 +41,7 @@ def train_on_ray(
     stop = Path(job.directory) / STOP
     stop.unlink(missing_ok=True)
     try:
-        with run_log.following(log_file), session.stopping(stop):
+        with run_log.following(log_file), signals.stopping(stop):
             if session.needs_group(place):
                 metrics = _in_group(config, workers, build)
             else:
@@ -82,7 +82,7 @@ def _in_group(config: dict[str, Any], workers: Workers, build: Build) -> Any:
         ),
     )
     try:
-        return session.aside(trainer.fit).return_value
+        return signals.aside(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     finally:

@@ -25,7 +25,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ucotron_ray import run_log, session
+from ucotron_ray import run_log, session, signals
 from ucotron_ray.errors import Stopped
 from ucotron_ray.place import Workers
 from ucotron_ray.tuning import job as jobs
@@ -110,8 +110,8 @@ def sweep_on_ray(sweep: Sweep, launch: Launch) -> None:
     for name in ("ray.tune", "ray.tune.tune", "ray.tune.execution.tune_controller"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with run_log.following(launch.log_file), session.stopping(stop):
-            session.aside(tuner.fit)
+        with run_log.following(launch.log_file), signals.stopping(stop):
+            signals.aside(tuner.fit)
         if stop.exists():
             raise Stopped(
                 "the sweep was asked to stop, and did",
