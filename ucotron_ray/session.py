@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def needs_group(place: Place) -> bool:
     """Whether training needs a group of Ray Train: for several workers, and on a cluster that others run.
 
     There Ray Train's view in the dashboard and the notice that a node goes are worth its five processes. Beside one
-    worker on this machine they would cost it 4 % of every step and 16 s at the start (`training_ray.json`).
+    worker on this machine they would cost it 4 % of every step and 16 s a run (`training_ray.json`).
     """
     return place.workers.num_workers > 1 or address_of(place) is not None
 
@@ -219,29 +220,32 @@ def in_workers(
     *,
     max_failures: int,
     memory: float | None = None,
+    repeat_errors: bool = False,
 ) -> list[Any]:
     """What the function returns for each argument, in processes with these resources.
 
-    After a failure it is started again, so many times in all. Raises our own errors at once, and a RayError after the
-    last failure. Ray's own `max_retries` does not count an error that the function raises, or a process that was killed
-    because memory ran out. `memory` is what it needs in bytes: it then starts where a node has that much left.
+    Where a process was lost, also because memory ran out, its work is started again, so many times for each argument;
+    with `repeat_errors` (of training, which goes on from a checkpoint) also where the function raised an error that is
+    not our own. Raises a RayError after the last failure. Ray's own `max_retries` does not count what memory ran out
+    for. `memory` is what it needs in bytes: it then starts where a node has that much left.
     """
     # max_calls: the process ends with its work, and its memory goes back.
     task = ray.remote(max_calls=1, max_retries=0)(function).options(
         num_cpus=resources.cpus, num_gpus=resources.gpus, **({"memory": int(memory)} if memory else {})
     )
     running = {task.remote(argument): number for number, argument in enumerate(arguments)}
-    results, failures = dict.fromkeys(running.values()), 0
+    results, failures = dict.fromkeys(running.values()), Counter[int]()
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
         number = running.pop(done)
         try:
             results[number] = ray.get(done)
         except ray.exceptions.RayError as error:
-            failures += 1
-            if failures > max_failures or _own_error(error) is not None:
+            failures[number] += 1
+            raised = isinstance(error, ray.exceptions.RayTaskError) and not repeat_errors
+            if failures[number] > max_failures or raised or _own_error(error) is not None:
                 raise
-            log.warning("a worker failed: started again, %d of %d: %s", failures, max_failures, _said(error))
+            log.warning("a worker failed: started again, %d of %d: %s", failures[number], max_failures, _said(error))
             running[task.remote(arguments[number])] = number
     return list(results.values())
 
@@ -280,6 +284,8 @@ def cause_of(
 
 def _said(error: BaseException) -> str:
     """What Ray says of a failure, in a line."""
+    # Of a worker in a group of Ray Train.
+    error = getattr(error, "health_check_failure", error)
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         used = re.search(r"was (\S+) used / (\S+) limit", str(error))
         return "memory ran out, and Ray ended the process" + (f": {used[1]} of {used[2]} were used" if used else "")

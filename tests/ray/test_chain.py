@@ -193,7 +193,7 @@ def test_after_kill_9_the_same_command_ends_with_the_same_bytes(place, ray_head,
     assert file_hash(store.get("adapter", f"killed-{victim}").path / WEIGHTS) == file_hash(straight)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_one_worker_of_a_cluster_of_our_own_trains_the_same_bytes_whatever_ends_it(place, ray_head, number):
     """No group of Ray Train there: a task, which is started again, and which stops with a checkpoint."""
     store, name = Store(place["store"]), f"alone-{number.name}"

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import ray.train
@@ -16,11 +17,12 @@ from ucotron_ray import run_log, signals
 from ucotron_ray.artifacts import file_hash
 from ucotron_ray.errors import InputError, LossNotFinite, StageFailed, Stopped
 from ucotron_ray.training import on_ray
-from ucotron_ray.training.hooks import NO_HOOKS
 
 
 def looped(monkeypatch, tmp_path, error: BaseException | None, *, world: int = 1) -> dict:
-    """What a worker of `world` returns whose training ends with the error, or with a loss of 1."""
+    """What a member of a group of `world` returns whose training ends with the error, or with a loss of 1."""
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: world)
+    reported: list[dict] = []
 
     def train(*args):
         if error is not None:
@@ -29,9 +31,13 @@ def looped(monkeypatch, tmp_path, error: BaseException | None, *, world: int = 1
 
     monkeypatch.setattr(on_ray, "_train", train)
     monkeypatch.setattr(on_ray, "_scorer", lambda config: None)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train, "report", lambda metrics: reported.append(metrics))
     monkeypatch.setattr(run_log, "set_up_worker", lambda log_file: None)
     config = {"spool": str(tmp_path), "run": "r", "log_file": "", "stage": "sft", "job": {}, "score": {}}
-    return on_ray._worker(config, NO_HOOKS, rank=0, world=world)
+    made = on_ray._member(config)
+    assert bool(reported) == (error is None)
+    return made
 
 
 @pytest.mark.parametrize(("kind", "world"), [(InputError, 1), (Stopped, 1), (Stopped, 2), (LossNotFinite, 2)])

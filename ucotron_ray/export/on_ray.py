@@ -24,7 +24,7 @@ def export_on_ray(job: ExportJob, workers: Workers, *, memory: float | None) -> 
     try:
         with run_log.following(job.log_file):
             measured: dict[str, float] = session.in_worker(
-                _export, asdict(job), processors, max_failures=1, memory=memory
+                _export, asdict(job), processors, max_failures=workers.max_failures, memory=memory
             )
     except ray.exceptions.RayError as error:
         next_step = "if it ran out of memory, export on a larger machine; the same command goes on from here"

@@ -197,9 +197,7 @@ def _fit_member(config: dict[str, Any]) -> dict[str, float]:
 
 def _fit_alone(config: dict[str, Any]) -> dict[str, float]:
     """What the only worker runs."""
-    import torch  # noqa: PLC0415
-
-    return _fit(config, rank=0, device="cuda:0" if torch.cuda.is_available() else "cpu")
+    return _fit(config, rank=0, device="cuda:0" if ray.get_gpu_ids() else "cpu")
 
 
 def _fit(config: dict[str, Any], *, rank: int, device: str) -> dict[str, float]:
@@ -260,14 +258,17 @@ def _task(
     if not needs_gpu:
         resources = replace(resources, gpus=0.0)
     with run_log.following(log_file):
-        return _guarded(lambda: session.in_worker(function, fields, resources, max_failures=workers.max_failures))
+        return _guarded(
+            lambda: session.in_worker(function, fields, resources, max_failures=workers.max_failures),
+            lost_is_stop=False,
+        )
 
 
-def _guarded(work: Callable[[], Any]) -> Any:
+def _guarded(work: Callable[[], Any], *, lost_is_stop: bool = True) -> Any:
     try:
         return work()
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
         next_step = "what is done is kept; correct the cause and run the same command again"
         raise session.cause_of(
-            error, "the projection failed on the workers", next_step=next_step, lost_is_stop=True
+            error, "the projection failed on the workers", next_step=next_step, lost_is_stop=lost_is_stop
         ) from error

@@ -46,15 +46,15 @@ def train_on_ray(
                 metrics = _in_group(config, workers, build)
             else:
                 resources = session.worker_resources(workers)
-                metrics = session.in_worker(_alone, config, resources, max_failures=workers.max_failures)
+                metrics = session.in_worker(
+                    _alone, config, resources, max_failures=workers.max_failures, repeat_errors=True
+                )
     except ray.exceptions.RayError as error:
         raise _cause(error) from error
     finally:
         stop.unlink(missing_ok=True)
     if not isinstance(metrics, dict):
         raise StageFailed("the workers ended without a result", where=str(build.path))
-    if "error" in metrics:
-        raise metrics["error"]
     return {str(key): float(value) for key, value in metrics.items()}
 
 
@@ -82,11 +82,14 @@ def _in_group(config: dict[str, Any], workers: Workers, build: Build) -> Any:
         ),
     )
     try:
-        return signals.aside(trainer.fit).return_value
+        metrics = signals.aside(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if isinstance(metrics, dict) and "error" in metrics:
+        raise metrics["error"]
+    return metrics
 
 
 def _member(config: dict[str, Any]) -> dict[str, Any]:
@@ -99,19 +102,27 @@ def _member(config: dict[str, Any]) -> dict[str, Any]:
         evaluated=lambda metrics: ray.train.report(dict(metrics)),
         preempted=lambda: ray.train.get_preemption_info() is not None,
     )
-    metrics = _worker(config, hooks, rank=context.get_world_rank(), world=context.get_world_size())
-    if "error" not in metrics:
-        # One report at the end: Ray counts a run without any as unfinished in its dashboard.
-        ray.train.report({**metrics, "pid": os.getpid()})
+    try:
+        metrics = _worker(config, hooks, rank=context.get_world_rank())
+    except UcotronRayError as error:
+        # What we say ourselves is no failure of a worker: raised, Ray would start the same again. But returning is
+        # right only where all workers return: of a full disk or a missing model one alone may know, and the others
+        # would wait for it in a collective call, for half an hour.
+        together = isinstance(error, (Stopped, LossNotFinite))
+        if not together and context.get_world_size() > 1:
+            raise
+        return {"error": error}
+    # One report at the end: Ray counts a run without any as unfinished in its dashboard.
+    ray.train.report({**metrics, "pid": os.getpid()})
     return metrics
 
 
-def _alone(config: dict[str, Any]) -> dict[str, Any]:
+def _alone(config: dict[str, Any]) -> dict[str, float]:
     """What the only worker runs."""
-    return _worker(config, NO_HOOKS, rank=0, world=1)
+    return _worker(config, NO_HOOKS, rank=0)
 
 
-def _worker(config: dict[str, Any], hooks: Hooks, *, rank: int, world: int) -> dict[str, Any]:
+def _worker(config: dict[str, Any], hooks: Hooks, *, rank: int) -> dict[str, float]:
     """What every worker does. Heavy imports happen here."""
     run_log.set_up_worker(config["log_file"])
     spool = Spool(Path(config["spool"]), config["run"])
@@ -121,16 +132,7 @@ def _worker(config: dict[str, Any], hooks: Hooks, *, rank: int, world: int) -> d
             step = int(metrics["step"])
             spool.metrics({key: value for key, value in metrics.items() if key != "step"}, step=step)
 
-    try:
-        return _train(config["stage"], config["job"], report, replace(hooks, score=_scorer(config)))
-    except UcotronRayError as error:
-        # What we say ourselves is no failure of a worker: raised, it would be started again. But returning is
-        # right only where all workers return: of a full disk or a missing model one alone may know, and the others
-        # would wait for it in a collective call, for half an hour.
-        together = isinstance(error, (Stopped, LossNotFinite))
-        if not together and world > 1:
-            raise
-        return {"error": error}
+    return _train(config["stage"], config["job"], report, replace(hooks, score=_scorer(config)))
 
 
 def reference_on_ray(job: TrainingJob, workers: Workers, log_file: str) -> None:
