@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -169,6 +169,23 @@ def test_a_sentence_whose_entities_are_known_is_put_into_the_servers_prompt():
     plain, _, how = pairs.model_pair(row.model_copy(update={"ground_truth": None}))
     assert how == "as_is"
     assert plain.prompt[0].content == row.prompt
+
+
+def test_held_out_pairs_that_balancing_leaves_none_of_are_not_judged_by(tmp_path, tiny_model):
+    reference, job = jobs(tmp_path, tiny_model)
+    longer = [row for row in ROWS if len(row.chosen) > len(row.rejected)][:4]
+    turned = [row.model_copy(update={"chosen": row.rejected, "rejected": row.chosen}) for row in ROWS[:8]]
+    jsonl.write_rows(tmp_path / "pairs.jsonl", [*longer, *turned])
+    jsonl.write_rows(tmp_path / "val.jsonl", longer)
+    settings = {**SETTINGS.model_dump(), "max_longer_share": 0.6, "epochs": 1}
+    reference, job = replace(reference, settings=settings), replace(job, settings=settings)
+    dpo.write_reference(reference)
+    metrics = dpo.train(job, lambda _: None)
+    assert "eval_accuracy" not in metrics
+    assert metrics["steps"] == 3
+    jsonl.write_rows(tmp_path / "pairs.jsonl", longer)
+    with pytest.raises(InputError, match="max_longer_share"):
+        dpo.write_reference(reference)
 
 
 def test_pairs_that_say_nothing_are_dropped_and_counted(tiny_model):

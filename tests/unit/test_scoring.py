@@ -53,6 +53,15 @@ def test_strict_forgives_spelling_of_case_and_underscores_and_exact_does_not():
     assert normalise('  "Dr._Smith"  ') == "dr. smith"
 
 
+def test_a_second_spelling_is_a_wrong_triple_for_the_exact_score_alone():
+    score = score_row(row(("Ann", "met", "Bo")), answer(("Ann", "met", "Bo"), ("ann", "met", "Bo")))
+    both = row(("Ann", "met", "Bo"), ("ann", "met", "Bo"))
+    made = summary([score], resamples=10, seed=1)
+    assert (made["f1"], made["exact_f1"]) == (1.0, pytest.approx(2 / 3))
+    twice = score_row(both, answer(("Ann", "met", "Bo"), ("ann", "met", "Bo")))
+    assert summary([twice], resamples=10, seed=1)["exact_f1"] == 1.0
+
+
 def test_direction_counts():
     assert score_row(row(("Ann", "met", "Bo")), answer(("Bo", "met", "Ann"))).right == 0
 

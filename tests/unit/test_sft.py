@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -185,7 +186,22 @@ def test_loss_is_the_models_own_loss_on_the_labels(tmp_path, tiny_model):
     }
     expected = base_models.load_model(base, "float32")(**inputs).loss
     trainer = trainer_of(tmp_path, tiny_model, rows)
-    assert torch.allclose(trainer.compute_loss(trainer.model, dict(inputs)), expected, atol=1e-6)
+    number = (inputs["labels"] != IGNORED).sum()
+    loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=number)
+    assert torch.allclose(loss, expected, atol=1e-6)
+
+
+def test_the_validation_loss_is_the_same_however_many_rows_a_batch_has(tmp_path, tiny_model):
+    tokenizer = base_models.load_tokenizer(base_models.resolve(str(tiny_model)))
+    rows = sorted((example(server_row(row, "chat"), tokenizer) for row in ROWS), key=lambda row: len(row.input_ids))
+    rows = [rows[0], rows[-1], rows[1], rows[-2]]
+    losses = []
+    for size in (1, 2, 4):
+        trainer = trainer_of(tmp_path, tiny_model, rows)
+        trainer.data_collator = partial(loop.collate, pad=tokenizer.pad_token_id)
+        trainer.args.per_device_eval_batch_size = size
+        losses.append(trainer.evaluate()["eval_loss"])
+    assert losses[1:] == pytest.approx(losses[:1] * 2, abs=1e-5)
 
 
 def test_rows_behind_one_another_without_padding_give_the_loss_of_the_padded_batch(tmp_path, tiny_model):
@@ -197,7 +213,8 @@ def test_rows_behind_one_another_without_padding_give_the_loss_of_the_padded_bat
     padded = loop.collate(columns, pad=tokenizer.pad_token_id)
     flat = levers.collate_flat(columns)
     assert flat["input_ids"].shape == (1, sum(len(row.input_ids) for row in rows))
-    losses = [trainer.compute_loss(trainer.model, batch) for batch in (padded, flat)]
+    number = (padded["labels"] != IGNORED).sum()
+    losses = [trainer.compute_loss(trainer.model, batch, num_items_in_batch=number) for batch in (padded, flat)]
     assert torch.allclose(losses[0], losses[1], atol=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -127,6 +128,17 @@ def test_before_a_machine_is_taken_away_a_checkpoint_is_saved_once(tmp_path, tin
     # Asked at every log; saved at the first, and only the run's end saves again.
     assert asked[:2] == [None, "checkpoint-1"]
     assert {path.name for path in (directory / "checkpoints").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-4"}
+
+
+def test_a_worker_that_was_lost_in_the_last_evaluation_evaluates_again(straight, tmp_path, tiny_model):
+    """Its last checkpoint is of the last step: no epoch is left to train, and none to evaluate after."""
+    directory = tmp_path / "run"
+    shutil.copytree(straight / "checkpoints", directory / "checkpoints")
+    told: list[dict] = []
+    metrics = sft.train(job(directory, tiny_model), quietly, Hooks(evaluated=lambda made: told.append(dict(made))))
+    record = json.loads((straight / "training.json").read_text(encoding="utf-8"))
+    assert metrics["eval_loss"] == pytest.approx(record["metrics"]["eval_loss"])
+    assert [entry["step"] for entry in told] == [4]
 
 
 def test_resumed_with_another_batch_a_device_the_global_batch_stays(straight, tmp_path, tiny_model):

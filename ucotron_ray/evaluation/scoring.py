@@ -31,6 +31,9 @@ class RowScore:
     predicted: int
     expected: int
     exact_right: int
+    exact_predicted: int
+    exact_expected: int
+    """As they are written: two spellings are one triple for `predicted`, and two here."""
     valid: bool
     names: int
     invented: int
@@ -80,6 +83,8 @@ def score_row(row: RawRow, answer: str) -> RowScore:
         predicted=len(predicted),
         expected=len(expected),
         exact_right=len(exact & exact_expected),
+        exact_predicted=len(exact),
+        exact_expected=len(exact_expected),
         valid=parsed is not None,
         names=len(names),
         invented=sum(name not in given for name in names),
@@ -152,7 +157,11 @@ def summary(scores: Sequence[RowScore], *, resamples: int, seed: int) -> dict[st
         "f1": f1,
         "f1_low": low,
         "f1_high": high,
-        "exact_f1": _prf(sum(score.exact_right for score in scores), totals[1], totals[2])[2],
+        "exact_f1": _prf(
+            sum(score.exact_right for score in scores),
+            sum(score.exact_predicted for score in scores),
+            sum(score.exact_expected for score in scores),
+        )[2],
         "valid_answers": float(np.mean([score.valid for score in scores])),
         "invented_entities": sum(score.invented for score in scores) / names if names else 0.0,
         "relations_expected": float(totals[2]),

@@ -235,8 +235,14 @@ def mix(run: Run, graph: Artifact, teacher: Artifact) -> Artifact:
     """The rows of a graph and those of a teacher in one shuffled order → `dataset/<name>-mix`."""
 
     def build(build: Build) -> Result:
+        # A split that nothing was drawn into is an empty file.
         rows = {
-            split: [*jsonl.read_relations(graph.path / split), *jsonl.read_relations(teacher.path / split)]
+            split: [
+                row
+                for made in (graph, teacher)
+                if (made.path / split).stat().st_size
+                for row in jsonl.read_relations(made.path / split)
+            ]
             for split in (TRAIN, VAL)
         }
         held_out = {row.text for row in rows[VAL]}

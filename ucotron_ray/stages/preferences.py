@@ -60,8 +60,9 @@ def pairs_of(run: Run, data: Artifact, base: base_models.BaseModel, adapter: Art
 
 def _import_pairs(run: Run, path: Path) -> Artifact:
     rows = jsonl.read_preferences(path)
-    digest = artifacts.file_hash(path)
     seed = run.config.recipe.dpo.seed
+    fields = {"file": artifacts.file_hash(path), "seed": seed}
+    name = f"pairs-{Request('dataset', 'pairs', fields).recipe[:12]}"
 
     def build(build: Build) -> Result:
         # By the prompt: two pairs of one text stay on one side.
@@ -72,13 +73,13 @@ def _import_pairs(run: Run, path: Path) -> Artifact:
         jsonl.write_rows(build.path / VAL, val)
         return Result({}, {"train": len(train), "val": len(val)}, [f"from {path}"])
 
-    return run.make("import-pairs", Request("dataset", f"pairs-{digest[:12]}", {"file": digest, "seed": seed}), build)
+    return run.make("import-pairs", Request("dataset", name, fields), build)
 
 
 def _on_policy(run: Run, data: Artifact, merged: Artifact) -> Artifact:
     """Pairs of a model's own wrong answers to a seeded sample of the rows → `dataset/on-policy-…`."""
     settings, workers = run.config.recipe.dpo, run.config.place.workers
-    names = {"max_rows", "eval_rows", "seed", "on_policy"}
+    names = {"max_rows", "eval_rows", "seed", "on_policy", "quantize"}
     fields = {"on_policy": settings.model_dump(include=names), "prompt": prompt_identity()}
     inputs = (data.as_input("data"), merged.as_input("base"))
     name = f"on-policy-{Request('dataset', 'on-policy', fields, inputs).recipe[:12]}"

@@ -8,6 +8,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -47,6 +48,8 @@ def train(job: DpoJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
     directory = Path(job.directory)
     worker = loop.begin("dpo", job, settings)
     made = read_tokens(job, worker.tokenizer, settings)
+    if not made.val:
+        job = replace(job, val_file=None)
     train_pairs, val_pairs = tokens.as_pairs(made.train), tokens.as_pairs(made.val)
     batch = loop.batches(job, settings, *tokens.pair_lengths(made.train), worker, sequences=2)
     progress = Progress("dpo", directory, batch.work, report, worker.rank, worker.world)
@@ -228,9 +231,11 @@ class PairTrainer(loop.CorrectedTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         is_eval = any(key.startswith("eval_") for key in logs)
-        for name in [name for name in self._seen if name.startswith("eval_") == is_eval]:
-            values = self._seen.pop(name)
-            logs[name] = sum(values) / len(values)
+        for name in [f"{'eval_' if is_eval else ''}{figure}" for figure in ("margin", "accuracy")]:
+            values = self._seen.pop(name, [])
+            total, count = loop.over_workers([sum(values), len(values)], self.args.device)
+            if count:
+                logs[name] = total / count
         super().log(logs, *args, **kwargs)
 
 

@@ -111,6 +111,16 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
+def over_workers(values: Sequence[float], device: torch.device) -> list[float]:
+    """The sums over all workers. A collective call: each of them must make it."""
+    sums = torch.tensor(values, dtype=torch.float64)
+    if rank_and_world()[1] > 1:
+        sums = sums.to(device)
+        torch.distributed.all_reduce(sums)
+    summed: list[float] = sums.tolist()
+    return summed
+
+
 class CorrectedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     """transformers' trainer, with the batches of this run and with F1 at each evaluation. A mix-in."""
 
@@ -163,6 +173,14 @@ def run(trainer: Trainer, stage: str, directory: Path, rank: int, checkpoints: C
         if full is not None:
             raise full from error
         raise
+    at_end = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
+    if (
+        trainer.args.eval_strategy == "epoch"
+        and not checkpoints.stopped
+        and not any("eval_loss" in entry for entry in at_end)
+    ):
+        # A worker that was lost in the last evaluation: its checkpoint is of the last step, and no epoch is left.
+        trainer.evaluate()
     if checkpoints.stopped:
         raise Stopped(
             f"{stage} was asked to stop and did, after step {trainer.state.global_step} of {trainer.state.max_steps}",
@@ -324,10 +342,7 @@ def _f1(hooks: Hooks, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[st
     model.eval()
     with torch.no_grad():
         counts = torch.tensor(hooks.score(model, tokenizer, rank, world), dtype=torch.float64)
-    if world > 1:
-        counts = counts.to(model.device)
-        torch.distributed.all_reduce(counts)
-    right, predicted, expected = counts.tolist()
+    right, predicted, expected = over_workers(counts.tolist(), model.device) if world > 1 else counts.tolist()
     return {"eval_f1": 2 * right / (predicted + expected) if predicted + expected else 1.0}
 
 

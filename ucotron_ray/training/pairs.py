@@ -47,12 +47,17 @@ def model_pair(row: PreferenceRow) -> tuple[ModelRow, ModelRow, str]:
 
 
 def pairs(
-    rows: Sequence[PreferenceRow], tokenizer: "PreTrainedTokenizerBase", settings: DpoSettings
+    rows: Sequence[PreferenceRow],
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: DpoSettings,
+    *,
+    needed: bool = True,
 ) -> tuple[list[Pair], dict[str, int]]:
     """All pairs tokenized, and counts. A pair with an answer beyond the context, or with two equal answers, is dropped.
 
     With `max_longer_share` so many of the pairs whose chosen answer is the longer one are dropped too that «the longer
-    one is better» is right no more often than that: else a model can learn lengths. Raises InputError if none is left.
+    one is better» is right no more often than that: else a model can learn lengths. Raises InputError if none is left
+    and they are `needed`.
     """
     counts: Counter[str] = Counter()
     kept = []
@@ -68,11 +73,16 @@ def pairs(
             counts[how] += 1
             kept.append(pair)
     kept, counts["for_balance"] = _balanced(kept, settings)
+    if not kept and not needed:
+        return [], dict(counts)
     if not kept:
+        balanced = bool(counts["for_balance"])
         raise InputError(
             "no preference pair can be trained on",
-            where="training.dpo.<tier>.max_context_length",
-            expected="pairs of two different answers that fit into the context",
+            where=f"training.dpo.<tier>.{'max_longer_share' if balanced else 'max_context_length'}",
+            expected="pairs whose chosen answer is not always the longer one"
+            if balanced
+            else "pairs of two different answers that fit into the context",
             found=", ".join(f"{number} {name}" for name, number in counts.items()) or "no rows",
         )
     counts["rows"] = len(kept)

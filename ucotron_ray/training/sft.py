@@ -95,7 +95,11 @@ class LabelOnlyTrainer(loop.CorrectedTrainer, SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Sum of the label tokens' cross entropy over their number in the whole global batch (all workers)."""
+        """Sum of the label tokens' cross entropy over their number in the whole global batch (all workers).
+
+        In an evaluation the mean over rows of each row's mean: the trainer weighs batches by their rows, and a mean
+        over a batch's labels would depend on how many rows a batch has, which is the place's business.
+        """
         labels_BT = inputs["labels"]
         # Position t predicts the label of t + 1.
         positions_K = (labels_BT[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(-1)
@@ -106,11 +110,15 @@ class LabelOnlyTrainer(loop.CorrectedTrainer, SFTTrainer):  # type: ignore[misc]
             use_cache=False,
         )
         targets_BK = labels_BT[:, 1:][:, positions_K]
+        if num_items_in_batch is None:
+            losses_BK = F.cross_entropy(
+                outputs.logits.float().transpose(1, 2), targets_BK, ignore_index=IGNORED, reduction="none"
+            )
+            mean: torch.Tensor = (losses_BK.sum(dim=1) / (targets_BK != IGNORED).sum(dim=1).clamp(min=1)).mean()
+            return mean
         total = F.cross_entropy(
             outputs.logits.float().flatten(0, 1), targets_BK.flatten(), ignore_index=IGNORED, reduction="sum"
         )
-        if num_items_in_batch is None:
-            return total / (targets_BK != IGNORED).sum().clamp(min=1)
         # The count is over all workers, and DDP averages the gradients over them.
         loss: torch.Tensor = total / num_items_in_batch * self.accelerator.num_processes
         return loss

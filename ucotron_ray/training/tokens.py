@@ -50,12 +50,12 @@ def of_rows(train: Path, val: Path | None, tokenizer: "PreTrainedTokenizerBase",
 
 
 def of_pairs(train: Path, val: Path | None, tokenizer: "PreTrainedTokenizerBase", settings: DpoSettings) -> Tokens:
-    """Preference pairs tokenized. Raises InputError if none is left."""
+    """Preference pairs tokenized. Raises InputError if none is left to train on; with none held out none is judged."""
     kept, counts = pairs(read_preferences(train)[: settings.max_rows], tokenizer, settings)
     if val is None or settings.eval_rows == 0:
         return Tokens(_flat(kept), [], counts)
     # What the model is judged by is balanced like what it learns from.
-    held_out, held_out_counts = pairs(read_preferences(val)[: settings.eval_rows], tokenizer, settings)
+    held_out, held_out_counts = pairs(read_preferences(val)[: settings.eval_rows], tokenizer, settings, needed=False)
     counts |= {f"val_{name}": held_out_counts.get(name, 0) for name in ("rows", "chosen_longer")}
     return Tokens(_flat(kept), _flat(held_out), counts)
 
