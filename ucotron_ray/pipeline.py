@@ -8,7 +8,7 @@ from typing import Any
 
 from ucotron_ray import jsonl
 from ucotron_ray.artifacts import Artifact
-from ucotron_ray.errors import InputError, MissingArtifact
+from ucotron_ray.errors import ConfigError, InputError, MissingArtifact
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
 from ucotron_ray.stages import (
@@ -16,6 +16,7 @@ from ucotron_ray.stages import (
     export,
     models,
     preferences,
+    preparation,
     requirements,
     scoring,
     subjects,
@@ -24,6 +25,7 @@ from ucotron_ray.stages import (
     training,
     tuning,
 )
+from ucotron_ray.tuning import space
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,32 @@ def check(run: Run, options: Options) -> base_models.BaseModel:
     if options.skip_train:
         # The adapter's own, whatever the recipe says now: on another one it would answer something, and wrongly.
         return models.note_hub(run, models.base_of(trained(run), run.store))
-    return models.note_hub(run, base_models.resolve(run.config.recipe.tier_model.local_model))
+    base = base_models.resolve(run.config.recipe.tier_model.local_model)
+    check_training(run, options, base)
+    if not options.skip_export:
+        export.check_formats(run, base)
+    return models.note_hub(run, base)
+
+
+def check_training(run: Run, options: Options, base: base_models.BaseModel) -> None:
+    """Refuse settings that no training on this model and place can have."""
+    preparation.check(run, "sft", base)
+    preparation.check_batch(run, "sft")
+    if aligns(run, options):
+        preparation.check(run, "dpo", base)
+        preparation.check_batch(run, "dpo")
+    recipe = run.config.recipe
+    if options.tune and recipe.tuning.tiers not in (None, [recipe.tier]):
+        raise ConfigError(
+            "the chain trains one tier, and tunes that one",
+            where="tuning.tiers",
+            expected=f"null or [{recipe.tier}], the run's tier",
+            found=str(recipe.tuning.tiers),
+        )
+    if options.tune:
+        if recipe.tuning.search == "optuna":
+            requirements.require_packages("optuna")
+        space.planned(recipe.tuning, "sft", recipe.sft)
 
 
 def check_rows(run: Run, options: Options) -> None:
@@ -224,7 +251,8 @@ def teacher_pairs(run: Run, dataset: Artifact) -> Artifact | None:
         log.warning("dpo: skipped: a teacher's pairs are built on relation rows, and some of these are others")
         return None
     want = synthesis.wanted(run, "preference", count, dataset.manifest.name, name=f"{run.name}-preference")
-    return synthesis.accepted(run, want)
+    rows = teacher_rows(run)
+    return synthesis.accepted(run, want, after=[synthesis.request(run, rows)] if rows else [])
 
 
 def aligned_before(run: Run, adapter: Artifact) -> Artifact | None:

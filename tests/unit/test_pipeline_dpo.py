@@ -1,6 +1,7 @@
 """When the chain aligns with preferences and when it goes on without; what it refuses before it begins."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +11,13 @@ from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by b
 from tests.unit.test_dpo import ROWS
 from ucotron_ray import config, jsonl, pipeline
 from ucotron_ray.artifacts import Artifact, Request, Result, Store
-from ucotron_ray.errors import ArtifactError, MissingArtifact
+from ucotron_ray.errors import ArtifactError, MissingArtifact, Stopped
+from ucotron_ray.fireworks.chat import Endpoint
+from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
-from ucotron_ray.stages import models, synthesis
+from ucotron_ray.stages import datasets, models, preferences, synthesis
+from ucotron_ray.stages.teachers import Teacher
 
 
 @pytest.fixture
@@ -85,7 +89,7 @@ def test_an_adapter_is_not_scored_on_another_base_than_its_own(tmp_path, capsys,
 def test_rows_that_the_gate_rejected_are_no_input_of_a_chain(tmp_path, monkeypatch):
     run = Run(config.load(overrides=[("store", str(tmp_path))]), verb="pipeline", name="p")
 
-    def rejected(run: Run, want: synthesis.Wanted) -> None:
+    def rejected(run: Run, want: synthesis.Wanted, *, after: object) -> None:
         with run.store.building(Request("dataset", want.name, {})) as build:
             if build.artifact is None:
                 build.publish(Result({}, {}, ["wrong_span 7%"], state="rejected"))
@@ -128,6 +132,86 @@ def test_what_the_end_of_the_chain_needs_is_looked_at_before_its_beginning(
     assert code == 2
     assert said in err
     assert Store(tmp_path / "store").names("dataset") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "workers.num_workers=3"], "16 rows, 3 workers"),
+        (["--set", "training.sft.slm.target_modules=[q_proj, bogus]"], "bogus"),
+        (["--set", "training.dpo.slm.target_modules=[bogus]"], "training.dpo.slm.target_modules"),
+        (["--tune", "--set", "tuning.tiers=[small]"], "tuning.tiers"),
+        (["--tune", "--set", "tuning.space={sft: {lora_rank: [0]}}"], "tuning.space.sft.lora_rank"),
+    ],
+)
+def test_what_no_training_can_have_is_found_before_the_chain_begins(
+    tmp_path, capsys, tiny_model, data, arguments, said
+):
+    held_out = ["--set", f"evaluation.data={data / 'train_sft.jsonl'}", "--max-usd", "5"]
+    every = ["pipeline", "--data-dir", str(data), "--model-name", str(tiny_model), "--name", "p", *held_out, *arguments]
+    code, _, err = test_cli.call(tmp_path, capsys, *every, "--set", "tracking.mlflow_uri=none")
+    assert code == 2
+    assert said in err
+    assert Store(tmp_path / "store").names("dataset") == []
+
+
+def test_a_base_that_no_gguf_can_be_written_for_is_found_before_the_chain_begins(tmp_path, capsys, tiny_model, data):
+    scaled = tmp_path / "scaled"
+    shutil.copytree(tiny_model, scaled)
+    written = json.loads((scaled / "config.json").read_text(encoding="utf-8"))
+    (scaled / "config.json").write_text(json.dumps({**written, "rope_scaling": {"factor": 2.0}}), encoding="utf-8")
+    every = ["pipeline", "--data-dir", str(data), "--model-name", str(scaled), "--name", "p"]
+    every += ["--set", f"evaluation.data={data / 'train_sft.jsonl'}", "--set", "tracking.mlflow_uri=none"]
+    code, _, err = test_cli.call(tmp_path, capsys, *every)
+    assert code == 2
+    assert "export.gguf=[]" in err
+
+
+def test_the_pairs_of_a_teacher_have_what_its_rows_left_of_the_budget(tmp_path, monkeypatch):
+    overrides = [("store", str(tmp_path)), ("generation.in_pipeline", 3), ("generation.preferences_in_pipeline", 4)]
+    run = Run(config.load(overrides=[*overrides, ("api.max_usd", 5)]), verb="pipeline", name="p")
+    rows = list(demo_world.rows(demo_world.graph_world(2), 4, seed=2))
+    with run.store.building(Request("dataset", "p-mix", {})) as build:
+        jsonl.write_rows(build.path / "train.jsonl", rows)
+        jsonl.write_rows(build.path / "val.jsonl", [])
+        dataset = build.publish(Result({}, {}, []))
+    jobs = []
+    teacher = Teacher(Endpoint("http://x/v1", "m", None, None, ()), None)
+    monkeypatch.setattr(synthesis.teachers, "checked", lambda run: teacher)
+    monkeypatch.setattr(
+        synthesis, "spent_on", lambda run, what: (1.5, 0.5) if what.name == "p-teacher" else (0.25, 0.0)
+    )
+
+    def fill(run: Run, job: object, teacher: object) -> None:
+        jobs.append(job)
+        raise Stopped("enough")
+
+    monkeypatch.setattr(synthesis, "_fill", fill)
+    with pytest.raises(Stopped):
+        pipeline.teacher_pairs(run, dataset)
+    budget = jobs[0].budget
+    assert (budget.max_usd, budget.spent_before, budget.unsettled_before) == (5, 1.75, 0.5)
+
+
+def test_rows_of_a_graph_and_a_teacher_are_mixed_also_where_none_are_held_out(tmp_path):
+    run = Run(config.load(overrides=[("store", str(tmp_path))]), verb="pipeline", name="p")
+    rows = list(demo_world.rows(demo_world.graph_world(2), 4, seed=2))
+    both = []
+    for name, held in (("p", rows[2:3]), ("p-teacher", [])):
+        with run.store.building(Request("dataset", name, {})) as build:
+            jsonl.write_rows(build.path / "train.jsonl", rows[:2] if name == "p" else rows[3:])
+            jsonl.write_rows(build.path / "val.jsonl", held)
+            both.append(build.publish(Result({}, {"train": 1}, [])))
+    assert datasets.mix(run, *both).manifest.counts == {"train": 3, "val": 1, "teacher": 1}
+
+
+def test_pairs_drawn_by_another_seed_are_another_dataset(tmp_path, data):
+    names = set()
+    for seed in (1, 2, 1):
+        settings = [("store", str(tmp_path)), ("training.dpo.slm.seed", seed)]
+        run = Run(config.load(overrides=settings), verb="dpo", name="d")
+        names.add(preferences.data_of(run, str(data / "train_dpo.jsonl")).manifest.name)
+    assert len(names) == 2
 
 
 def test_without_generating_the_rows_are_those_that_the_chain_trains_on(tmp_path):

@@ -18,7 +18,7 @@ from ucotron_ray.evaluation.generate import greedy
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
-from ucotron_ray.training import checkpoints, levers, loop, plan, sft
+from ucotron_ray.training import batching, checkpoints, levers, loop, plan, sft
 from ucotron_ray.training.data import IGNORED, Example, example, server_row
 from ucotron_ray.training.job import SftJob
 
@@ -142,11 +142,11 @@ def test_padding_in_front_does_not_change_the_loss(tiny_model):
     base = base_models.resolve(str(tiny_model))
     tokenizer, model = base_models.load_tokenizer(base), base_models.load_model(base, "float32").eval()
     rows = [vars(example(server_row(row, "chat"), tokenizer)) for row in ROWS[:3]]
-    batch = loop.collate(rows, pad=tokenizer.pad_token_id)
+    batch = batching.collate(rows, pad=tokenizer.pad_token_id)
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
     sums, count = 0.0, 0
     for row in rows:
-        alone = loop.collate([row], pad=tokenizer.pad_token_id)
+        alone = batching.collate([row], pad=tokenizer.pad_token_id)
         num_labels = int((alone["labels"] != IGNORED).sum())
         sums += float(model(**alone).loss) * num_labels
         count += num_labels
@@ -198,7 +198,7 @@ def test_the_validation_loss_is_the_same_however_many_rows_a_batch_has(tmp_path,
     losses = []
     for size in (1, 2, 4):
         trainer = trainer_of(tmp_path, tiny_model, rows)
-        trainer.data_collator = partial(loop.collate, pad=tokenizer.pad_token_id)
+        trainer.data_collator = partial(batching.collate, pad=tokenizer.pad_token_id)
         trainer.args.per_device_eval_batch_size = size
         losses.append(trainer.evaluate()["eval_loss"])
     assert losses[1:] == pytest.approx(losses[:1] * 2, abs=1e-5)
@@ -210,7 +210,7 @@ def test_rows_behind_one_another_without_padding_give_the_loss_of_the_padded_bat
     rows = [example(server_row(row, "chat"), tokenizer) for row in ROWS[:4]]
     trainer = trainer_of(tmp_path, tiny_model, rows)
     columns = [vars(row) for row in rows]
-    padded = loop.collate(columns, pad=tokenizer.pad_token_id)
+    padded = batching.collate(columns, pad=tokenizer.pad_token_id)
     flat = levers.collate_flat(columns)
     assert flat["input_ids"].shape == (1, sum(len(row.input_ids) for row in rows))
     number = (padded["labels"] != IGNORED).sum()

@@ -15,7 +15,7 @@ from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.shape import KNOWN, shape_of
-from ucotron_ray.training import loop, peak, plan, tokens
+from ucotron_ray.training import batching, peak, plan, tokens
 from ucotron_ray.training.data import IGNORED, epoch_order
 
 ROWS = list(demo_world.rows(demo_world.graph_world(1), 24, seed=1))
@@ -72,7 +72,7 @@ def test_the_work_of_an_epoch_is_that_of_the_batches_that_training_sees(made):
     work = plan.work_of(lengths, labels, global_batch=8, per_device=4, seed=7)
     order = epoch_order(lengths, global_batch=8, seed=7, epoch=0)
     batches = [
-        loop.collate([vars(made.train[index]) for index in order[start : start + 4]], pad=0)
+        batching.collate([vars(made.train[index]) for index in order[start : start + 4]], pad=0)
         for start in range(0, len(order), 4)
     ]
     assert work.padded_tokens == sum(batch["input_ids"].numel() for batch in batches)
@@ -88,7 +88,7 @@ def test_flops_are_those_that_torch_counts_in_a_step(made, tiny_model):
     shape = shape_of(base)
     model = lora.attach(base_models.load_model(base, "float32"), SETTINGS)
     row = made.train[0]
-    batch = loop.collate([vars(row)], pad=0)
+    batch = batching.collate([vars(row)], pad=0)
     positions = (batch["labels"][0, 1:] != IGNORED).nonzero().squeeze(-1)
     with FlopCounterMode(display=False) as counter:
         logits = model(input_ids=batch["input_ids"], logits_to_keep=positions, use_cache=False).logits

@@ -51,6 +51,12 @@ def path_of(bundle: Path, name: str, kind: str) -> Path:
 
 def check(model: Path) -> None:
     """Raise InputError for a model or a tokenizer that this writer has no GGUF for."""
+    check_architecture(model)
+    pre_tokenizer(_read(model / "tokenizer.json"))
+
+
+def check_architecture(model: Path) -> None:
+    """The same by the model's layers alone, which a base shows before anything is trained on it."""
     config = _read(model / "config.json")
     if config["model_type"] not in _ARCHITECTURES or config.get("rope_scaling"):
         raise InputError(
@@ -60,7 +66,6 @@ def check(model: Path) -> None:
             found=config["model_type"] + (" with rope scaling" if config.get("rope_scaling") else ""),
             next_step="export without GGUF: --set export.gguf=[]",
         )
-    pre_tokenizer(_read(model / "tokenizer.json"))
 
 
 def write(model: Path, target: Path, *, kind: Kind, name: str) -> None:

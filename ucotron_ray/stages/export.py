@@ -53,6 +53,14 @@ def _adapter_input(adapter: Artifact | None) -> tuple[Input, ...]:
     return (adapter.as_input("adapter"),) if adapter else ()
 
 
+def check_formats(run: Run, base: base_models.BaseModel) -> None:
+    """Refuse GGUF files of a base on this machine that they cannot be written for: after hours it is too late."""
+    if run.config.recipe.export.gguf and base.path is not None and (base.path / "config.json").is_file():
+        from ucotron_ray.export import gguf
+
+        gguf.check_architecture(base.path)
+
+
 def plan(run: Run, base: base_models.BaseModel) -> "Plan | None":
     """What the export takes; None for a family whose sizes are not known."""
     from ucotron_ray.export import plan as plans

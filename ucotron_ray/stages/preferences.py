@@ -28,9 +28,14 @@ def data_of(run: Run, reference: str, val: Path | None = None) -> Artifact:
 
 
 def check(run: Run, reference: str) -> None:
-    """Raise MissingArtifact or InputError if `--data` names neither a dataset nor a file of rows."""
-    if Path(reference).is_file():
-        jsonl.read_rows(Path(reference))
+    """Raise MissingArtifact or InputError if `--data` names neither a dataset nor a file of rows of one kind."""
+    path = Path(reference)
+    if path.is_file():
+        # As they are read once it is their turn.
+        read = (
+            jsonl.read_preferences if isinstance(jsonl.read_rows(path)[0], PreferenceRow) else jsonl.read_training_rows
+        )
+        read(path)
     else:
         run.store.get("dataset", Path(reference).name, accept_rejected=run.accept_rejected)
 

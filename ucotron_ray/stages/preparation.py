@@ -81,6 +81,18 @@ def check(run: Run, stage: Stage, base: base_models.BaseModel) -> None:
         require_packages("flash_attn")
 
 
+def check_batch(run: Run, stage: Stage) -> None:
+    """Refuse a global batch that the place's workers cannot share, before there are rows."""
+    workers = run.config.place.workers
+    plans.per_device_batch(
+        settings_of(run, stage),
+        longest=1,
+        world=workers.num_workers,
+        wanted=workers.per_device_batch,
+        tokens_per_step=workers.tokens_per_step,
+    )
+
+
 def prepare(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel) -> Prepared:
     """Check everything, tokenize the rows once (kept in the cache), make the plan and print it.
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import uuid
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,9 +108,10 @@ def what_is_published(generation: Generation) -> dict[str, Any]:
     return {**generation.model_dump(include=set(keys)), "gate": generation.gate.model_dump()}
 
 
-def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None) -> Artifact:
+def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None, *, after: Sequence[Request] = ()) -> Artifact:
     """Teacher → `dataset/<name>` with the files of `synthesis/release.py`, the gate's report and a card.
 
+    What the requests that it comes `after` have cost counts for the same budget.
     The dataset is `rejected` where the gate says so. Raises ConfigError or InputError before anything is paid: no key,
     no such model, no price for a paid run.
     """
@@ -125,7 +127,7 @@ def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None) -> Artifa
         with ExitStack() as held:
             for folder in _journals(run, want.task):
                 held.enter_context(journal.held(folder))
-            made = _fill(run, _job(run, want, build, asked), asked)
+            made = _fill(run, _job(run, want, build, asked, after), asked)
         counts = {**made.counts, "train": made.files.get(TRAIN, 0), "val": made.files.get(VAL, 0)}
         metrics = {"requests": float(made.requests), "cost_usd": made.usd}
         metrics |= {"prompt_tokens": float(made.prompt_tokens), "completion_tokens": float(made.completion_tokens)}
@@ -136,9 +138,9 @@ def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None) -> Artifa
     return run.make("synthesize", what, build)
 
 
-def accepted(run: Run, want: Wanted) -> Artifact:
+def accepted(run: Run, want: Wanted, *, after: Sequence[Request] = ()) -> Artifact:
     """The same for a chain that goes on with the rows: what the gate rejected is refused, as the store does it."""
-    synthesize(run, want)
+    synthesize(run, want, after=after)
     return run.store.get("dataset", want.name, accept_rejected=run.accept_rejected)
 
 
@@ -225,11 +227,12 @@ def task_of(run: Run, want: Wanted) -> Task:
     return jobs.task_of(want.task, run.config.recipe.generation, input_files(want.data) if want.data else ())
 
 
-def _job(run: Run, want: Wanted, build: Build, teacher: Teacher) -> jobs.SynthesisJob:
+def _job(run: Run, want: Wanted, build: Build, teacher: Teacher, after: Sequence[Request]) -> jobs.SynthesisJob:
     api, generation = run.config.place.api, run.config.recipe.generation
     run_key, shared = build.request.recipe, teacher.shared
     own = spent_on(run, build.request)
-    spent, perhaps = (shared.spent, shared.unsettled) if shared else own
+    before = [own, *(spent_on(run, other) for other in after)]
+    spent, perhaps = (shared.spent, shared.unsettled) if shared else map(sum, zip(*before, strict=True))
     job = jobs.SynthesisJob(
         task=want.task,
         invocation=shared.invocation if shared else f"{run_key[:16]}-{uuid.uuid4().hex[:8]}",

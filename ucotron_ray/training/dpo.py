@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArgum
 from ucotron_ray.errors import InputError
 from ucotron_ray.models import base as base_models
 from ucotron_ray.recipe import DpoSettings
-from ucotron_ray.training import levers, loop, tokens
+from ucotron_ray.training import batching, levers, loop, tokens
 from ucotron_ray.training.checkpoints import Checkpoints
 from ucotron_ray.training.data import IGNORED
 from ucotron_ray.training.heap import HeapTrim
@@ -180,7 +180,7 @@ def collate(rows: Sequence[Mapping[str, Any]], *, pad: int) -> dict[str, torch.T
         for side in ("chosen", "rejected")
         for row in rows
     ]
-    return {**loop.collate(sides, pad=pad), "reference": torch.tensor([row["reference"] for row in rows])}
+    return {**batching.collate(sides, pad=pad), "reference": torch.tensor([row["reference"] for row in rows])}
 
 
 def last_preferences(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -205,7 +205,7 @@ class PairTrainer(loop.CorrectedTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         data = train_dataset or self.train_dataset
         lengths = [max(len(c), len(r)) for c, r in zip(data["chosen_ids"], data["rejected_ids"], strict=True)]
-        return loop.EpochOrder(lengths, self._global_batch, self._order_seed)
+        return batching.EpochOrder(lengths, self._global_batch, self._order_seed)
 
     def compute_loss(
         self,

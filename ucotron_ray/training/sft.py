@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from ucotron_ray.recipe import SftSettings
-from ucotron_ray.training import levers, loop, tokens
+from ucotron_ray.training import batching, levers, loop, tokens
 from ucotron_ray.training.checkpoints import Checkpoints
 from ucotron_ray.training.data import IGNORED, Example
 from ucotron_ray.training.heap import HeapTrim
@@ -83,7 +83,7 @@ class LabelOnlyTrainer(loop.CorrectedTrainer, SFTTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
-        return loop.EpochOrder(lengths, self._global_batch, self._order_seed)
+        return batching.EpochOrder(lengths, self._global_batch, self._order_seed)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL would write a card into every directory of checkpoints; ours is written at the export."""
@@ -127,7 +127,7 @@ class LabelOnlyTrainer(loop.CorrectedTrainer, SFTTrainer):  # type: ignore[misc]
 def _collator(job: SftJob, worker: loop.Worker) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
     if job.attention == "flash_attention_2":
         return levers.collate_flat
-    return partial(loop.collate, pad=cast(int, worker.tokenizer.pad_token_id))
+    return partial(batching.collate, pad=cast(int, worker.tokenizer.pad_token_id))
 
 
 def _tokens(job: SftJob, tokenizer: PreTrainedTokenizerBase, settings: SftSettings) -> tokens.Tokens:

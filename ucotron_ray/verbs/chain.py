@@ -43,6 +43,7 @@ def add_pipeline(verbs: Any) -> None:
         "--output-dir", type=Path, metavar="DIR", help="also write the merged model to DIR and the bundle to DIR-onnx"
     )
     parser.add_argument("--max-samples", type=int)
+    parser.add_argument("--max-usd", type=float, help="hard budget in dollars for what a teacher is asked")
     flags.add_training_flags(parser)
 
 

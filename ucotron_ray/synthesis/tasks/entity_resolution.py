@@ -69,7 +69,8 @@ def row_kind(positive_share: float | None = None) -> RowKind:
         identity=lambda row: " | ".join(sorted((name_key(row["canonical"]), row["variant"]))),
         labels=lambda row: ["duplicate" if row["is_duplicate"] else "different", row["variation_type"]],
         vocabulary=("duplicate", "different", *VARIATIONS, DIFFERENT),
-        names=lambda row: [row["canonical"]],
+        # A variant is a name of its own where it is another's.
+        names=lambda row: [row["canonical"], *([] if row["is_duplicate"] else [row["variant"]])],
         defects=_defects,
         shares=shares,
         repeats_nearly=False,
