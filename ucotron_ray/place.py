@@ -61,7 +61,7 @@ class Tracking(Section):
     mlflow_uri: str | None
     experiment: Text
     registry_uri: str | None
-    registered_model: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^'\"/:]+$")]
+    registered_model: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^([^'\"/:{}]|\{tier\})+$")]
 
 
 class RayPlace(Section):
@@ -108,10 +108,12 @@ class Serving(Section):
     gpus_per_replica: Annotated[float, Field(ge=0)] | None
     max_batch: Count
     max_queue: NonNegative
-    deadline: Annotated[float, Field(gt=0, lt=30)]
+    deadline: Annotated[float, Field(gt=0, lt=29)]
+    """Serve's proxy cuts at 29.5 s, before the Ucotron server gives up: our own answer has to be there by then."""
     max_body_kb: Count
     max_prompt_tokens: Count
-    max_tokens: Count
+    max_tokens: Annotated[Count, Field(ge=512)]
+    """`wire.SERVER_MAX_TOKENS` at least: with less, every request of the Ucotron server would get 400."""
     drain: Annotated[float, Field(ge=0)]
     watch: Positive
 

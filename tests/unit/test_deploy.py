@@ -8,10 +8,13 @@ from aiohttp import web
 
 from tests.registered import base_directory, make_bundle
 from tests.teacher import serving
-from ucotron_ray import cli, wire
+from ucotron_ray import cli, config, wire
 from ucotron_ray.artifacts import Store
+from ucotron_ray.evaluation import endpoint
 from ucotron_ray.graph import probe, simulator
 from ucotron_ray.records import RawRow, Relation
+from ucotron_ray.run import Run
+from ucotron_ray.stages import deployment
 
 STUDIED = Relation(subject="Marta Ruiz", predicate="studied_at", object="Lisbon Polytechnic", confidence=0.97)
 
@@ -69,6 +72,10 @@ def test_the_lines_have_the_servers_keys_and_the_gguf_stands_alone(store, tmp_pa
     ("arguments", "code", "said"),
     [
         (["mine", "--endpoint", "http://h:1/v1/"], 2, "as it stands"),
+        (["mine", "--endpoint", "127.0.0.1:8000/v1"], 2, "no http or https address"),
+        (["mine", "--endpoint", "http://example.com/v1"], 2, "http is not encrypted"),
+        (["mine", "--endpoint", "https://169.254.169.254/v1"], 2, "metadata address"),
+        (["mine", "--key-env", "my-key"], 2, "no name of an environment variable"),
         (["nothing"], 2, "no bundle 'nothing'"),
         (["mine", "--gguf", "q2"], 2, "no GGUF file in q2"),
         (["mine", "--server", "http://127.0.0.1:9"], 2, "cannot be reached"),
@@ -77,6 +84,26 @@ def test_the_lines_have_the_servers_keys_and_the_gguf_stands_alone(store, tmp_pa
 def test_mistakes_are_said_in_one_block(store, tmp_path, capsys, arguments, code, said):
     found, _, err = call(store, capsys, "deploy", *arguments, "--output", str(tmp_path / "out"))
     assert (found, said in err) == (code, True), err
+
+
+def test_a_key_in_place_of_its_variables_name_is_written_nowhere_and_not_shown(store, tmp_path, capsys):
+    code, result, err = call(
+        store, capsys, "deploy", "mine", "--output", str(tmp_path / "out"), "--key-env", "fw_s3cret"
+    )
+    assert code == 2
+    assert "fw_s3cret" not in err + json.dumps(result)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_host_that_is_allowed_may_be_asked_also_where_its_name_resolves(store, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("UCOTRON_RE_API_KEY", "k")
+    arguments = ["deploy", "mine", "--output", str(tmp_path / "out"), "--set", "api.allowed_hosts=[model.internal]"]
+    assert call(store, capsys, *arguments, "--endpoint", "http://model.internal/v1")[0] == 0
+    asked = []
+    monkeypatch.setattr(endpoint, "replies", lambda served, *rest: asked.append(served) or [])
+    run = Run(config.load(overrides=[("api.allowed_hosts", ["model.internal"])]), verb="deploy", name="d")
+    deployment._own_answers(run, store.get("bundle", "mine"), [], "http://model.internal/v1", "UCOTRON_RE_API_KEY")
+    assert [served.allowed_hosts for served in asked] == [("model.internal",)]
 
 
 def test_a_damaged_bundle_is_not_deployed(store, tmp_path, capsys):

@@ -264,6 +264,29 @@ def test_mistakes_end_with_2_and_make_nothing(world, tmp_path):
     assert (tmp_path / "own" / "letter.txt").read_text(encoding="utf-8") == "mine"
 
 
+def test_an_alias_on_a_version_that_promote_never_registered_is_said_and_led_back_by_rollback(world, tmp_path):
+    for name in ("good", "best"):
+        world.bundle(name)
+        assert world.call("promote", name)[0] == 0
+    models = world.registry()
+    models.point("champion", models.register((tmp_path / "by hand").as_uri(), {}))
+    for arguments in (("pull", str(tmp_path / "x")), ("promote", "good")):
+        code, _, err = world.call(*arguments)
+        assert (code, "version 3" in err, "was not registered by promote" in err) == (2, True, True), err
+    assert world.call("rollback")[0] == 0
+    assert world.aliases() == {"champion": "1", "previous": "3"}
+    code, _, err = world.call("rollback")
+    assert (code, "was not registered by promote" in err) == (2, True), err
+
+
+def test_other_braces_than_the_tiers_are_no_name_of_a_model(world):
+    world.name = "my{model}"
+    code, _, err = world.call("pull")
+    assert (code, "tracking.registered_model" in err) == (2, True), err
+    loaded = config.load(overrides=[("tracking.registered_model", "re-{tier}-eu")])
+    assert loaded.place.tracking.registered_model == "re-{tier}-eu"
+
+
 def export_anew(store, name):
     """Other bytes under a bundle's name, as `export --replace` leaves them."""
     old = store.get("bundle", name).manifest

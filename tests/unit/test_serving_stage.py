@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,19 +14,30 @@ import pytest
 from ucotron_ray import cli, config
 from ucotron_ray.artifacts import Request, Result, Store, read_artifact
 from ucotron_ray.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, ResourceError
+from ucotron_ray.models import base as base_models
 from ucotron_ray.operations.dashboards import free_port
-from ucotron_ray.registry import CONTENT_TAG
+from ucotron_ray.registry import CONTENT_TAG, NAME_TAG
 from ucotron_ray.run import Run
 from ucotron_ray.serving import target as targets
 from ucotron_ray.stages import promotion, serving
 from ucotron_ray.tracking import Version
+from ucotron_ray.wire import SERVER_MAX_TOKENS
 
 
-def bundle(store: Path, name: str, *, content: str = "graph", state: str = "ok", decoding: str | None = None) -> Path:
+def bundle(
+    store: Path,
+    name: str,
+    *,
+    content: str = "graph",
+    state: str = "ok",
+    decoding: str | None = None,
+    graphs: tuple[str, ...] = ("model.onnx",),
+) -> Path:
     """A bundle by its manifest; no model runs here."""
     request = Request("bundle", name, {"content": content})
     with Store(store).building(request, replace=True) as build:
-        (build.path / "model.onnx").write_text(content, encoding="utf-8")
+        for graph in graphs:
+            (build.path / graph).write_text(content, encoding="utf-8")
         if decoding:
             (build.path / "decoding.json").write_text(json.dumps({"default": decoding}), encoding="utf-8")
         build.publish(Result({}, {}, ["as a test wants it"], state=state))
@@ -50,8 +62,17 @@ def test_a_bundle_is_found_by_name_and_by_path_with_its_best_decoding(tmp_path, 
     for reference in ("relations", str(path)):
         found = found_by(run(), reference)
         assert (found.model, found.backend, found.decoding, found.path) == ("relations", "onnx", "entities", str(path))
-    assert found_by(run(decoding="free", variant="int8"), "relations").decoding == "free"
+    assert found_by(run(decoding="free"), "relations").decoding == "free"
+
+
+def test_a_variant_that_the_bundle_lacks_is_said_before_anything_is_started(tmp_path, run, capsys):
+    bundle(tmp_path, "relations", graphs=("model.onnx", "model_int8.onnx"))
     assert found_by(run(variant="int8"), "relations").variant == "int8"
+    arguments = ["serve", "relations", "--set", f"store={tmp_path}", "--port", str(free_port())]
+    assert cli.main([*arguments, "--variant", "int4"]) == 2
+    said = capsys.readouterr().err
+    assert "the bundle has no int4" in said
+    assert "fp32, int8" in said
 
 
 def test_a_base_model_runs_on_transformers_and_a_bundle_does_not(tmp_path, run, tiny_model):
@@ -132,6 +153,31 @@ def test_a_bundle_made_again_is_followed_and_a_damaged_one_is_not(tmp_path, run,
     assert "stays with relations" in caplog.text
 
 
+def test_an_adapter_of_the_same_name_does_not_take_the_place_of_a_bundle_that_was_removed(
+    tmp_path, run, tiny_model, caplog
+):
+    base = base_models.resolve(str(tiny_model))
+    fields = {"base": {"reference": base.reference, "identity": base.identity}}
+    with Store(tmp_path).building(Request("adapter", "relations", fields)) as build:
+        (build.path / "adapter").mkdir()
+        (build.path / "adapter" / "weights").write_bytes(b"ungated")
+        build.publish(Result({}, {}, []))
+    path = bundle(tmp_path, "relations")
+    file = tmp_path / "serving" / "s.json"
+    following = [serving.Following(serving.Reference(run(), reference), file) for reference in ("relations", str(path))]
+    shutil.rmtree(path)
+    for each in following:
+        with caplog.at_level(logging.ERROR):
+            each.look()
+        assert (each.target.backend, file.exists()) == ("onnx", False)
+    assert caplog.text.count("is no bundle any more") == 2
+    # It is followed again once it is back.
+    bundle(tmp_path, "relations", content="better")
+    for each in following:
+        each.look()
+        assert (targets.read(file).backend, targets.read(file)) == ("onnx", each.target)
+
+
 def test_a_link_that_is_turned_is_followed(tmp_path, run):
     one, two = (bundle(tmp_path, name, content=name) for name in ("one", "two"))
     link = tmp_path / "current"
@@ -160,7 +206,8 @@ class Models:
 
 def version(number: str, path: Path) -> Version:
     """A registered version of what lies there now."""
-    return Version(number, path.as_uri(), {CONTENT_TAG: read_artifact(path).manifest.content})
+    manifest = read_artifact(path).manifest
+    return Version(number, path.as_uri(), {CONTENT_TAG: manifest.content, NAME_TAG: manifest.name})
 
 
 def test_an_alias_that_is_moved_is_followed_and_one_that_points_nowhere_is_an_error(tmp_path, run, monkeypatch):
@@ -180,6 +227,12 @@ def test_an_alias_that_is_moved_is_followed_and_one_that_points_nowhere_is_an_er
     registered.champion = None
     following.look()
     assert targets.read(file).model == "two"
+    # Nor does a version that was made by hand.
+    registered.champion = Version("3", one.as_uri(), {})
+    following.look()
+    assert targets.read(file).model == "two"
+    with pytest.raises(MissingArtifact, match="version 3 of ucotron-re-slm was not registered by promote"):
+        found_by(run(), "champion")
 
 
 def test_a_champion_is_not_what_was_made_since_in_its_place(tmp_path, run, monkeypatch, caplog):
@@ -227,10 +280,12 @@ def test_a_refused_bundle_is_read_once_and_not_at_every_look(tmp_path, run, monk
     following = serving.Following(serving.Reference(run(), "relations"), tmp_path / "s.json")
     found, reads = serving.target_of, []
     monkeypatch.setattr(serving, "target_of", lambda named: reads.append(named) or found(named))
-    bundle(tmp_path, "relations", content="worse", state="failed")
-    for _ in range(3):
-        following.look()
-    assert len(reads) == 1
+    refused = ({"state": "failed"}, {"graphs": ("model_int8.onnx",)})
+    for number, made in enumerate(refused, 1):
+        bundle(tmp_path, "relations", content=f"worse {number}", **made)
+        for _ in range(3):
+            following.look()
+        assert len(reads) == number
 
 
 def test_a_service_that_runs_already_keeps_its_file_when_a_second_one_is_refused(tmp_path, run, monkeypatch):
@@ -271,8 +326,7 @@ def test_a_version_whose_files_are_elsewhere_is_fetched_once(tmp_path, run, monk
         shutil.copytree(away, target)
 
     registered = Models()
-    content = read_artifact(away).manifest.content
-    registered.champion = Version("3", "mlflow-artifacts:/3", {CONTENT_TAG: content})
+    registered.champion = replace(version("3", away), source="mlflow-artifacts:/3")
     monkeypatch.setattr(promotion, "registry_of", lambda run, must_exist: registered)
     monkeypatch.setattr(promotion, "fetch", fetch)
     named = serving.Reference(run(), "champion")
@@ -306,6 +360,12 @@ def test_a_port_that_is_taken_is_said_before_anything_is_started(tmp_path, capsy
     assert f"127.0.0.1:{port}" in capsys.readouterr().err
 
 
-def test_a_deadline_after_the_servers_own_is_refused():
-    with pytest.raises(ConfigError, match="deadline"):
-        config.load(overrides=[("serving.deadline", 30.0)])
+@pytest.mark.parametrize(("key", "value"), [("deadline", 29.0), ("max_tokens", SERVER_MAX_TOKENS - 1)])
+def test_limits_with_which_the_server_would_get_no_answer_are_refused(key, value):
+    with pytest.raises(ConfigError, match=key):
+        config.load(overrides=[(f"serving.{key}", value)])
+
+
+def test_the_servers_own_number_of_tokens_is_allowed():
+    loaded = config.load(overrides=[("serving.max_tokens", SERVER_MAX_TOKENS)])
+    assert loaded.place.serving.max_tokens == SERVER_MAX_TOKENS

@@ -6,12 +6,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ucotron_ray import addresses, variables
 from ucotron_ray.artifacts import Artifact, write_text
 from ucotron_ray.errors import ConfigError, FireworksError, GateFailed, InputError
 from ucotron_ray.graph import probe
 from ucotron_ray.records import RawRow, Relation
 from ucotron_ray.run import Run
+from ucotron_ray.sections import VariableName
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +24,7 @@ PROBE_RETRIES = 1
 
 
 def deploy(
+    run: Run,
     bundle: Artifact,
     directory: Path,
     *,
@@ -32,7 +36,8 @@ def deploy(
     """Write what a server needs into a directory; return the paths.
 
     The GGUF file goes alone into a directory of its own below `models_dir`, which is the server's models directory, or
-    `<directory>/models` if none is given. Raises ConfigError where that directory holds another GGUF file.
+    `<directory>/models` if none is given. Raises ConfigError where that directory holds another GGUF file, and before
+    anything is written for an endpoint that may not be asked and for a key where its variable's name belongs.
     """
     from ucotron_ray.export.bundle import server_lines
 
@@ -43,6 +48,9 @@ def deploy(
             expected=endpoint.rstrip("/"),
             found=endpoint,
         )
+    # The server sends its key there, and so does the probe.
+    addresses.check(endpoint, allowed=run.config.place.api.allowed_hosts, where="--endpoint")
+    _check_name(key_variable)
     directory.mkdir(parents=True, exist_ok=True)
     name = bundle.manifest.name
     lines = server_lines(name, endpoint=endpoint, key_variable=key_variable)
@@ -148,7 +156,7 @@ def _own_answers(
     from ucotron_ray.wire import parse_answer
 
     api = run.config.place.api
-    served = Endpoint(endpoint, bundle.manifest.name, key, None, ())
+    served = Endpoint(endpoint, bundle.manifest.name, key, None, (), tuple(api.allowed_hosts))
     asking = asked.Asking(timeout=api.timeout, max_retries=PROBE_RETRIES, retry_delay=api.retry_delay)
     questions = [asked.question(row, asking) for row in rows if len(row.entities) > 1]
     try:
@@ -160,6 +168,20 @@ def _own_answers(
         log.warning("deploy: %s does not answer from here", endpoint)
         return None
     return [relation for reply in replies for relation in parse_answer(reply.text) or []]
+
+
+def _check_name(key_variable: str) -> None:
+    """Refuse a key where its variable's name belongs: it would be written into files. It is not shown either."""
+    try:
+        TypeAdapter(VariableName).validate_python(key_variable)
+    except ValidationError:
+        raise ConfigError(
+            "this is no name of an environment variable",
+            where="--key-env",
+            expected="the name of the variable that holds the key, in capitals: UCOTRON_RE_API_KEY",
+            found="something else; it is not shown, since it may be a key",
+            next_step="put the key into a variable, and name that",
+        ) from None
 
 
 def _gguf_of(bundle: Artifact, precision: str) -> Path | None:

@@ -44,6 +44,21 @@ def registry_of(run: Run, *, must_exist: bool = False) -> Registry:
     return Registry(where, run.config.place, name, must_exist=must_exist)
 
 
+def version_of(models: Registry, alias: str) -> Version | None:
+    """What an alias points to. Raises MissingArtifact for a version that says nothing of its bytes."""
+    version = models.version(alias)
+    missing = [tag for tag in (CONTENT_TAG, NAME_TAG) if version is not None and tag not in version.tags]
+    if version is not None and missing:
+        raise MissingArtifact(
+            f"version {version.number} of {models.model} was not registered by promote",
+            where=models.uri,
+            expected=f"its tags {CONTENT_TAG} and {NAME_TAG}",
+            found=f"the alias '{alias}' on a version without {' and '.join(missing)}",
+            next_step=f"in MLflow, move '{alias}' to a version that promote registered, or remove the alias",
+        )
+    return version
+
+
 def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
     """Move `champion` to a bundle if it passes the gates.
 
@@ -54,7 +69,7 @@ def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
     bundle = _servable(run, reference)
     models = registry_of(run)
     # Asked before the run sends anything: MLflow does not lock the making of its tables.
-    champion = models.version(CHAMPION)
+    champion = version_of(models, CHAMPION)
     with run:
         found = _judged(run, models, bundle, champion)
     version = _registered(run, models, bundle, upload=upload)
@@ -83,7 +98,8 @@ def promote(run: Run, reference: str, *, upload: bool) -> dict[str, Any]:
 def rollback(run: Run) -> dict[str, Any]:
     """Champion and previous change places. Raises CorruptArtifact if the previous one's bytes are no longer right."""
     models = registry_of(run, must_exist=True)
-    champion, previous = models.version(CHAMPION), models.version(PREVIOUS)
+    # Whatever the champion is: an alias that was moved by hand to a version of somebody else's is led back by this.
+    champion, previous = models.version(CHAMPION), version_of(models, PREVIOUS)
     if previous is None:
         raise MissingArtifact(
             f"{models.model} has no previous champion",
@@ -118,7 +134,7 @@ def pull(run: Run, target: Path | None, *, alias: str = CHAMPION) -> Artifact:
     than replace a bundle that was never registered.
     """
     models = registry_of(run, must_exist=True)
-    version = models.version(alias)
+    version = version_of(models, alias)
     if version is None:
         raise MissingArtifact(
             f"{models.model} has no version with the alias '{alias}'",

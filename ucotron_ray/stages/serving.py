@@ -17,7 +17,7 @@ from ucotron_ray.run import Run
 from ucotron_ray.serving import target as targets
 from ucotron_ray.serving.target import Target
 from ucotron_ray.stages import models
-from ucotron_ray.stages.answers import bundle_of
+from ucotron_ray.stages.answers import bundle_of, bundle_source
 from ucotron_ray.tracking import Registry
 
 log = logging.getLogger(__name__)
@@ -67,9 +67,25 @@ class Reference:
         self.run = run
         self.text = text
         self._models: Registry | None = None
+        self._was_bundle = False
 
     def bundle(self) -> Path | None:
-        """The directory of the bundle that is meant now; None if it is none. Raises MissingArtifact for an alias."""
+        """The directory of the bundle that is meant now; None if it is none.
+
+        Raises MissingArtifact for an alias that points nowhere, and for what was a bundle when it was asked before: an
+        adapter of the same name has passed no gate, and does not take its place.
+        """
+        found = self._bundle()
+        if found is None and self._was_bundle:
+            raise MissingArtifact(
+                f"'{self.text}' is no bundle any more",
+                where=str(self.run.store.root),
+                next_step="bring it back or export it again; it is followed then",
+            )
+        self._was_bundle = found is not None
+        return found
+
+    def _bundle(self) -> Path | None:
         is_name = Path(self.text).name == self.text
         if is_name and self.run.store.find("bundle", self.text) is not None:
             return self.run.store.path("bundle", self.text)
@@ -83,7 +99,10 @@ class Reference:
         return directory if artifacts.read_artifact(directory).manifest.kind == "bundle" else None
 
     def stamp(self) -> tuple[str, int, int] | None:
-        """What changes when other bytes are meant; None for a model that is not watched, or for a moment."""
+        """What changes when other bytes are meant; None for a model that is not watched, or for a moment.
+
+        Raises as `bundle`.
+        """
         place = self.bundle() or self.run.store.path("adapter", Path(self.text).name)
         try:
             found = os.stat(place / artifacts.MANIFEST)
@@ -100,7 +119,7 @@ class Reference:
 
         if self._models is None:
             self._models = promotion.registry_of(self.run, must_exist=True)
-        version = self._models.version(self.text)
+        version = promotion.version_of(self._models, self.text)
         if version is None:
             raise MissingArtifact(
                 f"{self._models.model} has no version with the alias '{self.text}'",
@@ -145,8 +164,8 @@ class Following:
                 log.info("serve: %s was replaced, the replicas load %s", self._named.text, target.content[:12])
                 targets.write(self._file, target)
                 self.target = target
-        except ArtifactError as error:
-            # These bytes stay refused, until others take their place.
+        except (ArtifactError, ConfigError) as error:
+            # These bytes stay refused, until others take their place: damaged, rejected, or without our variant.
             self._stamp = stamp
             self._say(f"serve: stays with {self.target.model}: {error}")
             return
@@ -177,13 +196,15 @@ def target_of(named: Reference) -> Target:
                 expected="auto or onnx; or the name of the adapter that the bundle was made from",
             )
         bundle = bundle_of(run, str(directory))
+        chosen = None if settings.decoding == "auto" else settings.decoding
+        source = bundle_source(bundle, named.text, settings.variant, chosen)
         return Target(
             model=bundle.manifest.name,
             backend="onnx",
             path=str(bundle.path),
             content=bundle.manifest.content,
-            variant=settings.variant,
-            decoding=_decoding(settings, bundle.path),
+            variant=source.variant,
+            decoding=source.decoding,
         )
     base, adapter = models.model(run, named.text)
     if settings.backend == "onnx":
@@ -202,14 +223,6 @@ def target_of(named: Reference) -> Target:
         base=models.loadable_base(run, base),
         dtype=run.config.place.workers.dtype,
     )
-
-
-def _decoding(settings: Serving, bundle: Path) -> str:
-    if settings.decoding != "auto":
-        return settings.decoding
-    from ucotron_ray.models.served import default_decoding
-
-    return default_decoding(bundle)
 
 
 def check_address(settings: Serving) -> None:

@@ -42,6 +42,7 @@ def _deploy(args: argparse.Namespace) -> dict[str, Any]:
     bundle = answers.bundle_of(run, args.bundle)
     directory = args.output or Path("deploy") / bundle.manifest.name
     written = deployment.deploy(
+        run,
         bundle,
         directory,
         endpoint=args.endpoint,
