@@ -49,14 +49,16 @@ def merged_base(merged: Artifact) -> base_models.BaseModel:
     return replace(base_models.resolve(str(merged.path)), reference=f"{MERGED}{merged.manifest.name}")
 
 
+def named_base(reference: str, store: Store) -> base_models.BaseModel:
+    """The base that a recipe names: a merged model of the store, or whatever else a reference can name."""
+    name = reference.removeprefix(MERGED)
+    return base_models.resolve(reference) if name == reference else merged_base(store.get("model", name))
+
+
 def base_of(adapter: Artifact, store: Store) -> base_models.BaseModel:
     """The base model of an adapter, with the bytes that it was trained on. Raises InputError if they are others now."""
     recorded = adapter.manifest.recipe_fields["base"]
-    name = recorded["reference"].removeprefix(MERGED)
-    if name != recorded["reference"]:
-        base = merged_base(store.get("model", name))
-    else:
-        base = base_models.resolve(recorded["reference"])
+    base = named_base(recorded["reference"], store)
     if base.identity != recorded["identity"]:
         raise InputError(
             "the base model is not the one that the adapter was trained on",
