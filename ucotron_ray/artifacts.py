@@ -201,6 +201,19 @@ class Store:
             return "run"
         return "resume" if started["recipe"] == request.recipe else "conflict"
 
+    def refuse_other_recipe(self, request: Request, *, replace: bool = False) -> None:
+        """Raise RecipeChanged where `building` would, for callers with hours of work to do before they build."""
+        if replace:
+            return
+        found = self.find(request.kind, request.name)
+        if found is not None:
+            _refuse_other_recipe(request, found.manifest.recipe_fields, found.manifest.recipe, found.path)
+            return
+        partial = self.partial(request.kind, request.name)
+        started = _read_request(partial)
+        if started is not None:
+            _refuse_other_recipe(request, started["fields"], started["recipe"], partial)
+
     @contextmanager
     def building(self, request: Request, *, replace: bool = False) -> Iterator["Build"]:
         """Hold the name, and give the complete artifact or a directory to build in.
@@ -211,15 +224,13 @@ class Store:
         target, partial = self.path(request.kind, request.name), self.partial(request.kind, request.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         with _held(target.with_name(target.name + ".lock")):
+            self.refuse_other_recipe(request, replace=replace)
             found = self.find(request.kind, request.name)
-            if found is not None and not (replace and found.manifest.recipe != request.recipe):
-                _refuse_other_recipe(request, found.manifest.recipe_fields, found.manifest.recipe, found.path)
+            if found is not None and found.manifest.recipe == request.recipe:
                 verify(found)
                 yield Build(request, target, found)
                 return
             started = _read_request(partial)
-            if started is not None and not replace:
-                _refuse_other_recipe(request, started["fields"], started["recipe"], partial)
             if started is None or started["recipe"] != request.recipe:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)

@@ -45,6 +45,21 @@ def test_another_recipe_is_refused_and_names_the_field(tmp_path):
     assert store.plan(OTHER) == "conflict"
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_another_recipe_is_refused_ahead_of_the_build_too(tmp_path, is_whole):
+    store = Store(tmp_path)
+    if is_whole:
+        make(store)
+    else:
+        with pytest.raises(RuntimeError, match="killed"), store.building(REQUEST):
+            raise RuntimeError("killed")
+    with pytest.raises(RecipeChanged, match="rate: 1 → 2"):
+        store.refuse_other_recipe(OTHER)
+    store.refuse_other_recipe(OTHER, replace=True)
+    store.refuse_other_recipe(REQUEST)
+    assert store.plan(REQUEST) == ("reuse" if is_whole else "resume")
+
+
 def test_replace_keeps_the_old_artifact_until_the_new_one_is_whole(tmp_path):
     store = Store(tmp_path)
     make(store)

@@ -91,6 +91,24 @@ def test_a_stopped_training_goes_on_bit_equal(data, tmp_path, stop_after):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_the_best_layer_so_far_lies_there_when_an_epoch_is_told(data, tmp_path):
+    """A sweep may end its trial there and keep its layer."""
+    whole = fit.fit(job(data, tmp_path / "whole", epochs=3), quiet)
+
+    class Ended(BaseException):
+        pass
+
+    def end(metrics) -> None:
+        if metrics["epoch"] == 3:
+            raise Ended
+
+    with pytest.raises(Ended):
+        fit.fit(job(data, tmp_path / "ended", epochs=3), end)
+    assert whole["best_epoch"] == 3
+    ours, theirs = weights(tmp_path / "whole"), weights(tmp_path / "ended")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def _share(rank: int, world: int, training: FitJob, meeting: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     fit.fit(training, quiet)

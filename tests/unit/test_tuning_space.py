@@ -102,3 +102,13 @@ def test_optuna_proposes_the_same_again_from_the_same_past_and_learns_from_it():
     # The last proposals lie nearer to the best rate than the first ones, which are drawn at random.
     misses = [abs(params["learning_rate"] - 1e-3) for params, _ in past]
     assert sum(misses[-10:]) < 0.7 * sum(misses[:10])
+
+
+def test_the_values_that_a_trial_may_have_are_those_listed_planned_or_between_optunas_bounds():
+    between = {"batch_size": {"low": 4, "high": 6}, "learning_rate": [1e-3]}
+    for search, known, values in (("random", [{"batch_size": 5}], [5]), ("optuna", [], [4, 5, 6])):
+        wanted = tuning(search=search, **{"space.sft": between})
+        assert space.candidates(wanted, "sft", SFT, "batch_size", known) == (values, True)
+    listed = tuning(**{"space.sft": {"batch_size": ["8", 16.0]}})
+    assert space.candidates(listed, "sft", SFT, "batch_size", []) == ([8, 16], True)
+    assert space.candidates(listed, "sft", SFT, "epochs", []) == ([SFT.epochs], False)

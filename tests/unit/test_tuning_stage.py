@@ -204,14 +204,28 @@ def test_a_sweep_that_failed_for_what_is_in_no_recipe_begins_anew_with_replace(p
         (["--data", "x"], "--data belongs to `tune dpo`"),
         (["--model-name", "/nowhere/model"], "there is no model at"),
         (["--set", "trials.slm.at_once=0"], "trials.slm.at_once"),
+        (["--set", "tuning.space.sft.target_modules=[all-linear, bogus]"], "found:     bogus"),
+        (["--set", "tuning.space.sft.batch_size=[6, 8]", "--set", "workers.num_workers=4"], "6 rows, 4 workers"),
+        (["--set", "tuning.space.sft.batch_size=[6, 8]", "--set", "trials.slm.num_workers=4"], "6 rows, 4 workers"),
+        (["--set", "trials.slm.num_workers=3"], "training.sft.slm.batch_size, trials.slm.num_workers"),
     ],
 )
-def test_mistakes_end_before_anything_is_started(place, capsys, monkeypatch, arguments, said):
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_mistakes_end_before_anything_is_started(place, capsys, monkeypatch, arguments, said, dry):
     monkeypatch.setattr(run.Run, "connect", lambda self, **more: pytest.fail("Ray would have been started"))
-    code, _, err = tune(place, capsys, *arguments)
+    code, _, err = tune(place, capsys, *arguments, *dry)
     assert code == 2
     assert said in err
     assert not (place / "store/sweep").exists()
+
+
+def test_a_name_that_is_taken_is_said_before_anything_is_prepared(place, capsys, monkeypatch):
+    with Store(place / "store").building(artifacts.Request("sweep", "r", {"other": 1})) as build:
+        build.publish(artifacts.Result({}, {}, []))
+    monkeypatch.setattr(run.Run, "connect", lambda self, **more: pytest.fail("Ray would have been started"))
+    code, _, err = tune(place, capsys)
+    assert code == 3
+    assert "made by another recipe" in err
 
 
 def test_a_sweep_without_validation_rows_and_dpo_without_an_adapter_are_refused(place, capsys):
@@ -261,7 +275,7 @@ def test_preferences_are_tuned_on_an_adapter_with_one_reference_for_all_trials(p
     assert {entry.role for entry in made.manifest.inputs} == {"data", "adapter"}
 
 
-def test_the_projection_is_tuned_by_its_validation_loss(place, capsys, data, monkeypatch, no_pictures):
+def tune_projection(place, capsys, data, monkeypatch) -> tuple[int, dict, str]:
     with Store(place / "store").building(artifacts.Request("dataset", "pairs", {"x": 1})) as build:
         for file in data.iterdir():
             (build.path / file.name).write_bytes(file.read_bytes())
@@ -272,7 +286,27 @@ def test_the_projection_is_tuned_by_its_validation_loss(place, capsys, data, mon
     values |= {"tuning.space.projection.hidden_dim": "[32]", "projection.epochs": 3, "projection.batch_size": 64}
     settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
     quiet = ["--set", "tracking.mlflow_uri=none"]
-    code, result, err = call(place, capsys, "tune", "projection", "--input", "pairs", *settings, *quiet)
+    return call(place, capsys, "tune", "projection", "--input", "pairs", *settings, *quiet)
+
+
+def test_a_layer_whose_trial_was_stopped_can_win(place, capsys, data, monkeypatch, no_pictures):
+    class Strict:
+        def __init__(self, **limits: int) -> None:
+            pass
+
+        def stops(self, trial: str, step: int, value: float) -> bool:
+            return True
+
+    monkeypatch.setattr(on_ray, "Halving", Strict)
+    code, result, err = tune_projection(place, capsys, data, monkeypatch)
+    assert code == 0, err
+    assert (result["states"]["stopped"], result["winners"]["projection"]["state"]) == (2, "stopped")
+    made = Store(place / "store").get("sweep", "projection")
+    assert (made.path / "winners/projection/model.safetensors").is_file()
+
+
+def test_the_projection_is_tuned_by_its_validation_loss(place, capsys, data, monkeypatch, no_pictures):
+    code, result, err = tune_projection(place, capsys, data, monkeypatch)
     assert code == 0, err
     assert result["metric"] == "val_loss"
     won = result["winners"]["projection"]

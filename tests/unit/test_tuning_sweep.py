@@ -9,6 +9,7 @@ import pytest
 from tests.tuning import STEPS, begun, f1, halving, opened, plan, played
 from ucotron_ray.errors import CorruptArtifact
 from ucotron_ray.tuning import record as records
+from ucotron_ray.tuning import report
 from ucotron_ray.tuning import sweep as sweeps
 from ucotron_ray.tuning.record import Score
 from ucotron_ray.tuning.summary import best_so_far, importance, summary, winner
@@ -134,6 +135,17 @@ def test_a_failed_trial_is_recorded_and_the_rest_go_on(tmp_path):
         first.params,
     )
     assert winner(sweep.record, "slm") is not None
+
+
+def test_no_step_is_saved_by_trials_that_failed_or_have_not_run(tmp_path):
+    sweep = opened(tmp_path, plan(scheduler="none"))
+    sweep.ended(sweep.next().id, "failed", "OutOfMemoryError")
+    assert summary(sweep.record)["steps_saved"] is None
+    assert 'data-value="steps_saved" data-exact="null">–<' in report.page(sweep.record)
+    played(sweep, until=9)
+    # The second ran to its end, seven wait.
+    made = summary(sweep.record)
+    assert (made["steps_saved"], made["steps_run"], made["steps_full"]) == (0, STEPS, 9 * STEPS)
 
 
 def test_the_record_is_plain_json_and_a_damaged_one_is_no_new_sweep(tmp_path):

@@ -103,6 +103,9 @@ def fit(job: FitJob, report: Report, *, device: str = "cpu") -> dict[str, float]
         if val_loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = val_loss, progress.epoch
             best = {name: tensor.detach().clone() for name, tensor in layer.state_dict().items()}
+            if rank == 0:
+                # A trial of a sweep that is stopped comes to no end, and may be the best all the same.
+                _save_layer(job, settings, data, best)
         progress.epoch += 1
         figures = {"train_loss": train_loss, "val_loss": val_loss, "epoch": float(progress.epoch)}
         progress.history.append({**figures, "seconds": time.monotonic() - began})
@@ -117,7 +120,8 @@ def fit(job: FitJob, report: Report, *, device: str = "cpu") -> dict[str, float]
             )
         report({**figures, "step": float(progress.step)})
     if rank == 0:
-        _save(job, settings, data, best, progress, counts)
+        _save_layer(job, settings, data, best)
+        write_json(directory / RECORD, {"settings": job.settings, "counts": counts, **asdict(progress)})
     return _figures(progress, settings)
 
 
@@ -289,24 +293,14 @@ def _resume(path: Path, layer: nn.Module, optimizer: torch.optim.Optimizer) -> t
     return progress, parts["best"]
 
 
-def _save(
-    job: FitJob,
-    settings: Projection,
-    data: Data,
-    best: model.Tensors,
-    progress: Progress,
-    counts: dict[str, int],
-) -> None:
-    directory = Path(job.directory)
+def _save_layer(job: FitJob, settings: Projection, data: Data, best: model.Tensors) -> None:
     config = model.LayerConfig(
         hidden_dim=settings.hidden_dim,
         dropout=settings.dropout,
         split={"seed": settings.seed, "val": settings.val_split, "test": settings.test_split},
         encoders=job.encoders,
     )
-    model.save(directory, model.fold(best, data.mean.cpu(), data.whitening.cpu()), config)
-    record = {"settings": job.settings, "counts": counts, **asdict(progress)}
-    write_json(directory / RECORD, record)
+    model.save(Path(job.directory), model.fold(best, data.mean.cpu(), data.whitening.cpu()), config)
 
 
 def _figures(progress: Progress, settings: Projection) -> dict[str, float]:

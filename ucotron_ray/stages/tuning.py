@@ -1,18 +1,21 @@
 """Sweeps: many trainings of one stage → `sweep/<name>` with the record, the page, the best adapters and `best.yaml`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from ucotron_ray.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.config import Config
+from ucotron_ray.errors import ConfigError, InputError
+from ucotron_ray.models.shape import shape_of
 from ucotron_ray.place import Workers
-from ucotron_ray.recipe import Projection
+from ucotron_ray.recipe import LoraSettings, Projection
 from ucotron_ray.run import Run
-from ucotron_ray.stages import requirements, winners
+from ucotron_ray.stages import models, requirements, winners
 from ucotron_ray.stages.models import prompt_identity
 from ucotron_ray.stages.subjects import PROJECTION, Subject, Template, share_of
+from ucotron_ray.training import plan as plans
 from ucotron_ray.tuning import record as records
 from ucotron_ray.tuning import space, sweep
 from ucotron_ray.tuning.job import TrialJob
@@ -51,17 +54,68 @@ def plan_of(run: Run, subject: Subject, rows: Mapping[str, int], at_once: Mappin
 def check(run: Run, subject: Subject) -> list[Trial]:
     """Everything in the space that can be found wrong before anything is started; the trials that are known by then."""
     nobody = dict.fromkeys(subject.settings, 1)
-    return sweep.first_trials(plan_of(run, subject, nobody, nobody))
+    trials = sweep.first_trials(plan_of(run, subject, nobody, nobody))
+    if subject.stage != "projection":
+        known = [trial.params for trial in trials]
+        for tier, settings in subject.settings.items():
+            _check_batches(run, subject, tier, cast(LoraSettings, settings), known)
+            _check_targets(run, subject, tier, known)
+    return trials
+
+
+def _check_batches(
+    run: Run, subject: Subject, tier: str, settings: LoraSettings, known: Sequence[space.Params]
+) -> None:
+    """Raise ConfigError for a batch that the workers of a trial cannot share: each such trial would fail."""
+    tuning, workers = run.config.recipe.tuning, run.config.place.workers
+    values, searched = space.candidates(tuning, subject.stage, settings, "batch_size", known)
+    for value in values:
+        try:
+            plans.per_device_batch(
+                settings.model_copy(update={"batch_size": value}),
+                longest=1,
+                world=share_of(run, tier).num_workers or workers.num_workers,
+                wanted=workers.per_device_batch,
+                tokens_per_step=workers.tokens_per_step,
+            )
+        except InputError as error:
+            batch = f"tuning.space.{subject.stage}" if searched else f"training.{subject.stage}.{tier}"
+            raise ConfigError(
+                error.problem,
+                where=f"{batch}.batch_size, trials.{tier}.num_workers, workers.per_device_batch",
+                expected=error.expected,
+                found=error.found,
+                next_step="list the values that can be shared, or give a trial another number of workers",
+            ) from error
+
+
+def _check_targets(run: Run, subject: Subject, tier: str, known: Sequence[space.Params]) -> None:
+    """Raise ConfigError for target modules that the model has not. Those of the recipe are looked at by its stage."""
+    tuning = run.config.recipe.tuning
+    values, searched = space.candidates(tuning, subject.stage, subject.settings[tier], "target_modules", known)
+    if not searched:
+        return
+    shape = shape_of(models.named_base(subject.identity[tier]["reference"], run.store))
+    unknown = [value for value in values if not shape.targets(value)] if shape else []
+    if shape and unknown:
+        names = ", ".join(name.partition(".")[2] for name in shape.linears)
+        raise ConfigError(
+            "the LoRA target modules do not exist in this model",
+            where=f"tuning.space.{subject.stage}.target_modules",
+            expected=rf"all-linear, or patterns for the whole path of a module, such as .*\.q_proj: {names}",
+            found=", ".join(unknown),
+        )
 
 
 def tune(run: Run, subject: Subject) -> Artifact:
     """Run the sweep, or what is left of it → `sweep/<name>`."""
-    check(run, subject)
     wanted = request(run, subject)
+    run.store.refuse_other_recipe(wanted, replace=run.replace)
     workers: dict[str, Workers] = {}
     templates: Mapping[str, Template] = {}
     at_once: dict[str, int] = {}
     if run.store.plan(wanted) != "reuse":
+        check(run, subject)
         run.connect(workers=False)
         workers, at_once = shares(run, list(subject.settings))
         templates = subject.prepare(workers)

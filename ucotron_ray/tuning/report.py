@@ -125,6 +125,7 @@ def _cards(made: Mapping[str, Any]) -> str:
     )
     cards.append(
         f'<div class="card"><small>Steps saved</small><b>{_value(made, "steps_saved", ".0%")}</b><small>'
+        f"of the trials that ran to their end or were stopped; "
         f"{_value(made, 'steps_run', ',d')} of {_value(made, 'steps_full', ',d')} made</small></div>"
     )
     cards.append(

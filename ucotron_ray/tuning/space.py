@@ -88,6 +88,21 @@ def planned(tuning: Tuning, stage: Stage, settings: BaseModel) -> list[Params]:
     return _draws(tuning, stage, settings, space) if tuning.search == "random" else []
 
 
+def candidates(
+    tuning: Tuning, stage: Stage, settings: BaseModel, name: str, known: Sequence[Params]
+) -> tuple[list[Any], bool]:
+    """The values that a setting may have in a trial, and whether it is searched at all. `known`: the planned trials."""
+    values = space_of(tuning, stage).get(name)
+    if values is None:
+        return [getattr(settings, name)], False
+    if isinstance(values, list):
+        return [checked(settings, stage, {name: value})[name] for value in values], True
+    if known:
+        return [params[name] for params in known], True
+    # Optuna may propose any of them.
+    return list(range(round(values.low), round(values.high) + 1)), True
+
+
 def suggested(tuning: Tuning, stage: Stage, settings: BaseModel, number: int, ended: Ended) -> Params:
     """Optuna's proposal for the trial of this number, after those that have ended (its TPE sampler, seeded)."""
     import optuna  # noqa: PLC0415 - an extra: `pip install optuna`

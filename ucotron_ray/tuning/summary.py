@@ -18,7 +18,9 @@ BINS = 4
 def summary(record: Record) -> dict[str, Any]:
     """Everything that the page shows and that is promoted."""
     trials = record.trials
-    run, full = records.steps_run(record, trials), sum(trial.steps for trial in trials)
+    # Of a trial that failed or has still to run no step was saved.
+    over = [trial for trial in trials if trial.state in ("finished", "stopped")]
+    planned = sum(trial.steps for trial in over)
     states = {
         state: sum(trial.state == state for trial in trials)
         for state in ("finished", "stopped", "failed", "running", "interrupted", "waiting")
@@ -34,9 +36,9 @@ def summary(record: Record) -> dict[str, Any]:
         "over": not any(trial.is_open for trial in trials),
         "states": states,
         "trials": len(trials),
-        "steps_run": run,
-        "steps_full": full,
-        "steps_saved": 1 - run / full if full else 0.0,
+        "steps_run": records.steps_run(record, trials),
+        "steps_full": sum(trial.steps for trial in trials),
+        "steps_saved": 1 - records.steps_run(record, over) / planned if planned else None,
         "seconds": sum(trial.seconds for trial in trials),
         "fixed_seconds_median": sorted(fixed)[len(fixed) // 2] if fixed else None,
         "winners": {tier: won for tier in record.tiers if (won := winner(record, tier)) is not None},

@@ -55,7 +55,9 @@ def add_synthesize(verbs: Any) -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, metavar="SHARE", help="with `all`: this share of every target_samples"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the rows as the guide's JSONL")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the rows as the guide's JSONL; with `all`: DIR"
+    )
     parser.add_argument("--max-usd", type=float, help="hard budget in dollars; nothing is sent that could pass it")
     parser.add_argument("--max-rounds", type=int, help="rounds of further samples for those not accepted")
     parser.add_argument("--seed", type=int, dest="generation_seed")
@@ -63,8 +65,10 @@ def add_synthesize(verbs: Any) -> None:
 
 
 def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets
+    from ucotron_ray.stages import datasets, models
 
+    if args.output:
+        models.refuse_directory(args.output)
     source = args.source
     with flags.run_of(args, name=Path(source).stem if source and "://" not in source else None) as run:
         artifact = datasets.import_graph(run, source)
@@ -79,11 +83,13 @@ def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, generators, requirements
+    from ucotron_ray.stages import datasets, generators, models, requirements
 
     requirements.require_packages("ray", "aiohttp", "datasketch", "json_repair", "pyarrow")
     if args.task == "all":
         return _synthesize_all(args)
+    if args.output:
+        models.refuse_directory(args.output)
     with flags.run_of(args, name=None if args.name or args.recipe else args.task) as run:
         wanted = generators.wanted(run, args.task, args.count, args.input)
         if args.dry_run:
@@ -102,8 +108,10 @@ def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _synthesize_all(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, generators
+    from ucotron_ray.stages import datasets, generators, models
 
+    if args.output:
+        models.refuse_file(args.output)
     if args.count is not None or args.input is not None:
         raise ConfigError(
             "`synthesize all` takes its counts from the recipe",

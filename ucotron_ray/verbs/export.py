@@ -31,6 +31,8 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("one model is needed", expected="MODEL or --model-dir DIR", found="both or none")
     reference = args.model or str(args.model_dir)
     with flags.run_of(args, name=Path(reference).name) as run:
+        if args.output_dir:
+            models.refuse_mixing(args.output_dir, run.store.root, "bundle")
         base, adapter = models.model(run, reference)
         if args.dry_run:
             return _planned(run, base)

@@ -60,6 +60,8 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args) as run:
+        if args.output_dir:
+            models.refuse_mixing(args.output_dir, run.store.root, "model")
         base = base_models.resolve(run.config.recipe.tier_model.local_model)
         dataset = datasets.training_data(run, args.train_data, args.val_data)
         if args.dry_run:

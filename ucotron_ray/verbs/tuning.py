@@ -40,8 +40,10 @@ def add_tune(verbs: Any) -> None:
 
 
 def _tune(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import requirements, tuning
+    from ucotron_ray.stages import models, requirements, tuning
 
+    if args.output:
+        models.refuse_directory(args.output)
     packages = (
         ("torch",) if args.stage == "projection" else ("torch", "transformers", "trl", "peft", "datasets", "gguf")
     )
