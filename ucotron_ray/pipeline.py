@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray import jsonl
-from ucotron_ray.artifacts import Artifact
+from ucotron_ray.artifacts import Artifact, Kind
 from ucotron_ray.errors import ConfigError, InputError, MissingArtifact
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run
@@ -55,8 +55,9 @@ def check(run: Run, options: Options) -> base_models.BaseModel:
     requirements.require_packages(*needed)
     check_rows(run, options)
     if options.output_dir is not None:
-        for directory in copies(options.output_dir):
-            models.refuse_mixing(directory)
+        kinds: tuple[Kind, Kind] = ("model", "bundle")
+        for directory, kind in zip(copies(options.output_dir), kinds, strict=True):
+            models.refuse_mixing(directory, run.store.root, kind)
     if options.skip_train:
         # The adapter's own, whatever the recipe says now: on another one it would answer something, and wrongly.
         return models.note_hub(run, models.base_of(trained(run), run.store))

@@ -12,7 +12,7 @@ from tests.unit.test_dpo import ROWS
 from ucotron_ray import config, jsonl, pipeline
 from ucotron_ray.artifacts import Artifact, Request, Result, Store
 from ucotron_ray.errors import ArtifactError, MissingArtifact, Stopped
-from ucotron_ray.fireworks.chat import Endpoint
+from ucotron_ray.fireworks.endpoint import Endpoint
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.run import Run

@@ -12,7 +12,7 @@ from ucotron_ray.fireworks.chat import Kind
 from ucotron_ray.records import GeneratedRow, RawRow
 from ucotron_ray.synthesis import conversation, plan, seeds
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Task
-from ucotron_ray.synthesis.tasks import judge, preference, relation_extraction
+from ucotron_ray.synthesis.tasks import entity_resolution, judge, preference, relation_extraction
 
 GENERATION = config.load().recipe.generation
 TASK = relation_extraction.make_task(GENERATION)
@@ -390,3 +390,10 @@ def test_a_judge_reads_a_sample_and_its_marks_are_counted():
         "mean": 4.5,
         "marks": {"1": 0, "2": 0, "3": 0, "4": 1, "5": 1},
     }
+
+
+def test_the_name_that_a_pair_is_mixed_up_with_is_a_name_of_the_split_too():
+    kind = entity_resolution.row_kind()
+    pair = {"canonical": "Genoa", "variant": "Geneva", "is_duplicate": False}
+    assert kind.names(pair) == ["Genoa", "Geneva"]
+    assert kind.names({**pair, "variant": "GENOA", "is_duplicate": True}) == ["Genoa"]

@@ -55,6 +55,7 @@ def job_fields(run: Run, base: str, data: Artifact, directory: Path, prepared: P
 def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
     """Supervised fine-tuning → `adapter/<name>`."""
     request = sft_request(run, dataset, base)
+    run.store.refuse_other_recipe(request, replace=run.replace)
     # A run that reuses what is there prepares nothing; a mistake is found before the artifact is begun.
     prepared = None if run.store.plan(request) == "reuse" else preparation.prepare(run, "sft", dataset, base)
 
@@ -107,6 +108,8 @@ def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapt
     settings = run.config.recipe.dpo.model_dump()
     prepared: Prepared | None = None
     there = run.store.find("model", f"{adapter.manifest.name}-merged")
+    if there is not None:
+        run.store.refuse_other_recipe(dpo_request(run, name, pairs, there), replace=run.replace)
     if there is None or run.store.plan(dpo_request(run, name, pairs, there)) != "reuse":
         # The merged model has the base's tokenizer and shape: mistakes are found before it is made.
         prepared = preparation.prepare(run, "dpo", pairs, base)
