@@ -114,11 +114,20 @@ def test_a_prompt_that_is_too_long_is_refused_and_one_that_leaves_no_room_is_cut
 
 
 def test_a_listener_that_goes_frees_its_place_in_the_batch():
+    left = threading.Event()
+
+    class Waiting(FakeStepper):
+        def step(self, batch, tokens):
+            # Else a busy machine would finish the answer before the listener is gone.
+            assert len(self.sizes) < 20 or left.wait(PATIENCE)
+            return super().step(batch, tokens)
+
     async def ask():
-        stepper = FakeStepper()
+        stepper = Waiting()
         served = engine(stepper, max_batch=1)
         async with aclosing(served.answer(question("x" * 90, stream=True))) as pieces:
             await anext(pieces)
+        left.set()
         # With one place, this one runs only once the other has left.
         text = await whole(served.answer(question("next")))
         served.close()

@@ -193,7 +193,9 @@ def test_loss_is_the_models_own_loss_on_the_labels(tmp_path, tiny_model):
 
 def test_the_validation_loss_is_the_same_however_many_rows_a_batch_has(tmp_path, tiny_model):
     tokenizer = base_models.load_tokenizer(base_models.resolve(str(tiny_model)))
-    rows = sorted((example(server_row(row, "chat"), tokenizer) for row in ROWS), key=lambda row: len(row.input_ids))
+    rows = [example(server_row(row, "chat"), tokenizer) for row in ROWS]
+    rows.sort(key=lambda row: sum(label != IGNORED for label in row.labels))
+    # A mean over a batch's labels would differ by 0.02.
     rows = [rows[0], rows[-1], rows[1], rows[-2]]
     losses = []
     for size in (1, 2, 4):
@@ -201,7 +203,7 @@ def test_the_validation_loss_is_the_same_however_many_rows_a_batch_has(tmp_path,
         trainer.data_collator = partial(batching.collate, pad=tokenizer.pad_token_id)
         trainer.args.per_device_eval_batch_size = size
         losses.append(trainer.evaluate()["eval_loss"])
-    assert losses[1:] == pytest.approx(losses[:1] * 2, abs=1e-5)
+    assert losses[1:] == pytest.approx(losses[:1] * 2, abs=1e-3)
 
 
 def test_rows_behind_one_another_without_padding_give_the_loss_of_the_padded_batch(tmp_path, tiny_model):

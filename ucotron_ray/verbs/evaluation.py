@@ -68,10 +68,11 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import comparison, datasets, models, requirements, scoring
+    from ucotron_ray.stages import comparison, datasets, requirements, scoring
+    from ucotron_ray.stages.models import refuse_directory
 
     if args.report:
-        models.refuse_directory(args.report)
+        refuse_directory(args.report)
     requirements.require_packages("ray", "torch", "transformers", "peft", "gguf", "aiohttp")
     with flags.run_of(args, name="compare") as run:
         sources = comparison.sources(run, args.models)
