@@ -280,6 +280,7 @@ class Export(Section):
     max_int8_f1_drop: Share
     max_int8_size: Share
     min_gguf_match: Share
+    min_gguf_q8_prefix: Share
 
 
 class Promotion(Section):

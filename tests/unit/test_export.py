@@ -277,6 +277,9 @@ def test_nan_fails_the_gates():
     assert len(tasks.failures({"int8": int8}, SETTINGS)) == 3
     files = {"f16": {"prompt_ids_match": nan, "greedy_match": nan}}
     assert len(gguf_parity.failures(files, SETTINGS)) == 2
+    files = {"q8_0": {"prompt_ids_match": 1.0, "greedy_prefix": nan}}
+    assert len(gguf_parity.failures(files, SETTINGS)) == 1
+    assert gguf_parity.failures({"q8_0": {"prompt_ids_match": 1.0, "greedy_prefix": 0.5}}, SETTINGS) == []
 
 
 def test_a_drop_of_f1_is_measured_on_the_same_rows():

@@ -48,7 +48,10 @@ def compare(
 
 
 def failures(files: Mapping[str, Mapping[str, float]], settings: Export) -> list[str]:
-    """What the files miss, in words. The answers of q8_0 are reported. Written so that NaN misses."""
+    """What the files miss, in words. Rounded weights may turn a close choice: of q8_0 the tokens up to there count.
+
+    Written so that NaN misses.
+    """
     missed = [
         f"gguf {kind} prompt_ids_match {figures['prompt_ids_match']:.4f} < 1"
         for kind, figures in files.items()
@@ -56,4 +59,8 @@ def failures(files: Mapping[str, Mapping[str, float]], settings: Export) -> list
     ]
     if "f16" in files and not files["f16"]["greedy_match"] >= settings.min_gguf_match:
         missed.append(f"gguf f16 greedy_match {files['f16']['greedy_match']:.3f} < {settings.min_gguf_match:.3f}")
+    if "q8_0" in files and not files["q8_0"]["greedy_prefix"] >= settings.min_gguf_q8_prefix:
+        missed.append(
+            f"gguf q8_0 greedy_prefix {files['q8_0']['greedy_prefix']:.3f} < {settings.min_gguf_q8_prefix:.3f}"
+        )
     return missed
