@@ -108,21 +108,27 @@ def copies(directory: Path) -> tuple[Path, Path]:
     return directory, directory.with_name(directory.name + "-onnx")
 
 
-def check_teacher(run: Run, options: Options) -> None:
-    """Refuse a recipe that wants rows of a teacher that cannot be asked: after hours of training it is too late."""
+def check_teacher(run: Run, options: Options, *, ask: bool = False) -> None:
+    """Refuse a recipe that wants rows of a teacher that cannot be asked: after hours of training it is too late.
+
+    With `ask` a teacher that is to write pairs only is asked for its models now; of rows it is asked at once anyway.
+    """
     want = None if options.skip_generate or options.data_dir is not None else teacher_rows(run)
-    asks = want is not None and synthesis.will_run(run, synthesis.request(run, want))
+    rows = want is not None and synthesis.will_run(run, synthesis.request(run, want))
+    pairs = False
     if not (options.skip_dpo or options.skip_train) and preference_reference(run, options) is None:
         wanted = run.config.recipe.generation.preferences_in_pipeline
-        asks = asks or bool(wanted and run.store.find("dataset", f"{run.name}-preference") is None)
-    if asks:
+        pairs = bool(wanted and run.store.find("dataset", f"{run.name}-preference") is None)
+    if pairs and not rows and ask:
+        teachers.checked(run)
+    elif rows or pairs:
         teachers.configured(run)
 
 
 def execute(run: Run, options: Options) -> dict[str, Any]:
     """Run the chain; return the figures of the last line."""
     base = check(run, options)
-    check_teacher(run, options)
+    check_teacher(run, options, ask=True)
     dataset = dataset_stage(run, options)
     # Read it before the long part: a wrong path should not cost a training run.
     data = datasets.held_out(run, run.config.recipe.evaluation.data, dataset)

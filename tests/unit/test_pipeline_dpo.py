@@ -167,6 +167,20 @@ def test_a_base_that_no_gguf_can_be_written_for_is_found_before_the_chain_begins
     assert "export.gguf=[]" in err
 
 
+def test_a_teacher_of_pairs_alone_is_asked_for_its_models_before_the_training(tmp_path, monkeypatch):
+    overrides = [("store", str(tmp_path)), ("generation.preferences_in_pipeline", 4)]
+    overrides += [("api.inference_base_url", "http://127.0.0.1:9/v1")]
+    run = Run(config.load(overrides=overrides), verb="pipeline", name="p")
+    asked = []
+    monkeypatch.setattr(pipeline.teachers, "checked", asked.append)
+    pipeline.check_teacher(run, pipeline.Options())
+    assert asked == []
+    pipeline.check_teacher(run, pipeline.Options(skip_dpo=True), ask=True)
+    assert asked == []
+    pipeline.check_teacher(run, pipeline.Options(), ask=True)
+    assert asked == [run]
+
+
 def test_the_pairs_of_a_teacher_have_what_its_rows_left_of_the_budget(tmp_path, monkeypatch):
     overrides = [("store", str(tmp_path)), ("generation.in_pipeline", 3), ("generation.preferences_in_pipeline", 4)]
     run = Run(config.load(overrides=[*overrides, ("api.max_usd", 5)]), verb="pipeline", name="p")
