@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.ray.conftest import announce_loss, lose, second_node
-from tests.ray.test_chain import RECIPE, WEIGHTS, finished, start, wait_for
+from tests.ray.test_chain import FLOAT32, RECIPE, WEIGHTS, finished, start, wait_for
 from ucotron_ray.artifacts import Store, file_hash
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
@@ -23,14 +23,14 @@ def place(tmp_path_factory, tiny_model, demo_files, ray_head) -> dict[str, Path]
     recipe, store = directory / "faults.yaml", directory / "store"
     text = RECIPE.replace("MODEL", str(tiny_model)).replace("GRAPH", str(demo_files[0]))
     recipe.write_text(text.replace("HELDOUT", str(demo_files[1])), encoding="utf-8")
-    common = ["--recipe", str(recipe), "--set", f"store={store}", "--set", "tracking.mlflow_uri=none"]
+    common = ["--recipe", str(recipe), "--set", f"store={store}", "--set", "tracking.mlflow_uri=none", *FLOAT32]
     finished(start(ray_head, "import-graph", *common, "--name", "rows"))
     finished(start(ray_head, "sft", *common, "--train-data", "rows", "--name", "straight"))
     return {"recipe": recipe, "store": store}
 
 
 def sft(place: dict[str, Path], name: str, *settings: str) -> list[str]:
-    every = (f"store={place['store']}", "tracking.mlflow_uri=none", *settings)
+    every = (f"store={place['store']}", "tracking.mlflow_uri=none", FLOAT32[1], *settings)
     overrides = [part for text in every for part in ("--set", text)]
     return ["sft", "--recipe", str(place["recipe"]), "--train-data", "rows", "--name", name, *overrides]
 
