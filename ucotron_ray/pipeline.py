@@ -15,6 +15,7 @@ from ucotron_ray.stages import (
     datasets,
     export,
     models,
+    outputs,
     preferences,
     preparation,
     requirements,
@@ -57,7 +58,7 @@ def check(run: Run, options: Options) -> base_models.BaseModel:
     if options.output_dir is not None:
         kinds: tuple[Kind, Kind] = ("model", "bundle")
         for directory, kind in zip(copies(options.output_dir), kinds, strict=True):
-            models.refuse_mixing(directory, run.store.root, kind)
+            outputs.refuse_mixing(directory, run.store.root, kind)
     if options.skip_train:
         # The adapter's own, whatever the recipe says now: on another one it would answer something, and wrongly.
         return models.note_hub(run, models.base_of(trained(run), run.store))
@@ -165,7 +166,7 @@ def execute(run: Run, options: Options) -> dict[str, Any]:
         if options.output_dir is not None:
             made = (run.store.get("model", run.name), bundle)
             for artifact, directory in zip(made, copies(options.output_dir), strict=True):
-                models.copy_out(artifact, directory)
+                outputs.copy_out(artifact, directory)
     else:
         result["artifact"] = str(adapter.path)
     return result

@@ -8,7 +8,7 @@ from tests.unit.test_cli import call
 from ucotron_ray import registry
 from ucotron_ray.artifacts import Artifact, Kind, Request, Result, Store
 from ucotron_ray.errors import ConfigError
-from ucotron_ray.stages import models
+from ucotron_ray.stages import models, outputs
 
 
 def made(store: Store, kind: Kind = "bundle", text: str = "new") -> Artifact:
@@ -24,7 +24,7 @@ def test_a_copy_is_refused_in_the_store_and_above_it(tmp_path, place):
     made(store, "adapter")
     (tmp_path / "link").symlink_to(store.root / "bundle")
     with pytest.raises(ConfigError, match="artifacts of the store"):
-        models.copy_out(bundle, tmp_path / place)
+        outputs.copy_out(bundle, tmp_path / place)
     assert store.get("bundle", "mine")
     assert store.get("adapter", "mine")
 
@@ -36,7 +36,7 @@ def test_a_copy_takes_the_place_of_nothing_but_an_older_copy(tmp_path):
     (tmp_path / "app").mkdir()
     # Programs for browsers have a file of this name too.
     (tmp_path / "app" / "manifest.json").write_text('{"name": "app"}', encoding="utf-8")
-    models.copy_out(adapter, tmp_path / "adapter")
+    outputs.copy_out(adapter, tmp_path / "adapter")
     for place, said in (
         ("file", "the file"),
         ("file/below", "the file"),
@@ -44,25 +44,25 @@ def test_a_copy_takes_the_place_of_nothing_but_an_older_copy(tmp_path):
         ("adapter", "the adapter 'mine'"),
     ):
         with pytest.raises(ConfigError, match=said):
-            models.refuse_mixing(tmp_path / place, store.root, "bundle")
+            outputs.refuse_mixing(tmp_path / place, store.root, "bundle")
     (tmp_path / "empty").mkdir()
     for place in ("deep/new", "empty"):
-        models.copy_out(made(store), tmp_path / place)
-        models.copy_out(made(store, text=f"after {place}"), tmp_path / place)
+        outputs.copy_out(made(store), tmp_path / place)
+        outputs.copy_out(made(store, text=f"after {place}"), tmp_path / place)
         assert (tmp_path / place / "weights").read_text(encoding="utf-8") == f"after {place}"
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_a_copy_that_breaks_off_leaves_the_older_one(tmp_path, monkeypatch):
     store = Store(tmp_path / "store")
-    models.copy_out(made(store, text="old"), tmp_path / "out")
+    outputs.copy_out(made(store, text="old"), tmp_path / "out")
 
     def full(source: object, target: object, **more: object) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(shutil, "copytree", full)
     with pytest.raises(OSError, match="No space"):
-        models.copy_out(made(store), tmp_path / "out")
+        outputs.copy_out(made(store), tmp_path / "out")
     assert registry.holds(tmp_path / "out", models.artifacts.read_artifact(tmp_path / "out").manifest.content)
     assert (tmp_path / "out" / "weights").read_text(encoding="utf-8") == "old"
 

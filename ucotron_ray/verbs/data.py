@@ -65,10 +65,10 @@ def add_synthesize(verbs: Any) -> None:
 
 
 def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, models
+    from ucotron_ray.stages import datasets, outputs
 
     if args.output:
-        models.refuse_directory(args.output)
+        outputs.check_file(args.output)
     source = args.source
     with flags.run_of(args, name=Path(source).stem if source and "://" not in source else None) as run:
         artifact = datasets.import_graph(run, source)
@@ -83,13 +83,13 @@ def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, generators, models, requirements
+    from ucotron_ray.stages import datasets, generators, outputs, requirements
 
     requirements.require_packages("ray", "aiohttp", "datasketch", "json_repair", "pyarrow")
     if args.task == "all":
         return _synthesize_all(args)
     if args.output:
-        models.refuse_directory(args.output)
+        outputs.check_file(args.output)
     with flags.run_of(args, name=None if args.name or args.recipe else args.task) as run:
         wanted = generators.wanted(run, args.task, args.count, args.input)
         if args.dry_run:
@@ -108,10 +108,10 @@ def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _synthesize_all(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, generators, models
+    from ucotron_ray.stages import datasets, generators, outputs
 
     if args.output:
-        models.refuse_file(args.output)
+        outputs.check_directory(args.output)
     if args.count is not None or args.input is not None:
         raise ConfigError(
             "`synthesize all` takes its counts from the recipe",

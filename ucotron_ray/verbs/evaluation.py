@@ -69,10 +69,10 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.stages import comparison, datasets, requirements, scoring
-    from ucotron_ray.stages.models import refuse_directory
+    from ucotron_ray.stages.outputs import check_file
 
     if args.report:
-        refuse_directory(args.report)
+        check_file(args.report)
     requirements.require_packages("ray", "torch", "transformers", "peft", "gguf", "aiohttp")
     with flags.run_of(args, name="compare") as run:
         sources = comparison.sources(run, args.models)

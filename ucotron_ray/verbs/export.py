@@ -25,14 +25,14 @@ def add_export(verbs: Any) -> None:
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, export, models, requirements
+    from ucotron_ray.stages import datasets, export, models, outputs, requirements
 
     if (args.model is None) == (args.model_dir is None):
         raise ConfigError("one model is needed", expected="MODEL or --model-dir DIR", found="both or none")
     reference = args.model or str(args.model_dir)
     with flags.run_of(args, name=Path(reference).name) as run:
         if args.output_dir:
-            models.refuse_mixing(args.output_dir, run.store.root, "bundle")
+            outputs.refuse_mixing(args.output_dir, run.store.root, "bundle")
         base, adapter = models.model(run, reference)
         if args.dry_run:
             return _planned(run, base)
@@ -44,7 +44,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
         data = datasets.held_out(run, reference_data, dataset) if reference_data or dataset else None
         bundle = export.export(run, base, adapter, data)
         if args.output_dir:
-            models.copy_out(bundle, args.output_dir)
+            outputs.copy_out(bundle, args.output_dir)
     figures = bundle.manifest.metrics
     return {"artifact": str(bundle.path), "bundle": str(bundle.path), "parity": True, **figures}
 

@@ -48,10 +48,12 @@ def add_projection(verbs: Any) -> None:
 
 
 def _projection(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import requirements
+    from ucotron_ray.stages import outputs, requirements
 
     requirements.require_packages("ray", "torch", "transformers", "onnx", "onnxruntime", "gguf")
     _check(args)
+    if args.output:
+        outputs.check_file(args.output)
     name = f"{args.recipe.stem}-{DEFAULT_NAME}" if args.recipe else DEFAULT_NAME
     with flags.run_of(args, name=args.name or name) as run:
         steps = {"encode": _encode, "train": _train, "evaluate": _evaluate, "export": _export, None: _all}

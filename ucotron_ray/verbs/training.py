@@ -56,12 +56,12 @@ def _to_sample(run: Any, data: Any) -> dict[str, Any]:
 
 def _sft(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.models import base as base_models
-    from ucotron_ray.stages import datasets, export, hub, models, requirements, training
+    from ucotron_ray.stages import datasets, export, hub, outputs, requirements, training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args) as run:
         if args.output_dir:
-            models.refuse_mixing(args.output_dir, run.store.root, "model")
+            outputs.refuse_mixing(args.output_dir, run.store.root, "model")
         base = base_models.resolve(run.config.recipe.tier_model.local_model)
         dataset = datasets.training_data(run, args.train_data, args.val_data)
         if args.dry_run:
@@ -73,7 +73,7 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
             result["hub"] = hub.push(adapter, args.push_to_hub)
         if args.output_dir:
             merged = export.merge(run, base, adapter)
-            models.copy_out(merged, args.output_dir)
+            outputs.copy_out(merged, args.output_dir)
             result["output_dir"] = str(args.output_dir)
     return result
 

@@ -40,10 +40,10 @@ def add_tune(verbs: Any) -> None:
 
 
 def _tune(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import models, requirements, tuning
+    from ucotron_ray.stages import outputs, requirements, tuning
 
     if args.output:
-        models.refuse_directory(args.output)
+        outputs.check_file(args.output)
     packages = (
         ("torch",) if args.stage == "projection" else ("torch", "transformers", "trl", "peft", "datasets", "gguf")
     )
