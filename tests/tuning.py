@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import config
+from ucotron_ray.core import config
 from ucotron_ray.tuning import job as jobs
 from ucotron_ray.tuning import record as records
 from ucotron_ray.tuning import sweep as sweeps

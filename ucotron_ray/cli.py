@@ -9,8 +9,10 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from ucotron_ray import __version__, redaction, variables
-from ucotron_ray.errors import Stopped, UcotronRayError
+from ucotron_ray import __version__
+from ucotron_ray.core import redaction, variables
+from ucotron_ray.core.errors import Stopped, UcotronRayError
+from ucotron_ray.core.flags import Handler
 from ucotron_ray.verbs import (
     chain,
     data,
@@ -30,7 +32,6 @@ from ucotron_ray.verbs import (
     tuning,
     validation,
 )
-from ucotron_ray.verbs.flags import Handler
 
 STOPPED_EXIT = 75
 

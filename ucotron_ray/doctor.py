@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ucotron_ray import tracking, variables
-from ucotron_ray.config import Config
-from ucotron_ray.errors import UcotronRayError
+from ucotron_ray.core import tracking, variables
+from ucotron_ray.core.config import Config
+from ucotron_ray.core.errors import UcotronRayError
+from ucotron_ray.core.requirements import OPTIONAL, PACKAGES
 from ucotron_ray.models import base as base_models
 from ucotron_ray.operations import status
-from ucotron_ray.stages.requirements import OPTIONAL, PACKAGES
 
 OK, NOTE, GAP = "ok", "note", "GAP"
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.config import Config, read_yaml
+from ucotron_ray.core.config import Config, read_yaml
+from ucotron_ray.core.recipe import LoraSettings
 from ucotron_ray.fireworks import prices
 from ucotron_ray.models.shape import KNOWN, Shape
 from ucotron_ray.rates import Rates
-from ucotron_ray.recipe import LoraSettings
 from ucotron_ray.training import plan
 
 TIERS = ("slm", "small", "medium")

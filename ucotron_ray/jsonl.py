@@ -11,8 +11,8 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from ucotron_ray import readers
-from ucotron_ray.artifacts import write_text
-from ucotron_ray.errors import InputError
+from ucotron_ray.core.artifacts import write_text
+from ucotron_ray.core.errors import InputError
 from ucotron_ray.records import (
     ChatRow,
     ContradictionRow,

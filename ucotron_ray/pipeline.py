@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray import jsonl
-from ucotron_ray.artifacts import Artifact, Kind
-from ucotron_ray.errors import ConfigError, InputError, MissingArtifact
+from ucotron_ray.core import outputs, requirements
+from ucotron_ray.core.artifacts import Artifact, Kind
+from ucotron_ray.core.errors import ConfigError, InputError, MissingArtifact
+from ucotron_ray.core.run import Run
 from ucotron_ray.models import base as base_models
-from ucotron_ray.run import Run
 from ucotron_ray.stages import (
     datasets,
     export,
     models,
-    outputs,
     preferences,
     preparation,
-    requirements,
     scoring,
     subjects,
     synthesis,

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ucotron_ray import artifacts, variables
-from ucotron_ray.artifacts import Artifact, Request
+from ucotron_ray.core import artifacts, variables
+from ucotron_ray.core.artifacts import Artifact, Request
+from ucotron_ray.core.run import Run
 from ucotron_ray.graph.export import is_server, read_file
 from ucotron_ray.pipeline import (
     Options,
@@ -16,7 +17,6 @@ from ucotron_ray.pipeline import (
     teacher_rows,
     trained,
 )
-from ucotron_ray.run import Run
 from ucotron_ray.stages import datasets, export, scoring, subjects, synthesis, training, tuning
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ucotron_ray.artifacts import Artifact, Store, read_artifact
-from ucotron_ray.errors import CorruptArtifact
+from ucotron_ray.core.artifacts import Artifact, Store, read_artifact
+from ucotron_ray.core.errors import CorruptArtifact
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.errors import InputError, MissingPackage
+from ucotron_ray.core.errors import InputError, MissingPackage
 
 MAX_LINE_BYTES = 4 * 1024**2
 """No row is as long: a line beyond that is skipped, and not held in memory."""

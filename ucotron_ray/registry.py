@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.artifacts import MANIFEST, Artifact, fsync_directory, read_artifact, verify
-from ucotron_ray.errors import ConfigError, CorruptArtifact
+from ucotron_ray.core.artifacts import MANIFEST, Artifact, fsync_directory, read_artifact, verify
+from ucotron_ray.core.errors import ConfigError, CorruptArtifact
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 CONTENT_TAG, GATES_TAG, NAME_TAG = "manifest_sha", "gates", "bundle"

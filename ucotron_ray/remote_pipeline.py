@@ -6,12 +6,13 @@ Every step is an artifact, so the same command goes on wherever it was stopped: 
 import logging
 from typing import Any
 
-from ucotron_ray import artifacts, forecast, pipeline, pipeline_plan
-from ucotron_ray.artifacts import Artifact, Request
-from ucotron_ray.errors import AuthError, ConfigError, Stopped
+from ucotron_ray import forecast, pipeline, pipeline_plan
+from ucotron_ray.core import artifacts
+from ucotron_ray.core.artifacts import Artifact, Request
+from ucotron_ray.core.errors import AuthError, ConfigError, Stopped
+from ucotron_ray.core.run import Run
 from ucotron_ray.fireworks.account import Account
 from ucotron_ray.pipeline import Options
-from ucotron_ray.run import Run
 from ucotron_ray.stages import datasets, preferences, remote, scoring
 
 log = logging.getLogger(__name__)

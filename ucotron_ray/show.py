@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ucotron_ray.artifacts import MANIFEST, Artifact, Store, read_artifact
-from ucotron_ray.errors import MissingArtifact
+from ucotron_ray.core.artifacts import MANIFEST, Artifact, Store, read_artifact
+from ucotron_ray.core.errors import MissingArtifact
 
 
 def find(store: Store, reference: str) -> list[Artifact]:

@@ -20,8 +20,9 @@ from typing import Any
 from tests.benchmarks.run import ROOT, processor
 from tests.benchmarks.synthesis import Watched, events, ours, simulator
 from tests.benchmarks.table import RESULTS
-from ucotron_ray import config, readers
-from ucotron_ray.artifacts import Store, provenance
+from ucotron_ray import readers
+from ucotron_ray.core import config
+from ucotron_ray.core.artifacts import Store, provenance
 from ucotron_ray.fireworks import simulator as stand_in
 from ucotron_ray.fireworks.chat import Kind
 from ucotron_ray.readers import Entry

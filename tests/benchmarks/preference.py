@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tests.benchmarks.run import RECIPE, ucotron
-from ucotron_ray.artifacts import Store
+from ucotron_ray.core.artifacts import Store
 from ucotron_ray.evaluation import bootstrap
 
 NAME, ALIGNED = "demo", "demo-dpo"

@@ -22,7 +22,7 @@ import psutil
 
 from tests.benchmarks.run import PLACE, REAL, ROOT, processor
 from tests.benchmarks.table import RESULTS
-from ucotron_ray.artifacts import Store, provenance
+from ucotron_ray.core.artifacts import Store, provenance
 from ucotron_ray.graph import demo_world
 
 ENCODERS = {

@@ -16,8 +16,8 @@ from typing import Any
 
 from tests.benchmarks.run import processor
 from tests.benchmarks.table import RESULTS
-from ucotron_ray import config
-from ucotron_ray.artifacts import provenance, write_json
+from ucotron_ray.core import config
+from ucotron_ray.core.artifacts import provenance, write_json
 from ucotron_ray.fireworks.chat import Kind
 from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Need, Settings
 from ucotron_ray.synthesis.journal import SYNC_SECONDS, Record, Writer

@@ -25,8 +25,9 @@ from typing import Any
 from tests.benchmarks.run import processor
 from tests.benchmarks.table import RESULTS
 from tests.serving_load import ROOT, Asked, Load, Service, serving
-from ucotron_ray import artifacts, jsonl
-from ucotron_ray.artifacts import Artifact, Request, Result, Store, provenance
+from ucotron_ray import jsonl
+from ucotron_ray.core import artifacts
+from ucotron_ray.core.artifacts import Artifact, Request, Result, Store, provenance
 from ucotron_ray.graph import demo_world
 from ucotron_ray.operations.dashboards import free_port
 from ucotron_ray.records import RawRow

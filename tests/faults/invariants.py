@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 import psutil
 
-from ucotron_ray.artifacts import MANIFEST, RECIPE, Kind, file_hash, read_artifact, verify
-from ucotron_ray.errors import UcotronRayError
+from ucotron_ray.core.artifacts import MANIFEST, RECIPE, Kind, file_hash, read_artifact, verify
+from ucotron_ray.core.errors import UcotronRayError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.tiny_models import save_tiny
-from ucotron_ray import config, jsonl, wire
+from ucotron_ray import jsonl, wire
+from ucotron_ray.core import config
 from ucotron_ray.evaluation.generate import triples_of
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models

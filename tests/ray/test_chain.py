@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.ray.conftest import ROOT, Head
-from ucotron_ray import tracking
-from ucotron_ray.artifacts import Store, file_hash
+from ucotron_ray.core import tracking
+from ucotron_ray.core.artifacts import Store, file_hash
 
 pytestmark = pytest.mark.ray
 

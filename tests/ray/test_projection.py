@@ -12,7 +12,7 @@ import torch
 
 from tests.ray.test_chain import finished, start, wait_for
 from tests.tiny_encoders import WORDS, save_clip, save_sentences
-from ucotron_ray.artifacts import Store
+from ucotron_ray.core.artifacts import Store
 from ucotron_ray.projection import model, pairs
 
 pytestmark = pytest.mark.ray

@@ -51,7 +51,7 @@ def test_two_waves_fill_the_journal_at_half_the_price(tmp_path, monkeypatch, cap
 
 def test_online_synthesis_takes_what_the_batches_answered(tmp_path, monkeypatch, capsys):
     """The same ids: every answer that the conversations need is found by them."""
-    from ucotron_ray import config
+    from ucotron_ray.core import config
     from ucotron_ray.synthesis import batch, job
 
     with vending(monkeypatch) as vendor:

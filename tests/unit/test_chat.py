@@ -12,13 +12,13 @@ import pytest
 from aiohttp import web
 
 from tests.teacher import serving, teaching
-from ucotron_ray import config, variables
-from ucotron_ray.errors import ConfigError, InputError
+from ucotron_ray.core import config, variables
+from ucotron_ray.core.errors import ConfigError, InputError
+from ucotron_ray.core.place import Api
 from ucotron_ray.fireworks import chat as chats
 from ucotron_ray.fireworks import endpoint as endpoints
 from ucotron_ray.fireworks.chat import Kind, Limits, Outcome
 from ucotron_ray.fireworks.simulator import TEACHER
-from ucotron_ray.place import Api
 
 CANARY = "fw-canary-4711"
 BODY = {

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from ucotron_ray import cli, run
-from ucotron_ray.errors import (
+from ucotron_ray import cli
+from ucotron_ray.core import flags, run
+from ucotron_ray.core.errors import (
     ConfigError,
     CorruptArtifact,
     GateFailed,
@@ -18,7 +19,6 @@ from ucotron_ray.errors import (
     Stopped,
     UcotronRayError,
 )
-from ucotron_ray.verbs import flags
 
 HEAVY = ("torch", "transformers", "ray", "mlflow", "pandas", "peft", "trl", "datasets", "numpy")
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.operations import address
 
 

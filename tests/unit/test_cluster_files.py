@@ -18,7 +18,8 @@ import ucotron_ray
 from tests.compose_model import Compose
 from tests.conftest import SHARED
 from tests.kuberay_model import RayCluster, RayJob, strict_schema
-from ucotron_ray import cli, config
+from ucotron_ray import cli
+from ucotron_ray.core import config
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

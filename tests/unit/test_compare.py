@@ -8,7 +8,7 @@ from aiohttp import web
 from tests.registered import answer_with, base_directory, held_out_file, make_bundle, rows
 from tests.teacher import serving
 from ucotron_ray import cli, jsonl, wire
-from ucotron_ray.artifacts import Store
+from ucotron_ray.core.artifacts import Store
 from ucotron_ray.evaluation.compare import Answered, compare
 from ucotron_ray.evaluation.guide_prompts import guide_rows
 from ucotron_ray.evaluation.page import comparison_page
@@ -86,8 +86,8 @@ def test_answers_in_the_store_are_not_asked_for_again_but_another_name_asks_an_e
 
 
 def test_a_bundle_is_named_by_its_kind_and_decodes_as_it_is_served(tmp_path):
-    from ucotron_ray import config
-    from ucotron_ray.run import Run
+    from ucotron_ray.core import config
+    from ucotron_ray.core.run import Run
     from ucotron_ray.stages.answers import source_of
 
     store = Store(tmp_path / "store")
@@ -136,7 +136,7 @@ def test_mistakes_end_before_anything_is_asked(tmp_path, capsys, models, said):
 
 
 def answered(directory, label: str, answers: list[str], asked) -> Answered:
-    from ucotron_ray import config
+    from ucotron_ray.core import config
 
     directory.mkdir()
     settings = config.load(overrides=[("evaluation.resamples", 50)]).recipe.evaluation
@@ -178,8 +178,8 @@ def test_the_guides_five_count_in_no_difference_and_answers_must_be_whole(tmp_pa
 
 
 def test_the_teachers_key_goes_to_the_teachers_host_alone(tmp_path, monkeypatch):
-    from ucotron_ray import config
-    from ucotron_ray.run import Run
+    from ucotron_ray.core import config
+    from ucotron_ray.core.run import Run
     from ucotron_ray.stages.answers import source_of
 
     monkeypatch.setenv("TEACHERS_KEY", "fw-canary")

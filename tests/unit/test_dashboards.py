@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-from ucotron_ray.errors import StageFailed
+from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.operations import dashboards
 from ucotron_ray.operations.dashboards import Page
 from ucotron_ray.synthesis import watch

@@ -8,12 +8,13 @@ from aiohttp import web
 
 from tests.registered import base_directory, make_bundle
 from tests.teacher import serving
-from ucotron_ray import cli, config, wire
-from ucotron_ray.artifacts import Store
+from ucotron_ray import cli, wire
+from ucotron_ray.core import config
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.run import Run
 from ucotron_ray.evaluation import endpoint
 from ucotron_ray.graph import probe, simulator
 from ucotron_ray.records import RawRow, Relation
-from ucotron_ray.run import Run
 from ucotron_ray.stages import deployment
 
 STUDIED = Relation(subject="Marta Ruiz", predicate="studied_at", object="Lisbon Polytechnic", confidence=0.97)

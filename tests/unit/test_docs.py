@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ucotron_ray import cli, config
+from ucotron_ray import cli
+from ucotron_ray.core import config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

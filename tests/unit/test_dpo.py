@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ucotron_ray import config, jsonl, wire
-from ucotron_ray.artifacts import file_hash
-from ucotron_ray.errors import InputError
+from ucotron_ray import jsonl, wire
+from ucotron_ray.core import config
+from ucotron_ray.core.artifacts import file_hash
+from ucotron_ray.core.errors import InputError
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora

@@ -7,8 +7,9 @@ import pytest
 
 from tests.unit import test_cli
 from tests.unit.test_dpo import ROWS as PAIRS
-from ucotron_ray import config, jsonl, run, session
-from ucotron_ray.artifacts import MANIFEST, Store
+from ucotron_ray import jsonl
+from ucotron_ray.core import config, run, session
+from ucotron_ray.core.artifacts import MANIFEST, Store
 from ucotron_ray.evaluation.scoring import f1_of
 from ucotron_ray.export import on_ray as export_rim
 from ucotron_ray.graph import demo_world

@@ -6,7 +6,7 @@ from tests.teacher import serving
 from tests.unit.test_fireworks_account import answering
 from tests.vendor import TINY, vending
 from ucotron_ray import wire
-from ucotron_ray.errors import AuthError, NotFoundError
+from ucotron_ray.core.errors import AuthError, NotFoundError
 from ucotron_ray.evaluation import endpoint
 from ucotron_ray.evaluation.endpoint import Asking
 from ucotron_ray.evaluation.guide_prompts import guide_rows

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ucotron_ray import cli, config, estimate, forecast, rates
-from ucotron_ray.artifacts import Input, Request, Result, Store
+from ucotron_ray import cli, estimate, forecast, rates
+from ucotron_ray.core import config
+from ucotron_ray.core.artifacts import Input, Request, Result, Store
+from ucotron_ray.core.run import Run
 from ucotron_ray.models.shape import Shape
 from ucotron_ray.rates import Rates, SynthesisRate, TrainingRate
-from ucotron_ray.run import Run
 
 GUIDE_ROWS = 14
 """Five of generation, six of remote training, three of local training."""

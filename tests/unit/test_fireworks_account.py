@@ -7,8 +7,9 @@ from aiohttp import web
 
 from tests.teacher import serving
 from tests.vendor import KEY, TINY, chat_file, vending
-from ucotron_ray import cli, config
-from ucotron_ray.errors import AuthError, ConfigError, FireworksError, NotFoundError, RateLimitError
+from ucotron_ray import cli
+from ucotron_ray.core import config
+from ucotron_ray.core.errors import AuthError, ConfigError, FireworksError, NotFoundError, RateLimitError
 from ucotron_ray.fireworks import account as control
 from ucotron_ray.fireworks import datasets
 from ucotron_ray.fireworks.account import Account, account_of

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.vendor import chat_file, pairs_file, vending
-from ucotron_ray.errors import FireworksError, InputError
+from ucotron_ray.core.errors import FireworksError, InputError
 from ucotron_ray.fireworks import account as control
 from ucotron_ray.fireworks import datasets
 from ucotron_ray.fireworks.dataset_rows import prepared, stable_id

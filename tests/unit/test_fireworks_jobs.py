@@ -8,7 +8,7 @@ import pytest
 
 from tests.vendor import TINY, chat_file, pairs_file, vending
 from ucotron_ray import cli
-from ucotron_ray.errors import ConfigError, FireworksError, RateLimitError, RemoteJobFailed, Stopped
+from ucotron_ray.core.errors import ConfigError, FireworksError, RateLimitError, RemoteJobFailed, Stopped
 from ucotron_ray.fireworks import account as control
 from ucotron_ray.fireworks import datasets, deployments, tuning_jobs, waiting
 from ucotron_ray.fireworks.tuning_jobs import DpoJobConfig, JobStatus, SftJobConfig

@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.test_generators import NAMES, PAIRS, SCENES, answered
 from tests.unit.test_synthesis_tasks import TASK
-from ucotron_ray import config
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core import config
+from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.readers import Entry
 from ucotron_ray.synthesis import contents, gate, page, publish, rows
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ucotron_ray import config
+from ucotron_ray.core import config
 from ucotron_ray.evaluation import gates
 from ucotron_ray.evaluation.compare import Answered, scores_of_rows
 from ucotron_ray.evaluation.scoring import summary

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from tests.unit.test_synthesis_tasks import play
-from ucotron_ray import config
+from ucotron_ray.core import config
 from ucotron_ray.fireworks import simulator
 from ucotron_ray.fireworks.chat import Kind
 from ucotron_ray.readers import Entry

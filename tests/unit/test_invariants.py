@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.invariants import After, Ended, broken, running
-from ucotron_ray.artifacts import Request, Result, Store
+from ucotron_ray.core.artifacts import Request, Result, Store
 
 
 @pytest.fixture

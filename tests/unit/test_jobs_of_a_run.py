@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ucotron_ray.errors import Stopped
+from ucotron_ray.core.errors import Stopped
 from ucotron_ray.operations import jobs, record
 from ucotron_ray.operations.jobs import Job
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ucotron_ray.errors import ArtifactError, CorruptArtifact
+from ucotron_ray.core.errors import ArtifactError, CorruptArtifact
 from ucotron_ray.synthesis import journal
 from ucotron_ray.synthesis.journal import Reader, Record, Writer
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ucotron_ray import jsonl
-from ucotron_ray.errors import InputError
+from ucotron_ray.core.errors import InputError
 from ucotron_ray.records import RawRow
 
 GOOD = '{"text": "Ann met Bo.", "entities": [{"text": "Ann", "label": "person"}], "expected_relations": []}'

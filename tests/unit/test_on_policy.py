@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_dpo import SETTINGS
-from ucotron_ray import config, jsonl, wire
-from ucotron_ray.errors import InputError
+from ucotron_ray import jsonl, wire
+from ucotron_ray.core import config
+from ucotron_ray.core.errors import InputError
 from ucotron_ray.evaluation.scoring import f1_of
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models

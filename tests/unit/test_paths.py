@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from ucotron_ray import config
+from ucotron_ray.core import config
 from ucotron_ray.graph import paths
 from ucotron_ray.graph.export import parse
 from ucotron_ray.synthesis.tasks import path_reward

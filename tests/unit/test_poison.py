@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.teacher import teaching
 from tests.unit.test_worker import sample
-from ucotron_ray import config
+from ucotron_ray.core import config
 from ucotron_ray.synthesis.plan import Ask, Conversation, Facts, Task
 from ucotron_ray.synthesis.poison import Mark
 from ucotron_ray.synthesis.tasks import relation_extraction

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from tests.registered import rows
-from ucotron_ray import config
+from ucotron_ray.core import config
 from ucotron_ray.evaluation.predictions import Prediction, append_predictions, read_predictions
 from ucotron_ray.evaluation.report import write_scores
 from ucotron_ray.stages.comparison import chat_answers

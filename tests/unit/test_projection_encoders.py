@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.tiny_encoders import save_clip, save_sentences
-from ucotron_ray import config
-from ucotron_ray.errors import InputError
+from ucotron_ray.core import config
+from ucotron_ray.core.errors import InputError
 from ucotron_ray.models import base as base_models
 from ucotron_ray.projection import encoders
 from ucotron_ray.projection.job import EncodeJob

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ucotron_ray import config
-from ucotron_ray.errors import InputError
+from ucotron_ray.core import config
+from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.recipe import Projection
 from ucotron_ray.projection import fit, model, pairs, retrieval
 from ucotron_ray.projection.descriptions import Description
 from ucotron_ray.projection.job import FitJob
-from ucotron_ray.recipe import Projection
 
 SETTINGS = config.load().recipe.projection.model_dump() | {
     "hidden_dim": 64,

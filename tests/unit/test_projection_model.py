@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from ucotron_ray.errors import InputError, StageFailed
+from ucotron_ray.core.errors import InputError, StageFailed
 from ucotron_ray.projection import model
 from ucotron_ray.projection import onnx as projection_onnx
 

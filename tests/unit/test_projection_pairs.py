@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ucotron_ray.errors import InputError, StageFailed
+from ucotron_ray.core.errors import InputError, StageFailed
 from ucotron_ray.projection import descriptions, pairs, retrieval
 from ucotron_ray.projection.descriptions import Description
 

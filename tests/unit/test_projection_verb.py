@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.unit.test_cli import call
-from ucotron_ray import cli, config, run
-from ucotron_ray.errors import InputError
+from ucotron_ray import cli
+from ucotron_ray.core import config, flags, run
+from ucotron_ray.core.errors import InputError
 from ucotron_ray.projection import model
 from ucotron_ray.stages import embeddings, projection
-from ucotron_ray.verbs import flags
 
 
 @pytest.fixture(autouse=True)

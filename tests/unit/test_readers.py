@@ -6,11 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ucotron_ray import config, jsonl, readers, wire
-from ucotron_ray.artifacts import Store
-from ucotron_ray.errors import InputError
+from ucotron_ray import jsonl, readers, wire
+from ucotron_ray.core import config
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.run import Run
 from ucotron_ray.records import GeneratedRow, RawRow
-from ucotron_ray.run import Run
 from ucotron_ray.stages import datasets, validation
 
 RAW = {"text": "Ann met Bo.", "entities": [{"text": "Ann", "label": "person"}, {"text": "Bo", "label": "person"}]}

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from tests.registered import answer_with, base_directory, held_out_file, make_bundle
-from ucotron_ray import cli, config, registry, tracking
-from ucotron_ray.artifacts import MANIFEST, Request, Result, Store, content_hash, list_files, read_artifact
-from ucotron_ray.errors import CorruptArtifact
+from ucotron_ray import cli, registry
+from ucotron_ray.core import config, tracking
+from ucotron_ray.core.artifacts import MANIFEST, Request, Result, Store, content_hash, list_files, read_artifact
+from ucotron_ray.core.errors import CorruptArtifact
 from ucotron_ray.stages import promotion, scoring
 from ucotron_ray.stages.models import original_base
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from ucotron_ray import config
-from ucotron_ray.errors import StageFailed
+from ucotron_ray.core import config
+from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.synthesis import outcomes, publish, release
 from ucotron_ray.synthesis.quality import Duplicates, leaking, shingles
 from ucotron_ray.synthesis.tasks import contradiction, relation_extraction

@@ -6,7 +6,7 @@ import pytest
 
 from tests.vendor import pairs_file, vending
 from ucotron_ray import cli
-from ucotron_ray.errors import AuthError
+from ucotron_ray.core.errors import AuthError
 from ucotron_ray.fireworks import account as control
 from ucotron_ray.fireworks import tuning_jobs
 from ucotron_ray.stages import remote

@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from tests.serving_fakes import PATIENCE, FakeStepper, answer_to, engine, question, target, whole
-from ucotron_ray.errors import CorruptArtifact
+from ucotron_ray.core.errors import CorruptArtifact
 from ucotron_ray.models.decoding import Answer
 from ucotron_ray.serving import target as targets
 from ucotron_ray.serving.batcher import Row

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ucotron_ray import cli, tracking
-from ucotron_ray.artifacts import Request, Result, Store
+from ucotron_ray import cli
+from ucotron_ray.core import tracking
+from ucotron_ray.core.artifacts import Request, Result, Store
 from ucotron_ray.operations import record, status, status_table
 
 
@@ -28,7 +29,7 @@ def stage(run: tracking.Spool, name: str, artifact: str) -> tracking.Spool:
 def begun(store: Path, request: Request, files: dict[str, str]) -> None:
     """A build that was killed: a process that ends in the middle of it."""
     script = (
-        "import json, os, sys\nfrom pathlib import Path\nfrom ucotron_ray.artifacts import Request, Store\n"
+        "import json, os, sys\nfrom pathlib import Path\nfrom ucotron_ray.core.artifacts import Request, Store\n"
         "store, kind, name, files = Path(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])\n"
         "with Store(store).building(Request(kind, name, {})) as build:\n"
         "    for file, text in files.items(): (build.path / file).write_text(text)\n"

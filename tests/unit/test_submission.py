@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.ray_facts import known_config_keys, known_keys
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.operations import environment, package, submission
 from ucotron_ray.operations.submission import Options
 
@@ -16,7 +16,7 @@ OPTIONS = Options(runtime_env=None, variables=(), include=(), working_dir=None, 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A small project with the things around it that must not go along."""
-    for name in ("ucotron_ray/cli.py", "ucotron_ray/stages/a.py", "ucotron_ray/defaults.yaml", "jobs/sft.py",
+    for name in ("ucotron_ray/cli.py", "ucotron_ray/stages/a.py", "ucotron_ray/core/defaults.yaml", "jobs/sft.py",
                  "jobs/recipes/demo.yaml", "cluster/places/laptop.yaml"):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def test_only_what_the_list_allows_goes_along(project, tmp_path_factory):
         "jobs/recipes/demo.yaml",
         "jobs/sft.py",
         "ucotron_ray/cli.py",
-        "ucotron_ray/defaults.yaml",
+        "ucotron_ray/core/defaults.yaml",
         "ucotron_ray/stages/a.py",
     ]
     target = package.stage(project, files, tmp_path_factory.mktemp("staged"), "run-1")
@@ -47,7 +47,12 @@ def test_only_what_the_list_allows_goes_along(project, tmp_path_factory):
 def test_the_projects_own_package_is_small_and_holds_code_recipes_and_places():
     files = package.collect(ROOT, [])
     paths = {entry.path for entry in files}
-    assert {"ucotron_ray/cli.py", "ucotron_ray/defaults.yaml", "jobs/pipeline.py", "jobs/recipes/demo.yaml"} <= paths
+    assert {
+        "ucotron_ray/cli.py",
+        "ucotron_ray/core/defaults.yaml",
+        "jobs/pipeline.py",
+        "jobs/recipes/demo.yaml",
+    } <= paths
     assert not [path for path in paths if not path.endswith((".py", ".yaml", ".toml", ".txt"))]
     assert package.check_size(files) < 5 * 1024**2
 

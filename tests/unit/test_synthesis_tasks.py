@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from ucotron_ray import config, wire
-from ucotron_ray.errors import ConfigError
+from ucotron_ray import wire
+from ucotron_ray.core import config
+from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.fireworks import simulator_language as language
 from ucotron_ray.fireworks.chat import Kind
 from ucotron_ray.records import GeneratedRow, RawRow

@@ -11,9 +11,9 @@ import torch
 
 from tests.unit.test_sft import SETTINGS, WEIGHTS, job
 from tests.unit.test_sft import straight as straight  # the fixture, again for this file
-from ucotron_ray import signals
-from ucotron_ray.artifacts import file_hash
-from ucotron_ray.errors import LossNotFinite, StageFailed, Stopped
+from ucotron_ray.core import signals
+from ucotron_ray.core.artifacts import file_hash
+from ucotron_ray.core.errors import LossNotFinite, StageFailed, Stopped
 from ucotron_ray.training import checkpoints, sft, tokens
 from ucotron_ray.training.hooks import Hooks
 from ucotron_ray.training.job import STOP

@@ -9,8 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.tiny_models import save_tiny
 from tests.unit import test_cli
 from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by being there
-from ucotron_ray import config, jsonl
-from ucotron_ray.errors import InputError, ResourceError
+from ucotron_ray import jsonl
+from ucotron_ray.core import config
+from ucotron_ray.core.errors import InputError, ResourceError
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
@@ -265,7 +266,7 @@ def test_rows_without_an_answer_end_before_a_worker_starts(tmp_path, capsys, tin
 
 
 def test_a_dataset_whose_validation_rows_are_training_rows_is_refused(tmp_path):
-    from ucotron_ray.artifacts import Request, Result, Store
+    from ucotron_ray.core.artifacts import Request, Result, Store
     from ucotron_ray.stages.preparation import refuse_overlap
 
     with Store(tmp_path).building(Request("dataset", "d", {})) as build:

@@ -13,9 +13,9 @@ from ray.train.torch import TorchTrainer
 
 from tests.unit.test_sft import SETTINGS, WEIGHTS, job
 from tests.unit.test_sft import straight as straight  # the fixture, again for this file
-from ucotron_ray import run_log, signals
-from ucotron_ray.artifacts import file_hash
-from ucotron_ray.errors import InputError, LossNotFinite, StageFailed, Stopped
+from ucotron_ray.core import run_log, signals
+from ucotron_ray.core.artifacts import file_hash
+from ucotron_ray.core.errors import InputError, LossNotFinite, StageFailed, Stopped
 from ucotron_ray.training import on_ray
 
 

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from ucotron_ray import config
-from ucotron_ray.errors import ConfigError
-from ucotron_ray.recipe import Tuning
+from ucotron_ray.core import config
+from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.recipe import Tuning
 from ucotron_ray.tuning import space
 
 SFT = config.load().recipe.sft

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tests.tuning import STEPS, begun, f1, halving, opened, plan, played
-from ucotron_ray.errors import CorruptArtifact
+from ucotron_ray.core.errors import CorruptArtifact
 from ucotron_ray.tuning import record as records
 from ucotron_ray.tuning import report
 from ucotron_ray.tuning import sweep as sweeps

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.teacher import Teacher, teaching
-from ucotron_ray import config
+from ucotron_ray.core import config
 from ucotron_ray.fireworks.endpoint import endpoint_of
 from ucotron_ray.fireworks.prices import Price
 from ucotron_ray.fireworks.simulator import TEACHER

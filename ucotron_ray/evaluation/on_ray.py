@@ -7,9 +7,9 @@ from typing import Any
 
 import ray
 
-from ucotron_ray import run_log, session
+from ucotron_ray.core import run_log, session
+from ucotron_ray.core.place import Workers
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, read_predictions
-from ucotron_ray.place import Workers
 
 
 def predict_on_ray(

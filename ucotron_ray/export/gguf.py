@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 from safetensors import safe_open
 
-from ucotron_ray.errors import InputError
+from ucotron_ray.core.errors import InputError
 from ucotron_ray.export.layout import Array
 from ucotron_ray.models import splitting
 

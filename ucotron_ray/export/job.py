@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.artifacts import file_hash, write_json
-from ucotron_ray.recipe import Export
+from ucotron_ray.core.artifacts import file_hash, write_json
+from ucotron_ray.core.recipe import Export
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,9 +7,9 @@ from typing import Any
 
 import ray
 
-from ucotron_ray import run_log, session, tracking
+from ucotron_ray.core import run_log, session, tracking
+from ucotron_ray.core.place import Workers
 from ucotron_ray.export.job import ExportJob
-from ucotron_ray.place import Workers
 
 
 def export_on_ray(job: ExportJob, workers: Workers, *, memory: float | None) -> dict[str, float]:

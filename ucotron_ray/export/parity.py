@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ucotron_ray.core.recipe import Export
 from ucotron_ray.models.generation import generate, until
 from ucotron_ray.models.runner import Floats, OnnxRunner
 from ucotron_ray.models.served import BundleModel
-from ucotron_ray.recipe import Export
 from ucotron_ray.records import RawRow
 from ucotron_ray.wire import chat_messages, user_prompt
 

@@ -2,9 +2,9 @@
 
 from dataclasses import asdict, dataclass
 
-from ucotron_ray.errors import ResourceError
+from ucotron_ray.core.errors import ResourceError
+from ucotron_ray.core.recipe import Export
 from ucotron_ray.models.shape import Shape
-from ucotron_ray.recipe import Export
 
 GB = 1e9
 

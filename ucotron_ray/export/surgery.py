@@ -8,7 +8,7 @@ got before: logits of every token.
 import numpy as np
 import onnx
 
-from ucotron_ray.errors import StageFailed
+from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.models.runner import NUM_LOGITS
 
 LOGITS = "logits"

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ucotron_ray.core.recipe import Export
 from ucotron_ray.evaluation import bootstrap, onnx_answers, scoring
 from ucotron_ray.models import served
-from ucotron_ray.recipe import Export
 from ucotron_ray.records import RawRow
 
 TIMED_PROMPTS = 4

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
-from ucotron_ray import addresses, variables
-from ucotron_ray.errors import AuthError, ConfigError, FireworksError, NotFoundError, RateLimitError
+from ucotron_ray.core import addresses, variables
+from ucotron_ray.core.errors import AuthError, ConfigError, FireworksError, NotFoundError, RateLimitError
+from ucotron_ray.core.place import Api
 from ucotron_ray.fireworks.chat import retry_after
 from ucotron_ray.fireworks.endpoint import VENDOR_KEY
-from ucotron_ray.place import Api
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ucotron_ray import wire
-from ucotron_ray.errors import InputError
+from ucotron_ray.core.errors import InputError
 from ucotron_ray.fireworks.chat import estimate_tokens
 from ucotron_ray.records import ChatRow, PreferenceRow, RawRow
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.errors import FireworksError, InputError
+from ucotron_ray.core.errors import FireworksError, InputError
 from ucotron_ray.fireworks import account as control
 from ucotron_ray.fireworks.account import Account, Streamed
 from ucotron_ray.fireworks.dataset_rows import Layout, Prepared, prepared, stable_id

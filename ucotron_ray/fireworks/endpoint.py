@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ucotron_ray import addresses, variables
-from ucotron_ray.addresses import LOOPBACK
-from ucotron_ray.errors import InputError
-from ucotron_ray.place import Api
+from ucotron_ray.core import addresses, variables
+from ucotron_ray.core.addresses import LOOPBACK
+from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.place import Api
 
 VENDOR_HOST = "fireworks.ai"
 VENDOR_KEY = "FIREWORKS_API_KEY"

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ucotron_ray.config import read_yaml
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core.config import read_yaml
+from ucotron_ray.core.errors import ConfigError
 
 _PER = 1_000_000
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core.errors import ConfigError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

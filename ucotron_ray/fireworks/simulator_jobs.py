@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ucotron_ray.errors import InputError
+from ucotron_ray.core.errors import InputError
 from ucotron_ray.fireworks import dataset_rows
 from ucotron_ray.fireworks.simulator_control import (
     BASE_GARBAGE,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ucotron_ray.errors import FireworksError, RemoteJobFailed, Stopped
+from ucotron_ray.core.errors import FireworksError, RemoteJobFailed, Stopped
 from ucotron_ray.fireworks import tuning_jobs as jobs
 from ucotron_ray.fireworks.account import REPEATED, Account
 from ucotron_ray.fireworks.tuning_jobs import JobStatus

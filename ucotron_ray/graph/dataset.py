@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ucotron_ray.errors import InputError
+from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.recipe import Graph
 from ucotron_ray.graph.export import Edge, KnowledgeGraph
-from ucotron_ray.recipe import Graph
 from ucotron_ray.records import ChatRow, Entity, RawRow, Relation, name_key
 from ucotron_ray.wire import parse_answer, parse_prompt
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from ucotron_ray.errors import InputError, ServerRefused
+from ucotron_ray.core.errors import InputError, ServerRefused
 
 TIMEOUT_SECONDS = 120.0
 MAX_BYTES = 2 * 1024**3

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from ucotron_ray import session
+from ucotron_ray.core import session
 from ucotron_ray.graph.paths import PathGraph
 
 Item = TypeVar("Item")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ucotron_ray.errors import ServerRefused
+from ucotron_ray.core.errors import ServerRefused
 from ucotron_ray.graph import cooccurrence
 from ucotron_ray.graph.export import KnowledgeGraph, call, fetch
 from ucotron_ray.records import Entity, RawRow, Relation, name_key

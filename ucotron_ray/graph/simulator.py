@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.graph import cooccurrence
 from ucotron_ray.graph.export import read_file
 from ucotron_ray.records import Entity, RawRow, Relation, edge_type

@@ -15,7 +15,7 @@ import llguidance.numpy
 import numpy as np
 from numpy.typing import NDArray
 
-from ucotron_ray.errors import StageFailed
+from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.records import Entity
 from ucotron_ray.wire import parse_prompt
 

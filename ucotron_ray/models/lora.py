@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ucotron_ray.errors import InputError
+from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.recipe import LoraSettings
 from ucotron_ray.models import base as base_models
-from ucotron_ray.recipe import LoraSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import ray
 
-from ucotron_ray import session
+from ucotron_ray.core import session
 
 
 def convert_on_ray(reference: str, directory: Path) -> None:

@@ -11,7 +11,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from ucotron_ray.errors import InputError
+from ucotron_ray.core.errors import InputError
 from ucotron_ray.models.constrain import Constraint, Grammars
 from ucotron_ray.models.decoding import Answer, answered, closed
 from ucotron_ray.models.runner import OnnxRunner

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

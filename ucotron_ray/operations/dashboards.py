@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ucotron_ray.errors import MissingPackage, StageFailed
+from ucotron_ray.core.errors import MissingPackage, StageFailed
 from ucotron_ray.operations.process_group import end_group
 
 LOOPBACK = "127.0.0.1"

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import config
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core import config
+from ucotron_ray.core.errors import ConfigError
 
 KNOWN = (
     "conda",

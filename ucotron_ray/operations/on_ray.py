@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.operations.jobs import Job
 
 Answer = TypeVar("Answer")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.operations import environment, package
 from ucotron_ray.operations.jobs import entrypoint, run_id
 

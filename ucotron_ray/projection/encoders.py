@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ucotron_ray.errors import InputError
+from ucotron_ray.core.errors import InputError
 from ucotron_ray.models.base import Dtype
 from ucotron_ray.projection.job import EncodeJob
 from ucotron_ray.projection.pairs import CLIP_DIM, TEXT_DIM, Floats

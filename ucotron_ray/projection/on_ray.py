@@ -18,12 +18,12 @@ import ray.train.torch
 from ray.data import ActorPoolStrategy, DataContext
 from ray.train.torch import TorchTrainer
 
-from ucotron_ray import run_log, session, signals
-from ucotron_ray.artifacts import Build, write_json
-from ucotron_ray.errors import StageFailed, UcotronRayError
-from ucotron_ray.place import Place, Workers
+from ucotron_ray.core import run_log, session, signals
+from ucotron_ray.core.artifacts import Build, write_json
+from ucotron_ray.core.errors import StageFailed, UcotronRayError
+from ucotron_ray.core.place import Place, Workers
+from ucotron_ray.core.tracking import Spool
 from ucotron_ray.projection.job import EncodeJob, EvaluateJob, ExportJob, FitJob, Shard
-from ucotron_ray.tracking import Spool
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ucotron_ray.errors import InputError, StageFailed
+from ucotron_ray.core.errors import InputError, StageFailed
 from ucotron_ray.projection import descriptions
 from ucotron_ray.projection.descriptions import GIVEN_KEYS, Description
 

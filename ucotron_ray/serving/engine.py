@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import jinja2
 
-from ucotron_ray.errors import StageFailed, UcotronRayError
+from ucotron_ray.core.errors import StageFailed, UcotronRayError
 from ucotron_ray.models.constrain import Constraint
 from ucotron_ray.models.decoding import Answer
 from ucotron_ray.serving.backends import Loaded

@@ -22,9 +22,9 @@ import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from ucotron_ray import run_log, session
-from ucotron_ray.errors import ResourceError, StageFailed
-from ucotron_ray.place import Serving, Workers
+from ucotron_ray.core import run_log, session
+from ucotron_ray.core.errors import ResourceError, StageFailed
+from ucotron_ray.core.place import Serving, Workers
 from ucotron_ray.serving.app import Front, Limits
 from ucotron_ray.serving.exchange import Piece, Question, Refusal, Served
 

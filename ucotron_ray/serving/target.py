@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ucotron_ray import artifacts
-from ucotron_ray.errors import CorruptArtifact
+from ucotron_ray.core import artifacts
+from ucotron_ray.core.errors import CorruptArtifact
 
 Backend = Literal["onnx", "transformers"]
 

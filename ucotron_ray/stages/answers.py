@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from ucotron_ray import artifacts
-from ucotron_ray.artifacts import Artifact, Input
-from ucotron_ray.errors import ArtifactError, ConfigError, Stopped
+from ucotron_ray.core import artifacts
+from ucotron_ray.core.artifacts import Artifact, Input
+from ucotron_ray.core.errors import ArtifactError, ConfigError, Stopped
+from ucotron_ray.core.run import Run
 from ucotron_ray.models import base as base_models
 from ucotron_ray.records import RawRow
-from ucotron_ray.run import Run
 from ucotron_ray.stages import models
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _generated(
     """Greedy answers by the place's workers: by transformers, or of a bundle by ONNX Runtime."""
     loadable = models.loadable_base(run, source.base) if source.base is not None else ""
     run.connect()
-    from ucotron_ray import session
+    from ucotron_ray.core import session
     from ucotron_ray.evaluation.on_ray import predict_on_ray
     from ucotron_ray.evaluation.predictions import PredictJob
     from ucotron_ray.stages.datasets import ROWS

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ucotron_ray import jsonl
-from ucotron_ray.artifacts import Artifact, Build, Request, Result, write_json, write_text
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, write_json, write_text
+from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.run import Run
 from ucotron_ray.records import RawRow
-from ucotron_ray.run import Run
 from ucotron_ray.stages.answers import Source, adapter_of, source_of
 from ucotron_ray.stages.datasets import ROWS, data_of, held_out
 from ucotron_ray.stages.scoring import PREDICTIONS, REPORT, scored, scores_of

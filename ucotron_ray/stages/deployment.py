@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ucotron_ray import addresses, variables
-from ucotron_ray.artifacts import Artifact, write_text
-from ucotron_ray.errors import ConfigError, FireworksError, GateFailed, InputError
+from ucotron_ray.core import addresses, variables
+from ucotron_ray.core.artifacts import Artifact, write_text
+from ucotron_ray.core.errors import ConfigError, FireworksError, GateFailed, InputError
+from ucotron_ray.core.run import Run
+from ucotron_ray.core.sections import VariableName
 from ucotron_ray.graph import probe
 from ucotron_ray.records import RawRow, Relation
-from ucotron_ray.run import Run
-from ucotron_ray.sections import VariableName
 
 log = logging.getLogger(__name__)
 

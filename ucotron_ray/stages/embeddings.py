@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ucotron_ray import artifacts
-from ucotron_ray.artifacts import Artifact, Build, Request, Result
-from ucotron_ray.errors import InputError
+from ucotron_ray.core import artifacts
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.recipe import Projection
+from ucotron_ray.core.run import Run
 from ucotron_ray.models import base as base_models
-from ucotron_ray.recipe import Projection
-from ucotron_ray.run import Run
 from ucotron_ray.stages.models import loadable_base, note_hub
 
 STAND_IN = "stand-in:"
@@ -108,7 +108,7 @@ def encode(run: Run, data: Artifact) -> Artifact:
             note_hub(run, base)
         clip, text = loadable_base(run, encoders.clip), loadable_base(run, encoders.text)
         run.connect()
-        from ucotron_ray import session
+        from ucotron_ray.core import session
         from ucotron_ray.projection.job import EncodeJob
         from ucotron_ray.projection.on_ray import encode_on_ray
 

@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ucotron_ray import jsonl
-from ucotron_ray.artifacts import Artifact, Build, Input, Request, Result
-from ucotron_ray.errors import GateFailed
+from ucotron_ray.core.artifacts import Artifact, Build, Input, Request, Result
+from ucotron_ray.core.errors import GateFailed
+from ucotron_ray.core.run import Run
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import shape as shapes
-from ucotron_ray.run import Run
 from ucotron_ray.stages.datasets import TRAIN, data_of, rows_file
 from ucotron_ray.stages.models import loadable_base, prompt_identity
 
@@ -157,7 +157,7 @@ def _job(run: Run, base: base_models.BaseModel, adapter: Artifact | None) -> "Ex
 
 
 def _check_memory(run: Run, needed: "Plan | None") -> None:
-    from ucotron_ray import session
+    from ucotron_ray.core import session
     from ucotron_ray.export import plan as plans
 
     workers = run.config.place.workers

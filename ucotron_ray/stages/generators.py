@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ucotron_ray.artifacts import Artifact, Request
-from ucotron_ray.errors import ArtifactError, ConfigError
-from ucotron_ray.run import Run
+from ucotron_ray.core.artifacts import Artifact, Request
+from ucotron_ray.core.errors import ArtifactError, ConfigError
+from ucotron_ray.core.run import Run
 from ucotron_ray.stages import path_reward, synthesis, teachers
 from ucotron_ray.stages.path_reward import WantedPaths
 from ucotron_ray.stages.synthesis import Wanted

@@ -2,10 +2,10 @@
 
 import logging
 
-from ucotron_ray.artifacts import Artifact
-from ucotron_ray.errors import ConfigError, StageFailed
-from ucotron_ray.run import Run
-from ucotron_ray.variables import is_set
+from ucotron_ray.core.artifacts import Artifact
+from ucotron_ray.core.errors import ConfigError, StageFailed
+from ucotron_ray.core.run import Run
+from ucotron_ray.core.variables import is_set
 
 log = logging.getLogger(__name__)
 

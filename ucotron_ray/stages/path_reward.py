@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import addresses, artifacts, variables
-from ucotron_ray.artifacts import Artifact, Build, Request, Result, canonical_hash
-from ucotron_ray.errors import ConfigError, StageFailed
+from ucotron_ray.core import addresses, artifacts, variables
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, canonical_hash
+from ucotron_ray.core.errors import ConfigError, StageFailed
+from ucotron_ray.core.run import Run
 from ucotron_ray.graph import export as graph_export
 from ucotron_ray.graph import paths
-from ucotron_ray.run import Run
 from ucotron_ray.stages.synthesis import what_is_published
 from ucotron_ray.synthesis import outcomes
 from ucotron_ray.synthesis.rows import RowKind, check_limits

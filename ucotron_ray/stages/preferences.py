@@ -3,12 +3,13 @@
 import random
 from pathlib import Path
 
-from ucotron_ray import artifacts, jsonl
-from ucotron_ray.artifacts import Artifact, Build, Request, Result
-from ucotron_ray.errors import StageFailed
+from ucotron_ray import jsonl
+from ucotron_ray.core import artifacts
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.errors import StageFailed
+from ucotron_ray.core.run import Run
 from ucotron_ray.models import base as base_models
 from ucotron_ray.records import PreferenceRow
-from ucotron_ray.run import Run
 from ucotron_ray.stages import export
 from ucotron_ray.stages.datasets import TRAIN, VAL, import_rows
 from ucotron_ray.stages.models import prompt_identity
@@ -91,7 +92,7 @@ def _on_policy(run: Run, data: Artifact, merged: Artifact) -> Artifact:
 
     def build(build: Build) -> Result:
         run.connect()
-        from ucotron_ray import session
+        from ucotron_ray.core import session
         from ucotron_ray.training.on_ray import sample_on_ray
 
         for split, wanted in ((TRAIN, settings.max_rows), (VAL, settings.eval_rows)):

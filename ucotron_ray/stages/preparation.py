@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ucotron_ray import jsonl
-from ucotron_ray.artifacts import Artifact, Build, Request, Result
-from ucotron_ray.errors import ConfigError, InputError, ResourceError
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.errors import ConfigError, InputError, ResourceError
+from ucotron_ray.core.recipe import LoraSettings
+from ucotron_ray.core.requirements import require_packages
+from ucotron_ray.core.run import Run
+from ucotron_ray.core.variables import is_set
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.shape import Shape, shape_of
-from ucotron_ray.recipe import LoraSettings
-from ucotron_ray.run import Run
 from ucotron_ray.stages.datasets import TRAIN, VAL, row_key
 from ucotron_ray.stages.models import loadable_base, prompt_identity
-from ucotron_ray.stages.requirements import require_packages
 from ucotron_ray.training import plan as plans
 from ucotron_ray.training.peak import gpu, processor_flops
 from ucotron_ray.training.plan import Plan
-from ucotron_ray.variables import is_set
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -239,7 +239,7 @@ def _device(run: Run) -> _Device:
             gpus = float(torch.cuda.device_count() >= workers.num_workers)
         accelerator = torch.cuda.get_device_name() if gpus and torch.cuda.is_available() else None
     elif run.connected:
-        from ucotron_ray import session
+        from ucotron_ray.core import session
 
         gpus = session.worker_resources(workers).gpus
         accelerator, memory = session.accelerator(), session.worker_memory(workers)

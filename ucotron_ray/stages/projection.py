@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import artifacts
-from ucotron_ray.artifacts import Artifact, Build, Input, Request, Result
-from ucotron_ray.errors import ConfigError, GateFailed
-from ucotron_ray.run import Run
+from ucotron_ray.core import artifacts
+from ucotron_ray.core.artifacts import Artifact, Build, Input, Request, Result
+from ucotron_ray.core.errors import ConfigError, GateFailed
+from ucotron_ray.core.run import Run
 from ucotron_ray.stages import embeddings
 
 SCORES = "scores.json"
@@ -25,7 +25,7 @@ def train(run: Run, data: Artifact) -> Artifact:
 
     def build(build: Build) -> Result:
         run.connect()
-        from ucotron_ray import session
+        from ucotron_ray.core import session
         from ucotron_ray.projection.fit import CHECKPOINT, RECORD
         from ucotron_ray.projection.job import FitJob
         from ucotron_ray.projection.on_ray import fit_on_ray
@@ -89,7 +89,7 @@ def evaluate(run: Run, checkpoint: Path, layer: Artifact | None, data: Artifact)
 
     def build(build: Build) -> Result:
         run.connect()
-        from ucotron_ray import session
+        from ucotron_ray.core import session
         from ucotron_ray.projection.job import EvaluateJob
         from ucotron_ray.projection.on_ray import evaluate_on_ray
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray import jsonl
-from ucotron_ray.config import Config
+from ucotron_ray.core.config import Config
 from ucotron_ray.evaluation import endpoint
 from ucotron_ray.evaluation.endpoint import Asking
 from ucotron_ray.evaluation.guide_prompts import guide_rows

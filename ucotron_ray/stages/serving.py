@@ -9,16 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import artifacts, registry, variables
-from ucotron_ray.errors import ArtifactError, ConfigError, MissingArtifact
-from ucotron_ray.place import Serving
+from ucotron_ray import registry
+from ucotron_ray.core import artifacts, variables
+from ucotron_ray.core.errors import ArtifactError, ConfigError, MissingArtifact
+from ucotron_ray.core.place import Serving
+from ucotron_ray.core.run import Run
+from ucotron_ray.core.tracking import Registry
 from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, PREVIOUS
-from ucotron_ray.run import Run
 from ucotron_ray.serving import target as targets
 from ucotron_ray.serving.target import Target
 from ucotron_ray.stages import models
 from ucotron_ray.stages.answers import bundle_of, bundle_source
-from ucotron_ray.tracking import Registry
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from ucotron_ray import jsonl
-from ucotron_ray.artifacts import Artifact, Input
-from ucotron_ray.config import Config
-from ucotron_ray.errors import ConfigError, InputError
+from ucotron_ray.core.artifacts import Artifact, Input
+from ucotron_ray.core.config import Config
+from ucotron_ray.core.errors import ConfigError, InputError
+from ucotron_ray.core.place import TrialShare, Workers
+from ucotron_ray.core.recipe import LoraSettings
+from ucotron_ray.core.run import Run
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.shape import shape_of
-from ucotron_ray.place import TrialShare, Workers
-from ucotron_ray.recipe import LoraSettings
-from ucotron_ray.run import Run
 from ucotron_ray.stages import embeddings, export, preparation, training
 from ucotron_ray.stages.datasets import VAL
 from ucotron_ray.tuning.space import Stage
@@ -112,7 +112,7 @@ def projection_subject(run: Run, pairs: Artifact) -> Subject:
         )
 
     def prepare(workers: Mapping[str, Workers]) -> Mapping[str, Template]:
-        from ucotron_ray import session
+        from ucotron_ray.core import session
         from ucotron_ray.projection import pairs as rows
 
         encoders = embeddings.labels_of(pairs)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ucotron_ray import jsonl
-from ucotron_ray.artifacts import Artifact, Build, Request, Result, canonical_hash
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, canonical_hash
+from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.recipe import Generation
+from ucotron_ray.core.run import Run
 from ucotron_ray.fireworks import chat
-from ucotron_ray.recipe import Generation
-from ucotron_ray.run import Run
 from ucotron_ray.stages import teachers
 from ucotron_ray.stages.datasets import ROWS, TRAIN, VAL, training_data
 from ucotron_ray.stages.teachers import Teacher

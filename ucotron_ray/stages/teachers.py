@@ -5,10 +5,10 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.run import Run
 from ucotron_ray.fireworks import endpoint as endpoints
 from ucotron_ray.fireworks.prices import Price, price_of
-from ucotron_ray.run import Run
 
 log = logging.getLogger(__name__)
 

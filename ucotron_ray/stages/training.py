@@ -5,15 +5,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray import artifacts
-from ucotron_ray.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core import artifacts
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.run import Run
+from ucotron_ray.core.tracking import Spool
 from ucotron_ray.models import base as base_models
-from ucotron_ray.run import Run
 from ucotron_ray.stages import export, models, preparation
 from ucotron_ray.stages.datasets import TRAIN, VAL
 from ucotron_ray.stages.models import prompt_identity
 from ucotron_ray.stages.preparation import Prepared
-from ucotron_ray.tracking import Spool
 
 if TYPE_CHECKING:
     from ucotron_ray.training.job import TrainingJob
@@ -31,7 +31,7 @@ def sft_request(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Req
 
 def job_fields(run: Run, base: str, data: Artifact, directory: Path, prepared: Prepared) -> dict[str, Any]:
     """What every training job is told."""
-    from ucotron_ray import session
+    from ucotron_ray.core import session
 
     workers, val = run.config.place.workers, data.path / VAL
     return {

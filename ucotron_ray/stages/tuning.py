@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ucotron_ray.artifacts import Artifact, Build, Request, Result
-from ucotron_ray.config import Config
-from ucotron_ray.errors import ConfigError, InputError
+from ucotron_ray.core import requirements
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.config import Config
+from ucotron_ray.core.errors import ConfigError, InputError
+from ucotron_ray.core.place import Workers
+from ucotron_ray.core.recipe import LoraSettings, Projection
+from ucotron_ray.core.run import Run
 from ucotron_ray.models.shape import shape_of
-from ucotron_ray.place import Workers
-from ucotron_ray.recipe import LoraSettings, Projection
-from ucotron_ray.run import Run
-from ucotron_ray.stages import models, requirements, winners
+from ucotron_ray.stages import models, winners
 from ucotron_ray.stages.models import prompt_identity
 from ucotron_ray.stages.subjects import PROJECTION, Subject, Template, share_of
 from ucotron_ray.training import plan as plans
@@ -154,7 +155,7 @@ def shares(run: Run, tiers: list[str]) -> tuple[dict[str, Workers], dict[str, in
 
     Raises ResourceError if a trial could only wait for ever.
     """
-    from ucotron_ray import session
+    from ucotron_ray.core import session
 
     workers, at_once = {}, {}
     for tier in tiers:

@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from ucotron_ray import artifacts
-from ucotron_ray.artifacts import Artifact, Result
-from ucotron_ray.config import Config, with_overlay
-from ucotron_ray.errors import StageFailed
+from ucotron_ray.core import artifacts
+from ucotron_ray.core.artifacts import Artifact, Result
+from ucotron_ray.core.config import Config, with_overlay
+from ucotron_ray.core.errors import StageFailed
+from ucotron_ray.core.tracking import Spool
 from ucotron_ray.stages.training import name_base
-from ucotron_ray.tracking import Spool
 from ucotron_ray.tuning import overlay, report
 from ucotron_ray.tuning.job import BEST, CHECKPOINTS, STOP
 from ucotron_ray.tuning.record import Record, Trial

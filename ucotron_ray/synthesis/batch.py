@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.artifacts import canonical_hash, write_json, write_text
+from ucotron_ray.core.artifacts import canonical_hash, write_json, write_text
 from ucotron_ray.fireworks.chat import FINAL, Kind, most_prompt_tokens, read_completion
 from ucotron_ray.fireworks.prices import BATCH_SHARE, Price
 from ucotron_ray.synthesis.journal import Reader, Record

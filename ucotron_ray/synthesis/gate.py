@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ucotron_ray.core.recipe import Gate
 from ucotron_ray.readers import Entry
-from ucotron_ray.recipe import Gate
 from ucotron_ray.records import name_key
 from ucotron_ray.synthesis.contents import found
 from ucotron_ray.synthesis.quality import Duplicates

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.artifacts import file_hash, fsync_directory, write_json
-from ucotron_ray.errors import ArtifactError, CorruptArtifact
+from ucotron_ray.core.artifacts import file_hash, fsync_directory, write_json
+from ucotron_ray.core.errors import ArtifactError, CorruptArtifact
 from ucotron_ray.fireworks.chat import Kind
 from ucotron_ray.synthesis.plan import ID_BYTES
 

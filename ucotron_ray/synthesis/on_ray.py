@@ -24,10 +24,10 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.metrics import Gauge
 
-from ucotron_ray import run_log, session
-from ucotron_ray.errors import InputError, StageFailed, Stopped, UcotronRayError
+from ucotron_ray.core import run_log, session
+from ucotron_ray.core.errors import InputError, StageFailed, Stopped, UcotronRayError
+from ucotron_ray.core.recipe import Generation
 from ucotron_ray.fireworks.chat import FATAL
-from ucotron_ray.recipe import Generation
 from ucotron_ray.synthesis import journal, outcomes, watch
 from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Grant, Need, Settings, Totals
 from ucotron_ray.synthesis.job import SynthesisJob

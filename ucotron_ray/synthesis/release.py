@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ucotron_ray.errors import StageFailed
+from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.synthesis import outcomes
 from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.outcomes import REJECTED

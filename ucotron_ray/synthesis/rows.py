@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ucotron_ray.errors import ConfigError
-from ucotron_ray.recipe import Gate
+from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.recipe import Gate
 from ucotron_ray.records import Row
 
 Fields = Mapping[str, Any]

@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from ucotron_ray import addresses
+from ucotron_ray.core import addresses
 from ucotron_ray.fireworks.chat import FATAL, FINAL, Kind, Outcome, chat, client_timeout, most_prompt_tokens
 from ucotron_ray.fireworks.chat import prompt_tokens as count_prompt_tokens
 from ucotron_ray.fireworks.endpoint import OPTIONAL_KEYS, Endpoint

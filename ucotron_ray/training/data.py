@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ucotron_ray.errors import InputError
+from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.recipe import SftSettings
 from ucotron_ray.graph.dataset import relations_of_chat
 from ucotron_ray.jsonl import TrainingRow
-from ucotron_ray.recipe import SftSettings
 from ucotron_ray.records import ChatRow, Message, ModelRow, RawRow
 from ucotron_ray.wire import chat_messages, format_answer, user_prompt
 

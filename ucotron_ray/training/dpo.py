@@ -19,9 +19,9 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 
-from ucotron_ray.errors import InputError
+from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.recipe import DpoSettings
 from ucotron_ray.models import base as base_models
-from ucotron_ray.recipe import DpoSettings
 from ucotron_ray.training import batching, levers, loop, tokens
 from ucotron_ray.training.checkpoints import Checkpoints
 from ucotron_ray.training.data import IGNORED

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ucotron_ray.errors import ResourceError
+from ucotron_ray.core.errors import ResourceError
 from ucotron_ray.models import base as base_models
 
 

@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from ucotron_ray.artifacts import write_json, write_text
-from ucotron_ray.errors import StageFailed, Stopped
+from ucotron_ray.core.artifacts import write_json, write_text
+from ucotron_ray.core.errors import StageFailed, Stopped
+from ucotron_ray.core.recipe import LoraSettings
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.shape import shape_of
-from ucotron_ray.recipe import LoraSettings
 from ucotron_ray.training import levers, plan, report
 from ucotron_ray.training.checkpoints import CHECKPOINTS, KEPT_CHECKPOINTS, Checkpoints, newest_checkpoint, not_finite
 from ucotron_ray.training.hooks import NO_HOOKS, Hooks

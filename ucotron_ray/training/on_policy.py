@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from ucotron_ray.core.recipe import OnPolicy
 from ucotron_ray.jsonl import read_training_rows, write_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.generation import generate
-from ucotron_ray.recipe import OnPolicy
 from ucotron_ray.records import PreferenceRow, RawRow
 from ucotron_ray.training import levers
 from ucotron_ray.training.data import prompt_ids, server_row

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.errors import InputError
-from ucotron_ray.recipe import DpoSettings
+from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.recipe import DpoSettings
 from ucotron_ray.records import Entity, Message, ModelRow, PreferenceRow, Relation
 from ucotron_ray.training.data import Example, example
 from ucotron_ray.wire import chat_messages, format_answer, parse_answer, parse_prompt

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ucotron_ray.errors import InputError, ResourceError
+from ucotron_ray.core.errors import InputError, ResourceError
+from ucotron_ray.core.recipe import LoraSettings, Tier
 from ucotron_ray.models.shape import Shape
-from ucotron_ray.recipe import LoraSettings, Tier
 from ucotron_ray.training.data import epoch_order
 
 GB = 1e9

@@ -25,9 +25,9 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ucotron_ray import run_log, session, signals
-from ucotron_ray.errors import Stopped
-from ucotron_ray.place import Workers
+from ucotron_ray.core import run_log, session, signals
+from ucotron_ray.core.errors import Stopped
+from ucotron_ray.core.place import Workers
 from ucotron_ray.tuning import job as jobs
 from ucotron_ray.tuning.job import STOP, TrialJob
 from ucotron_ray.tuning.record import Score, Trial

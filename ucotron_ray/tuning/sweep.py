@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from ucotron_ray.recipe import Tuning
+from ucotron_ray.core.recipe import Tuning
 from ucotron_ray.tuning import record as records
 from ucotron_ray.tuning import space
 from ucotron_ray.tuning.job import CHECKPOINTS

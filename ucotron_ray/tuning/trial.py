@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.artifacts import write_json
-from ucotron_ray.errors import LossNotFinite, Stopped, UcotronRayError
+from ucotron_ray.core.artifacts import write_json
+from ucotron_ray.core.errors import LossNotFinite, Stopped, UcotronRayError
+from ucotron_ray.core.tracking import Spool
 from ucotron_ray.evaluation.scoring import RowScore, summary
 from ucotron_ray.projection.job import FitJob
-from ucotron_ray.tracking import Spool
 from ucotron_ray.training.hooks import Hooks
 from ucotron_ray.training.job import DpoJob, SftJob
 from ucotron_ray.tuning.job import BEST, OUTCOME, STOP, TrialJob

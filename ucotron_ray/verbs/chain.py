@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.errors import ConfigError
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
+from ucotron_ray.core.errors import ConfigError
 
 
 def add_pipeline(verbs: Any) -> None:

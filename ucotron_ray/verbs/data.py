@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.errors import ConfigError
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
+from ucotron_ray.core.errors import ConfigError
 
 TASKS = (
     "relation_extraction",
@@ -65,7 +65,8 @@ def add_synthesize(verbs: Any) -> None:
 
 
 def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, outputs
+    from ucotron_ray.core import outputs
+    from ucotron_ray.stages import datasets
 
     if args.output:
         outputs.check_file(args.output)
@@ -83,7 +84,8 @@ def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, generators, outputs, requirements
+    from ucotron_ray.core import outputs, requirements
+    from ucotron_ray.stages import datasets, generators
 
     requirements.require_packages("ray", "aiohttp", "datasketch", "json_repair", "pyarrow")
     if args.task == "all":
@@ -108,7 +110,8 @@ def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _synthesize_all(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, generators, outputs
+    from ucotron_ray.core import outputs
+    from ucotron_ray.stages import datasets, generators
 
     if args.output:
         outputs.check_directory(args.output)

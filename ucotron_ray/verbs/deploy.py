@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import variables
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags, variables
 
 ENDPOINT, KEY_VARIABLE = "http://127.0.0.1:8000/v1", "UCOTRON_RE_API_KEY"
 

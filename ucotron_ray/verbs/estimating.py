@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
 
 
 def add_estimate(verbs: Any) -> None:
@@ -23,7 +23,7 @@ def add_estimate(verbs: Any) -> None:
 
 def _estimate(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray import estimate, forecast, rates
-    from ucotron_ray.artifacts import Store
+    from ucotron_ray.core.artifacts import Store
 
     with flags.run_of(args) as run:
         known = rates.measured(Store(args.calibrate) if args.calibrate else run.store)

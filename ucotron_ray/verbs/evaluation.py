@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
 
 MODEL_HELP = "bundle/NAME[@int8|@int4][+free|+entities|+vocabulary], http://HOST/v1#MODEL"
 
@@ -41,7 +41,8 @@ def add_compare(verbs: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import answers, comparison, models, requirements, scoring
+    from ucotron_ray.core import requirements
+    from ucotron_ray.stages import answers, comparison, models, scoring
 
     requirements.require_packages("ray", "torch", "transformers", "peft", "gguf")
     # An adapter and the bundle that was made from it have one name; their scores do not.
@@ -68,8 +69,9 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import comparison, datasets, requirements, scoring
-    from ucotron_ray.stages.outputs import check_file
+    from ucotron_ray.core import requirements
+    from ucotron_ray.core.outputs import check_file
+    from ucotron_ray.stages import comparison, datasets, scoring
 
     if args.report:
         check_file(args.report)

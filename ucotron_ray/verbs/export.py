@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.errors import ConfigError
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
+from ucotron_ray.core.errors import ConfigError
 
 
 def add_export(verbs: Any) -> None:
@@ -25,7 +25,8 @@ def add_export(verbs: Any) -> None:
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, export, models, outputs, requirements
+    from ucotron_ray.core import outputs, requirements
+    from ucotron_ray.stages import datasets, export, models
 
     if (args.model is None) == (args.model_dir is None):
         raise ConfigError("one model is needed", expected="MODEL or --model-dir DIR", found="both or none")

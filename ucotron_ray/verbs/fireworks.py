@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.errors import ConfigError
-from ucotron_ray.verbs import data, flags
+from ucotron_ray.core import flags
+from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.verbs import data
 
 TASKS = tuple(task for task in data.TASKS if task != "path_reward")
 """The tasks that a teacher answers: that one is computed. A test compares them."""

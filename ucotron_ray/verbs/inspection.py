@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
 
 
 def add_doctor(verbs: Any) -> None:
@@ -35,7 +35,7 @@ def _doctor(args: argparse.Namespace) -> dict[str, Any]:
 
 def _show(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray import show
-    from ucotron_ray.artifacts import Store
+    from ucotron_ray.core.artifacts import Store
 
     store = Store(Path(flags.config_of(args).place.store).expanduser())
     found = show.find(store, args.artifact)

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.errors import StageFailed
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
+from ucotron_ray.core.errors import StageFailed
 
 
 def add_status(verbs: Any) -> None:
@@ -44,7 +44,7 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dashboards(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import tracking
+    from ucotron_ray.core import tracking
     from ucotron_ray.operations import address, dashboards
 
     settings = flags.config_of(args)

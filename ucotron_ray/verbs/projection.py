@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.errors import ConfigError, GateFailed
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
+from ucotron_ray.core.errors import ConfigError, GateFailed
 
 if TYPE_CHECKING:
-    from ucotron_ray.artifacts import Artifact
-    from ucotron_ray.run import Run
+    from ucotron_ray.core.artifacts import Artifact
+    from ucotron_ray.core.run import Run
 
 DEFAULT_NAME = "projection"
 """Of this verb's artifacts, and of the dataset that `synthesize projection` leaves."""
@@ -48,7 +48,7 @@ def add_projection(verbs: Any) -> None:
 
 
 def _projection(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import outputs, requirements
+    from ucotron_ray.core import outputs, requirements
 
     requirements.require_packages("ray", "torch", "transformers", "onnx", "onnxruntime", "gguf")
     _check(args)

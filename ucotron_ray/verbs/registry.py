@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.errors import GateFailed
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
+from ucotron_ray.core.errors import GateFailed
 
 
 def add_promote(verbs: Any) -> None:
@@ -50,7 +50,8 @@ def _verb(verbs: Any, name: str, text: str, handler: flags.Handler) -> argparse.
 
 
 def _promote(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import promotion, requirements
+    from ucotron_ray.core import requirements
+    from ucotron_ray.stages import promotion
 
     requirements.require_packages("mlflow", "ray", "torch", "transformers", "peft", "onnxruntime", "llguidance")
     promoted = promotion.promote(flags.run_of(args, name="promote"), args.bundle, upload=args.upload)
@@ -73,7 +74,8 @@ def _promote(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _rollback(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import promotion, requirements
+    from ucotron_ray.core import requirements
+    from ucotron_ray.stages import promotion
 
     requirements.require_packages("mlflow")
     moved = promotion.rollback(flags.run_of(args))
@@ -82,7 +84,8 @@ def _rollback(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _pull(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import promotion, requirements
+    from ucotron_ray.core import requirements
+    from ucotron_ray.stages import promotion
 
     requirements.require_packages("mlflow")
     bundle = promotion.pull(flags.run_of(args), args.directory, alias=args.alias)

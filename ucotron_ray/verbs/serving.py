@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
 
 
 def add_serve(verbs: Any) -> None:
@@ -40,7 +40,8 @@ def add_serve(verbs: Any) -> None:
 
 
 def _serve(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import requirements, serving
+    from ucotron_ray.core import requirements
+    from ucotron_ray.stages import serving
 
     requirements.require_packages("ray", "onnxruntime")
     with flags.run_of(args, name=Path(args.model).name) as run:

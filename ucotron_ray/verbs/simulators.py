@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import variables
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags, variables
 
 
 def add_simulate_fireworks(verbs: Any) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.errors import StageFailed, Stopped
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
+from ucotron_ray.core.errors import StageFailed, Stopped
 
 if TYPE_CHECKING:
     from ucotron_ray.operations.submission import Submission

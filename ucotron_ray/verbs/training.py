@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.errors import ConfigError
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
+from ucotron_ray.core.errors import ConfigError
 
 
 def add_sft(verbs: Any) -> None:
@@ -55,8 +55,9 @@ def _to_sample(run: Any, data: Any) -> dict[str, Any]:
 
 
 def _sft(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.core import outputs, requirements
     from ucotron_ray.models import base as base_models
-    from ucotron_ray.stages import datasets, export, hub, outputs, requirements, training
+    from ucotron_ray.stages import datasets, export, hub, training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args) as run:
@@ -79,7 +80,8 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dpo(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import hub, models, preferences, requirements, training
+    from ucotron_ray.core import requirements
+    from ucotron_ray.stages import hub, models, preferences, training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args, name=f"{Path(args.start).name}-dpo") as run:

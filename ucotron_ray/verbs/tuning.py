@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.errors import ConfigError
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
+from ucotron_ray.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ucotron_ray.run import Run
+    from ucotron_ray.core.run import Run
     from ucotron_ray.stages.subjects import Subject
 
 STAGES = ("sft", "dpo", "projection")
@@ -40,7 +40,8 @@ def add_tune(verbs: Any) -> None:
 
 
 def _tune(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import outputs, requirements, tuning
+    from ucotron_ray.core import outputs, requirements
+    from ucotron_ray.stages import tuning
 
     if args.output:
         outputs.check_file(args.output)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.verbs import flags
+from ucotron_ray.core import flags
 
 SHOWN = 20
 
@@ -24,7 +24,8 @@ def add_validate(verbs: Any) -> None:
 
 
 def _validate(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import requirements, validation
+    from ucotron_ray.core import requirements
+    from ucotron_ray.stages import validation
     from ucotron_ray.synthesis import publish
 
     requirements.require_packages("datasketch", "pyarrow")

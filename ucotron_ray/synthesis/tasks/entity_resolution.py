@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-from ucotron_ray.recipe import Generation
+from ucotron_ray.core.recipe import Generation
 from ucotron_ray.records import EntityPairRow, RawRow, name_key
 from ucotron_ray.synthesis.aliases import can_be_one, distance, folded, known_aliases, near_names, shared_words
 from ucotron_ray.synthesis.conversation import alone, whole

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from ucotron_ray import wire
-from ucotron_ray.recipe import Generation
+from ucotron_ray.core.recipe import Generation
 from ucotron_ray.records import PreferenceRow, RawRow, Relation, name_key
 from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.conversation import NotUsable, as_model, parse_object, parsed, whole

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from functools import partial
 
-from ucotron_ray.recipe import Generation
+from ucotron_ray.core.recipe import Generation
 from ucotron_ray.records import DescriptionRow, RawRow
 from ucotron_ray.synthesis.conversation import alone, whole
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task

@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TypeVar
 
-from ucotron_ray import tracking, wandb_mirror
-from ucotron_ray.artifacts import Artifact, Build, Request, Result, Store, canonical_hash
-from ucotron_ray.config import Config
-from ucotron_ray.errors import ConfigError, Stopped
+from ucotron_ray.core import tracking
+from ucotron_ray.core import wandb as wandb_mirror
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, Store, canonical_hash
+from ucotron_ray.core.config import Config
+from ucotron_ray.core.errors import ConfigError, Stopped
 
 Entered = TypeVar("Entered")
 
@@ -57,7 +58,7 @@ class Run:
 
     def connect(self, *, workers: bool = True) -> None:
         """Connect to Ray unless this run already did; with `workers`, check that the cluster can hold them."""
-        from ucotron_ray import session  # noqa: PLC0415 - 1.5 s; a run that reuses everything needs no Ray
+        from ucotron_ray.core import session  # noqa: PLC0415 - 1.5 s; a run that reuses everything needs no Ray
 
         if not self.connected:
             self._stack.enter_context(session.connected(self.config.place, hub=self.hub_needed))

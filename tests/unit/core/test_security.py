@@ -18,13 +18,14 @@ import pytest
 import yaml
 
 from tests.unit.test_architecture import FILES, imports
-from ucotron_ray import cli, config, redaction, strict_yaml, variables
-from ucotron_ray.artifacts import Store
-from ucotron_ray.errors import ConfigError, InputError
+from ucotron_ray import cli
+from ucotron_ray.core import config, redaction, strict_yaml, variables
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.fireworks import account, endpoint
 from ucotron_ray.models import base as base_models
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CANARY = 'sk-CANARY-"7f/3+é-4711'
 
 
@@ -123,7 +124,7 @@ def test_no_file_for_a_cluster_gives_a_job_a_key():
 
 
 def test_no_key_of_the_shell_goes_to_rays_workers(monkeypatch):
-    from ucotron_ray import session
+    from ucotron_ray.core import session
 
     for name in ("FIREWORKS_API_KEY", "UCOTRON_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "canary-4711")
@@ -281,7 +282,7 @@ def test_no_state_of_rays_own_is_ever_loaded_and_no_shell_is_started():
 
 
 def test_mlflow_may_not_unpickle_what_others_logged(tmp_path, monkeypatch):
-    from ucotron_ray import tracking
+    from ucotron_ray.core import tracking
 
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
     tracking._client(f"sqlite:///{tmp_path / 'mlflow.db'}")

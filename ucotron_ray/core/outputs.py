@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from ucotron_ray import artifacts, registry
-from ucotron_ray.artifacts import Artifact
-from ucotron_ray.errors import ConfigError, CorruptArtifact
+from ucotron_ray import registry
+from ucotron_ray.core import artifacts
+from ucotron_ray.core.artifacts import Artifact
+from ucotron_ray.core.errors import ConfigError, CorruptArtifact
 
 
 def copy_out(artifact: Artifact, directory: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ucotron_ray import config
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core import config
+from ucotron_ray.core.errors import ConfigError
 
-RECIPE = Path(__file__).parents[2] / "jobs/recipes/demo.yaml"
+RECIPE = Path(__file__).parents[3] / "jobs/recipes/demo.yaml"
 HOSTILE = (
     None, "", " ", "x" * 10_000, "\u0000", "null", -1, 0, 2**70, -0.5, float("nan"), float("inf"), True, [], [None], {},
     {"a": {"b": 1}}, {1: 2}, {"": ""}, [[["deep"]]], "2024-01-01", b"bytes", "${HOME}", "../../etc/passwd",

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core.errors import ConfigError
 
 VARIABLES = {
     "FIREWORKS_API_KEY": "key for synthesis and remote fine-tuning at Fireworks.ai",

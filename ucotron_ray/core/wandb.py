@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import variables
-from ucotron_ray.artifacts import write_json
-from ucotron_ray.place import Tracking
-from ucotron_ray.tracking import Spool
+from ucotron_ray.core import variables
+from ucotron_ray.core.artifacts import write_json
+from ucotron_ray.core.place import Tracking
+from ucotron_ray.core.tracking import Spool
 
 log = logging.getLogger(__name__)
 

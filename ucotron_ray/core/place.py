@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from ucotron_ray.sections import Count, Host, NonNegative, Port, Positive, Section, Text, Url, VariableName
+from ucotron_ray.core.sections import Count, Host, NonNegative, Port, Positive, Section, Text, Url, VariableName
 
 
 class Api(Section):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from ucotron_ray.errors import ResourceError
+from ucotron_ray.core.errors import ResourceError
 
 Resources = Mapping[str, float]
 """CPU, GPU, memory (bytes) and others, of a node or of one worker."""

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from ucotron_ray.errors import MissingPackage
+from ucotron_ray.core.errors import MissingPackage
 
 PACKAGES = {
     "ray": "ray[data,train,tune,default,serve]",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ucotron_ray.sections import Count, NonNegative, Positive, Section, Share, Temperature, Text
+from ucotron_ray.core.sections import Count, NonNegative, Positive, Section, Share, Temperature, Text
 
 Tier = Literal["slm", "small", "medium"]
 

@@ -16,9 +16,9 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from ucotron_ray import placement
-from ucotron_ray.errors import ConfigError, StageFailed, Stopped, UcotronRayError
-from ucotron_ray.place import Place, Workers
+from ucotron_ray.core import placement
+from ucotron_ray.core.errors import ConfigError, StageFailed, Stopped, UcotronRayError
+from ucotron_ray.core.place import Place, Workers
 
 log = logging.getLogger(__name__)
 

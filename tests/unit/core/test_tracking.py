@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from ucotron_ray import config, tracking
-from ucotron_ray.artifacts import Request, Result, Store
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core import config, tracking
+from ucotron_ray.core.artifacts import Request, Result, Store
+from ucotron_ray.core.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import config
+from ucotron_ray.core import config
 
 Handler = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -129,7 +129,7 @@ def config_of(args: argparse.Namespace) -> config.Config:
 
 def run_of(args: argparse.Namespace, *, name: str | None = None) -> Any:
     """The invocation as a `Run`, not yet entered; `name` where neither --name nor --recipe gives one."""
-    from ucotron_ray.run import Run
+    from ucotron_ray.core.run import Run
 
     chosen = args.name or name or (args.recipe.stem if args.recipe else "default")
     return Run(config_of(args), verb=args.verb, name=chosen, replace=args.replace, accept_rejected=args.accept_rejected)

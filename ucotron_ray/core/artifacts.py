@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ucotron_ray.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, RecipeChanged
+from ucotron_ray.core.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, RecipeChanged
 
 Kind = Literal["dataset", "adapter", "model", "bundle", "projection", "sweep", "scores", "cache"]
 State = Literal["ok", "rejected", "failed"]

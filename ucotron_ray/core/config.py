@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ucotron_ray import strict_yaml
-from ucotron_ray.errors import ConfigError
-from ucotron_ray.place import Place
-from ucotron_ray.recipe import Recipe
-from ucotron_ray.sections import Section
+from ucotron_ray.core import strict_yaml
+from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.place import Place
+from ucotron_ray.core.recipe import Recipe
+from ucotron_ray.core.sections import Section
 
 WHERE_SECTIONS = ("api", "output", "polling", "tracking")
 """Sections that may stand in a recipe (existing files have them there) or in a place, and are never hashed."""

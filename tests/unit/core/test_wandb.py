@@ -5,9 +5,10 @@ import types
 
 import pytest
 
-from ucotron_ray import config, wandb_mirror
-from ucotron_ray.place import Tracking
-from ucotron_ray.tracking import Spool
+from ucotron_ray.core import config
+from ucotron_ray.core import wandb as wandb_mirror
+from ucotron_ray.core.place import Tracking
+from ucotron_ray.core.tracking import Spool
 
 
 class FakeRun:

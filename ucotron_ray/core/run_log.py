@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ucotron_ray import redaction, variables
+from ucotron_ray.core import redaction, variables
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ import pytest
 
 from tests.unit.test_cli import call
 from ucotron_ray import registry
-from ucotron_ray.artifacts import Artifact, Kind, Request, Result, Store
-from ucotron_ray.errors import ConfigError
-from ucotron_ray.stages import models, outputs
+from ucotron_ray.core import outputs
+from ucotron_ray.core.artifacts import Artifact, Kind, Request, Result, Store
+from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.stages import models
 
 
 def made(store: Store, kind: Kind = "bundle", text: str = "new") -> Artifact:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ucotron_ray.artifacts import MANIFEST, Build, Input, Request, Result, Store, canonical_hash
-from ucotron_ray.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, RecipeChanged
+from ucotron_ray.core.artifacts import MANIFEST, Build, Input, Request, Result, Store, canonical_hash
+from ucotron_ray.core.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, RecipeChanged
 
 REQUEST = Request("dataset", "d", {"rate": 1, "deep": {"rank": 8}})
 OTHER = Request("dataset", "d", {"rate": 2, "deep": {"rank": 8}})

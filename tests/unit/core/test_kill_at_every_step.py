@@ -7,8 +7,9 @@ import pytest
 
 from tests.faults.invariants import After, broken
 from tests.faults.kill_points import killed_at
-from ucotron_ray import artifacts, cli
-from ucotron_ray.artifacts import Request, Result, Store
+from ucotron_ray import cli
+from ucotron_ray.core import artifacts
+from ucotron_ray.core.artifacts import Request, Result, Store
 from ucotron_ray.operations import record
 from ucotron_ray.synthesis import journal
 

@@ -8,9 +8,9 @@ import pytest
 import ray
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from ucotron_ray import config, session
-from ucotron_ray.errors import ConfigError, InputError, ResourceError
-from ucotron_ray.place import Workers
+from ucotron_ray.core import config, session
+from ucotron_ray.core.errors import ConfigError, InputError, ResourceError
+from ucotron_ray.core.place import Workers
 
 
 def cluster(monkeypatch, *nodes: dict[str, float]) -> None:

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import aiohttp
 import pytest
 
-from ucotron_ray import addresses
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core import addresses
+from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.fireworks import account, chat, endpoint
 
 
@@ -213,8 +213,8 @@ def test_a_signed_address_of_a_server_elsewhere_may_not_lead_to_this_machine():
 
 
 def test_endpoint_and_account_take_the_hosts_of_the_place():
-    from ucotron_ray import config
-    from ucotron_ray.place import Api
+    from ucotron_ray.core import config
+    from ucotron_ray.core.place import Api
 
     def api(**settings: object) -> Api:
         return config.load(overrides=[(f"api.{name}", value) for name, value in settings.items()]).place.api

@@ -4,8 +4,8 @@ import textwrap
 
 import pytest
 
-from ucotron_ray import config, variables
-from ucotron_ray.errors import ConfigError
+from ucotron_ray.core import config, variables
+from ucotron_ray.core.errors import ConfigError
 
 EXISTING_FILE = """
 api:
