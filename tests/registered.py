@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ucotron_ray import jsonl, wire
 from ucotron_ray.core.artifacts import Artifact, Request, Result, Store
+from ucotron_ray.data import jsonl, wire
+from ucotron_ray.data.records import Entity, RawRow, Relation
 from ucotron_ray.evaluation.predictions import Prediction
 from ucotron_ray.models import base as base_models
-from ucotron_ray.records import Entity, RawRow, Relation
 from ucotron_ray.stages import scoring
 from ucotron_ray.stages.answers import Source
 

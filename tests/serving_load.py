@@ -18,8 +18,8 @@ from typing import Any
 import aiohttp
 import psutil
 
-from ucotron_ray.records import RawRow
-from ucotron_ray.wire import server_request_body
+from ucotron_ray.data.records import RawRow
+from ucotron_ray.data.wire import server_request_body
 
 ROOT = Path(__file__).parents[1]
 READY_SECONDS = 180

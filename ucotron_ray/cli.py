@@ -13,6 +13,7 @@ from ucotron_ray import __version__
 from ucotron_ray.core import redaction, variables
 from ucotron_ray.core.errors import Stopped, UcotronRayError
 from ucotron_ray.core.flags import Handler
+from ucotron_ray.data import cli as validation
 from ucotron_ray.verbs import (
     chain,
     data,
@@ -30,7 +31,6 @@ from ucotron_ray.verbs import (
     submitting,
     training,
     tuning,
-    validation,
 )
 
 STOPPED_EXIT = 75

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import jsonl
 from ucotron_ray.core import outputs, requirements
 from ucotron_ray.core.artifacts import Artifact, Kind
 from ucotron_ray.core.errors import ConfigError, InputError, MissingArtifact
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import jsonl
+from ucotron_ray.data import stage as datasets
 from ucotron_ray.models import base as base_models
 from ucotron_ray.stages import (
-    datasets,
     export,
     models,
     preferences,

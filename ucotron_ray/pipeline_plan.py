@@ -5,6 +5,7 @@ from pathlib import Path
 from ucotron_ray.core import artifacts, variables
 from ucotron_ray.core.artifacts import Artifact, Request
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import stage as datasets
 from ucotron_ray.graph.export import is_server, read_file
 from ucotron_ray.pipeline import (
     Options,
@@ -17,7 +18,7 @@ from ucotron_ray.pipeline import (
     teacher_rows,
     trained,
 )
-from ucotron_ray.stages import datasets, export, scoring, subjects, synthesis, training, tuning
+from ucotron_ray.stages import export, scoring, subjects, synthesis, training, tuning
 
 
 def plan(run: Run, options: Options) -> list[dict[str, str]]:

@@ -11,9 +11,10 @@ from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Request
 from ucotron_ray.core.errors import AuthError, ConfigError, Stopped
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import stage as datasets
 from ucotron_ray.fireworks.account import Account
 from ucotron_ray.pipeline import Options
-from ucotron_ray.stages import datasets, preferences, remote, scoring
+from ucotron_ray.stages import preferences, remote, scoring
 
 log = logging.getLogger(__name__)
 

@@ -22,15 +22,15 @@ import torch
 
 from tests.benchmarks.run import processor
 from tests.benchmarks.table import RESULTS
-from ucotron_ray import jsonl
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Store, provenance
 from ucotron_ray.core.recipe import Export
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.records import RawRow
 from ucotron_ray.evaluation import scoring
 from ucotron_ray.export import gguf, layout, parity, tasks
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora, served
-from ucotron_ray.records import RawRow
 from ucotron_ray.training.data import prompt_ids, server_row
 
 Result = dict[str, Any]

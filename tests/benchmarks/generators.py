@@ -20,12 +20,12 @@ from typing import Any
 from tests.benchmarks.run import ROOT, processor
 from tests.benchmarks.synthesis import Watched, events, ours, simulator
 from tests.benchmarks.table import RESULTS
-from ucotron_ray import readers
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Store, provenance
+from ucotron_ray.data import readers
+from ucotron_ray.data.readers import Entry
 from ucotron_ray.fireworks import simulator as stand_in
 from ucotron_ray.fireworks.chat import Kind
-from ucotron_ray.readers import Entry
 from ucotron_ray.synthesis import gate, job, journal
 from ucotron_ray.synthesis.plan import Answer, Done, Ended, Task, request_body, request_id
 from ucotron_ray.synthesis.rows import RowKind

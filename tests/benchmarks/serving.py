@@ -25,13 +25,13 @@ from typing import Any
 from tests.benchmarks.run import processor
 from tests.benchmarks.table import RESULTS
 from tests.serving_load import ROOT, Asked, Load, Service, serving
-from ucotron_ray import jsonl
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Request, Result, Store, provenance
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.records import RawRow
+from ucotron_ray.data.wire import chat_messages, parse_answer
 from ucotron_ray.graph import demo_world
 from ucotron_ray.operations.dashboards import free_port
-from ucotron_ray.records import RawRow
-from ucotron_ray.wire import chat_messages, parse_answer
 
 CLIENTS, BATCH, MAX_TOKENS = 8, 8, 512
 NAME = "served"

@@ -23,9 +23,9 @@ from typing import Any
 from tests.benchmarks.run import RECIPE, processor, ucotron
 from tests.benchmarks.sweeps_table import sweeps_table
 from tests.benchmarks.table import RESULTS
-from ucotron_ray import jsonl
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Store, provenance
+from ucotron_ray.data import jsonl
 from ucotron_ray.graph import demo_world
 from ucotron_ray.tuning import record as records
 from ucotron_ray.tuning import sweep as sweeps

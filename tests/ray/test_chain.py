@@ -308,8 +308,8 @@ def test_a_plain_model_directory_is_exported_and_copied_out(place, ray_head, tin
 def test_dpo_starts_from_the_merged_adapter_keeps_its_reference_and_can_be_scored(place, ray_head):
     pairs = place["recipe"].with_name("pairs.jsonl")
     rows = (Store(place["store"]).get("dataset", "chain").path / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    from ucotron_ray import wire
-    from ucotron_ray.records import RawRow
+    from ucotron_ray.data import wire
+    from ucotron_ray.data.records import RawRow
 
     parsed = [row for row in (RawRow.model_validate_json(line) for line in rows) if row.expected_relations][:12]
     pairs.write_text(

@@ -6,8 +6,8 @@ import pytest
 
 from tests.ray.test_chain import RECIPE, finished, start
 from tests.unit.test_dpo import ROWS
-from ucotron_ray import jsonl
 from ucotron_ray.core.artifacts import Store
+from ucotron_ray.data import jsonl
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -7,14 +7,15 @@ from aiohttp import web
 
 from tests.registered import answer_with, base_directory, held_out_file, make_bundle, rows
 from tests.teacher import serving
-from ucotron_ray import cli, jsonl, wire
+from ucotron_ray import cli
 from ucotron_ray.core.artifacts import Store
+from ucotron_ray.data import jsonl, wire
+from ucotron_ray.data.records import Relation
 from ucotron_ray.evaluation.compare import Answered, compare
 from ucotron_ray.evaluation.guide_prompts import guide_rows
 from ucotron_ray.evaluation.page import comparison_page
 from ucotron_ray.evaluation.predictions import Prediction
 from ucotron_ray.evaluation.report import write_scores
-from ucotron_ray.records import Relation
 
 SETTINGS = ["--set", "tracking.mlflow_uri=none", "--set", "evaluation.resamples=100"]
 

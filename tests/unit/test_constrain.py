@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.tiny_models import tokenizer_of
+from ucotron_ray.data.records import Entity, Relation
+from ucotron_ray.data.wire import format_answer, parse_answer, user_prompt
 from ucotron_ray.models import decoding
 from ucotron_ray.models.constrain import Grammars
 from ucotron_ray.models.decoding import Answer, ArrayEnd, answered, closed
-from ucotron_ray.records import Entity, Relation
-from ucotron_ray.wire import format_answer, parse_answer, user_prompt
 
 NAMES = ["Ana María", 'O"Hara\\x', "x\ty\nz", "東京 🎉", "TU Berlin", "  spaced  ", "]}", "{name}"]
 TEXT = "Ana María met O'Hara."

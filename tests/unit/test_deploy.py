@@ -8,13 +8,14 @@ from aiohttp import web
 
 from tests.registered import base_directory, make_bundle
 from tests.teacher import serving
-from ucotron_ray import cli, wire
+from ucotron_ray import cli
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Store
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import wire
+from ucotron_ray.data.records import RawRow, Relation
 from ucotron_ray.evaluation import endpoint
 from ucotron_ray.graph import probe, simulator
-from ucotron_ray.records import RawRow, Relation
 from ucotron_ray.stages import deployment
 
 STUDIED = Relation(subject="Marta Ruiz", predicate="studied_at", object="Lisbon Polytechnic", confidence=0.97)

@@ -7,13 +7,14 @@ import pytest
 
 from tests.unit import test_cli
 from tests.unit.test_dpo import ROWS as PAIRS
-from ucotron_ray import jsonl
 from ucotron_ray.core import config, run, session
 from ucotron_ray.core.artifacts import MANIFEST, Store
+from ucotron_ray.data import jsonl
+from ucotron_ray.data import stage as datasets
 from ucotron_ray.evaluation.scoring import f1_of
 from ucotron_ray.export import on_ray as export_rim
 from ucotron_ray.graph import demo_world
-from ucotron_ray.stages import datasets, export, models
+from ucotron_ray.stages import export, models
 from ucotron_ray.training import dpo, on_policy, sft
 from ucotron_ray.training import on_ray as rim
 from ucotron_ray.training.job import DpoJob, SftJob, TrainingJob

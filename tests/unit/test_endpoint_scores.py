@@ -5,13 +5,13 @@ import pytest
 from tests.teacher import serving
 from tests.unit.test_fireworks_account import answering
 from tests.vendor import TINY, vending
-from ucotron_ray import wire
 from ucotron_ray.core.errors import AuthError, NotFoundError
+from ucotron_ray.data import wire
+from ucotron_ray.data.records import Entity, RawRow, Relation
 from ucotron_ray.evaluation import endpoint
 from ucotron_ray.evaluation.endpoint import Asking
 from ucotron_ray.evaluation.guide_prompts import guide_rows
 from ucotron_ray.fireworks.endpoint import Endpoint
-from ucotron_ray.records import Entity, RawRow, Relation
 
 FAST = Asking(retry_delay=0.001)
 ROW = RawRow(

@@ -12,11 +12,12 @@ import pytest
 
 from tests.llama_cpp import llama_cpp
 from tests.tiny_models import save_tiny
-from ucotron_ray import jsonl
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Request, Result, canonical_hash
 from ucotron_ray.core.errors import InputError, ResourceError
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.wire import user_prompt
 from ucotron_ray.export import bundle, gguf, gguf_parity, job, layout, onnx, parity, plan, quantize, tasks
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
@@ -24,7 +25,6 @@ from ucotron_ray.models import served, shape
 from ucotron_ray.models.runner import NUM_LOGITS, OnnxRunner
 from ucotron_ray.stages import export as export_stage
 from ucotron_ray.training.data import prompt_ids, server_row
-from ucotron_ray.wire import user_prompt
 
 # Tracing warns about every branch of the model's code that it fixes.
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")

@@ -79,7 +79,7 @@ def test_too_few_rows_an_empty_file_and_no_file(tmp_path):
 
 
 def test_our_own_rows_go_in_the_servers_prompt(tmp_path):
-    from ucotron_ray import wire
+    from ucotron_ray.data import wire
 
     row = {"text": "Ada works at Acme.", "entities": [{"text": "Ada", "label": "person"}, {"text": "Acme"}]}
     row["expected_relations"] = [{"subject": "Ada", "predicate": "works_at", "object": "Acme"}]

@@ -11,7 +11,7 @@ from tests.unit.test_generators import NAMES, PAIRS, SCENES, answered
 from tests.unit.test_synthesis_tasks import TASK
 from ucotron_ray.core import config
 from ucotron_ray.core.errors import ConfigError
-from ucotron_ray.readers import Entry
+from ucotron_ray.data.readers import Entry
 from ucotron_ray.synthesis import contents, gate, page, publish, rows
 
 GENERATION = config.load().recipe.generation

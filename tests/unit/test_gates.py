@@ -3,11 +3,11 @@
 import pytest
 
 from ucotron_ray.core import config
+from ucotron_ray.data.records import Entity, RawRow, Relation
+from ucotron_ray.data.wire import format_answer
 from ucotron_ray.evaluation import gates
 from ucotron_ray.evaluation.compare import Answered, scores_of_rows
 from ucotron_ray.evaluation.scoring import summary
-from ucotron_ray.records import Entity, RawRow, Relation
-from ucotron_ray.wire import format_answer
 
 SETTINGS = config.load().recipe.promotion
 DRAWN = {"resamples": 300, "seed": 3}

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from ucotron_ray import jsonl, wire
 from ucotron_ray.core import config
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.recipe import Graph
+from ucotron_ray.data import jsonl, wire
+from ucotron_ray.data.records import ChatRow, Entity, RawRow, Relation
 from ucotron_ray.graph import dataset, demo_world, export
-from ucotron_ray.records import ChatRow, Entity, RawRow, Relation
 
 
 def settings(**changes: object) -> Graph:

@@ -6,9 +6,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from tests.unit import test_cli
 from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by being there
-from ucotron_ray import jsonl
 from ucotron_ray.core.artifacts import Request, Result, Store
 from ucotron_ray.core.errors import StageFailed
+from ucotron_ray.data import jsonl
 from ucotron_ray.graph import demo_world
 from ucotron_ray.stages import hub
 

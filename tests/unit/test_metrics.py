@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from ucotron_ray.data.records import Entity, RawRow, Relation
+from ucotron_ray.data.wire import format_answer
 from ucotron_ray.evaluation import bootstrap
 from ucotron_ray.evaluation.calibration import calibration
 from ucotron_ray.evaluation.matching import is_whole_array, keeps_schema, relaxed_matches, same_name
 from ucotron_ray.evaluation.scoring import counts_of, score_row, summary
 from ucotron_ray.evaluation.sureness import sureness
 from ucotron_ray.graph import cooccurrence
-from ucotron_ray.records import Entity, RawRow, Relation
-from ucotron_ray.wire import format_answer
 
 DRAWN = {"resamples": 200, "seed": 1}
 

@@ -9,15 +9,17 @@ import pytest
 from tests.unit import test_cli
 from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by being there
 from tests.unit.test_dpo import ROWS
-from ucotron_ray import jsonl, pipeline
+from ucotron_ray import pipeline
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Artifact, Request, Result, Store
 from ucotron_ray.core.errors import ArtifactError, MissingArtifact, Stopped
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import jsonl
+from ucotron_ray.data import stage as datasets
 from ucotron_ray.fireworks.endpoint import Endpoint
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
-from ucotron_ray.stages import datasets, models, preferences, synthesis
+from ucotron_ray.stages import models, preferences, synthesis
 from ucotron_ray.stages.teachers import Teacher
 
 

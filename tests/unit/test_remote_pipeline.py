@@ -15,7 +15,7 @@ from ucotron_ray.stages import remote
 @pytest.fixture
 def rows(tmp_path, demo_files):
     """The guide's directory: training and validation rows, and pairs."""
-    from ucotron_ray import jsonl
+    from ucotron_ray.data import jsonl
 
     folder = tmp_path / "data"
     folder.mkdir()

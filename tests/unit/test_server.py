@@ -10,9 +10,9 @@ from aiohttp import web
 
 from ucotron_ray import cli
 from ucotron_ray.core.errors import ServerRefused
+from ucotron_ray.data.records import Entity
+from ucotron_ray.data.wire import server_request_body
 from ucotron_ray.graph import export, simulator
-from ucotron_ray.records import Entity
-from ucotron_ray.wire import server_request_body
 
 
 class Server:

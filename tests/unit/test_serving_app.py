@@ -8,11 +8,11 @@ import httpx
 import pytest
 
 from tests.serving_fakes import SERVED, Scripted, last_piece
-from ucotron_ray.records import Entity
+from ucotron_ray.data.records import Entity
+from ucotron_ray.data.wire import parse_answer, server_request_body
 from ucotron_ray.serving.app import Front, Limits, digest_of
 from ucotron_ray.serving.exchange import Piece, Refusal
 from ucotron_ray.serving.gate import Gate
-from ucotron_ray.wire import parse_answer, server_request_body
 
 LIMITS = {"slots": 1, "queue": 1, "deadline": 20.0, "max_body_bytes": 4000, "max_tokens": 512}
 BODY = server_request_body("any-id", "Ana works at Acme.", [Entity(text="Ana", label="person")])

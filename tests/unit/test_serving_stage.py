@@ -17,12 +17,12 @@ from ucotron_ray.core.artifacts import Request, Result, Store, read_artifact
 from ucotron_ray.core.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, ResourceError
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Version
+from ucotron_ray.data.wire import SERVER_MAX_TOKENS
 from ucotron_ray.models import base as base_models
 from ucotron_ray.operations.dashboards import free_port
 from ucotron_ray.registry import CONTENT_TAG, NAME_TAG
 from ucotron_ray.serving import target as targets
 from ucotron_ray.stages import promotion, serving
-from ucotron_ray.wire import SERVER_MAX_TOKENS
 
 
 def bundle(

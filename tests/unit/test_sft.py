@@ -11,10 +11,10 @@ import torch
 from trl import SFTConfig
 
 from tests.tiny_models import save_tiny
-from ucotron_ray import jsonl
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.data import jsonl
 from ucotron_ray.evaluation.generate import greedy
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models

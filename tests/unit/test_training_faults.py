@@ -249,9 +249,9 @@ def test_f1_is_measured_at_each_evaluation_and_told(tmp_path, tiny_model):
 
 def test_the_scorer_counts_triples_and_workers_share_the_rows(tmp_path, tiny_model, monkeypatch):
     from tests.unit.test_sft import ROWS
-    from ucotron_ray import jsonl, wire
+    from ucotron_ray.data import jsonl, wire
+    from ucotron_ray.data.records import PreferenceRow
     from ucotron_ray.evaluation import generate
-    from ucotron_ray.records import PreferenceRow
     from ucotron_ray.training.data import prompt_ids, server_row
 
     rows = [row for row in ROWS if row.expected_relations][:5]

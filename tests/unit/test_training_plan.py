@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.tiny_models import save_tiny
 from tests.unit import test_cli
 from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by being there
-from ucotron_ray import jsonl
 from ucotron_ray.core import config
 from ucotron_ray.core.errors import InputError, ResourceError
+from ucotron_ray.data import jsonl
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora

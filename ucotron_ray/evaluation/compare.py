@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ucotron_ray.data.records import RawRow
+from ucotron_ray.data.wire import parse_answer
 from ucotron_ray.evaluation.bootstrap import paired
 from ucotron_ray.evaluation.scoring import RowScore, counts_of, f1_of, score_row
-from ucotron_ray.records import RawRow
-from ucotron_ray.wire import parse_answer
 
 GUIDE_GROUP = "guide"
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import aiohttp
 
-from ucotron_ray import wire
 from ucotron_ray.core import addresses
 from ucotron_ray.core.errors import AuthError, FireworksError, NotFoundError
+from ucotron_ray.data import wire
+from ucotron_ray.data.records import RawRow
 from ucotron_ray.evaluation.scoring import RowScore, score_row, summary
 from ucotron_ray.fireworks.chat import FATAL, FINAL, Kind, Outcome, chat, client_timeout
 from ucotron_ray.fireworks.endpoint import Endpoint
-from ucotron_ray.records import RawRow
 
 IN_FLIGHT = 8
 CONNECT_SECONDS = 10.0

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ucotron_ray.core.recipe import Promotion
+from ucotron_ray.data.records import RawRow, name_key
 from ucotron_ray.evaluation.bootstrap import Difference, paired
 from ucotron_ray.evaluation.compare import Answered, scores_of_rows
 from ucotron_ray.evaluation.scoring import counts_of
-from ucotron_ray.records import RawRow, name_key
 
 _NEW_ROWS = "held-out rows are new"
 

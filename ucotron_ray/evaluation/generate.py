@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ucotron_ray.data.jsonl import read_relations, read_rows
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, asked_row, read_predictions
 from ucotron_ray.evaluation.scoring import RowScore, relation_row, score_row
 from ucotron_ray.evaluation.sureness import pieces, sureness
-from ucotron_ray.jsonl import read_relations, read_rows
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.generation import generate, until

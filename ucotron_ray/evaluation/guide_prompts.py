@@ -4,7 +4,7 @@ Expected triples: the guide's arrows for the first three, and this project's own
 guide names none.
 """
 
-from ucotron_ray.records import Entity, RawRow, Relation
+from ucotron_ray.data.records import Entity, RawRow, Relation
 
 
 def guide_rows() -> list[RawRow]:

@@ -6,7 +6,7 @@ Definitions: reference §4.9. Names come here normalised (`scoring.normalise`).
 import json
 from collections.abc import Collection, Sequence
 
-from ucotron_ray.wire import answer_items
+from ucotron_ray.data.wire import answer_items
 
 Triple = tuple[str, str, str]
 

@@ -5,6 +5,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ucotron_ray.data.jsonl import read_relations
+from ucotron_ray.data.records import RawRow
+from ucotron_ray.data.wire import chat_messages, user_prompt
 from ucotron_ray.evaluation.predictions import (
     Prediction,
     PredictJob,
@@ -13,11 +16,8 @@ from ucotron_ray.evaluation.predictions import (
     read_predictions,
 )
 from ucotron_ray.evaluation.sureness import pieces, sureness
-from ucotron_ray.jsonl import read_relations
 from ucotron_ray.models import served
 from ucotron_ray.models.decoding import Answer
-from ucotron_ray.records import RawRow
-from ucotron_ray.wire import chat_messages, user_prompt
 
 log = logging.getLogger(__name__)
 

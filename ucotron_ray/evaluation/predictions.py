@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.records import RawRow
+from ucotron_ray.data.records import RawRow
 
 END_TO_END = "end_to_end"
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from ucotron_ray.core.artifacts import write_json, write_text
 from ucotron_ray.core.recipe import Evaluation
+from ucotron_ray.data.records import RawRow
+from ucotron_ray.data.wire import parse_answer
 from ucotron_ray.evaluation import page
 from ucotron_ray.evaluation.calibration import calibration
 from ucotron_ray.evaluation.predictions import END_TO_END, Prediction
 from ucotron_ray.evaluation.scoring import RowScore, by_group, by_predicate, judged, score_row, summary
-from ucotron_ray.records import RawRow
-from ucotron_ray.wire import parse_answer
 
 GUIDE_GROUP = "guide"
 PREDICTIONS, SCORES, REPORT = "predictions.jsonl", "scores.json", "report.html"

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ucotron_ray.data.records import GeneratedRow, PreferenceRow, RawRow, Relation, Row
+from ucotron_ray.data.wire import parse_answer, parse_prompt
 from ucotron_ray.evaluation.bootstrap import interval
 from ucotron_ray.evaluation.matching import Triple, is_whole_array, keeps_schema, relaxed_matches, squashed
-from ucotron_ray.records import GeneratedRow, PreferenceRow, RawRow, Relation, Row
-from ucotron_ray.wire import parse_answer, parse_prompt
 
 _EDGES = string.punctuation + string.whitespace + "“”‘’«»„"
 

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from ucotron_ray.wire import parse_answer
+from ucotron_ray.data.wire import parse_answer
 
 _PART = re.compile(r'"(?:subject|predicate|object)"\s*:\s*"((?:[^"\\]|\\.)*)"')
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from ucotron_ray.core.recipe import Export
+from ucotron_ray.data.records import RawRow
 from ucotron_ray.export import parity
 from ucotron_ray.models import base as base_models
-from ucotron_ray.records import RawRow
 from ucotron_ray.training.data import prompt_ids, server_row
 
 

@@ -14,9 +14,9 @@ from ucotron_ray.core.recipe import Export
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ucotron_ray.data.records import RawRow
     from ucotron_ray.export.tasks import Reference
     from ucotron_ray.models.served import BundleModel
-    from ucotron_ray.records import RawRow
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +129,8 @@ def flat(parts: Mapping[str, Mapping[str, float]], prefix: str = "") -> Figures:
 
 
 def _rows(job: ExportJob) -> "list[RawRow]":
+    from ucotron_ray.data.jsonl import relations_among  # noqa: PLC0415
     from ucotron_ray.evaluation.guide_prompts import guide_rows  # noqa: PLC0415 - in the task only
-    from ucotron_ray.jsonl import relations_among  # noqa: PLC0415
 
     return relations_among(Path(job.rows_file)) if job.rows_file else guide_rows()
 

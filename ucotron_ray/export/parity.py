@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from ucotron_ray.core.recipe import Export
+from ucotron_ray.data.records import RawRow
+from ucotron_ray.data.wire import chat_messages, user_prompt
 from ucotron_ray.models.generation import generate, until
 from ucotron_ray.models.runner import Floats, OnnxRunner
 from ucotron_ray.models.served import BundleModel
-from ucotron_ray.records import RawRow
-from ucotron_ray.wire import chat_messages, user_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

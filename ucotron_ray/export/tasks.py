@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ucotron_ray.core.recipe import Export
+from ucotron_ray.data.records import RawRow
 from ucotron_ray.evaluation import bootstrap, onnx_answers, scoring
 from ucotron_ray.models import served
-from ucotron_ray.records import RawRow
 
 TIMED_PROMPTS = 4
 RESAMPLES, SEED = 1000, 42

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from ucotron_ray import wire
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.data import wire
+from ucotron_ray.data.records import ChatRow, PreferenceRow, RawRow
 from ucotron_ray.fireworks.chat import estimate_tokens
-from ucotron_ray.records import ChatRow, PreferenceRow, RawRow
 
 Layout = Literal["chat", "preference", "batch"]
 

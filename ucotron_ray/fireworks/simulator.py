@@ -22,8 +22,8 @@ from typing import Any, TextIO
 
 from aiohttp import web
 
-from ucotron_ray import wire
 from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.data import wire
 from ucotron_ray.fireworks import simulator_defects as defects
 from ucotron_ray.fireworks import simulator_facts as facts
 from ucotron_ray.fireworks import simulator_language as language

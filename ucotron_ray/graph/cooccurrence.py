@@ -8,7 +8,7 @@ figures of the real server can differ a little.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ucotron_ray.records import Entity, Relation, name_key
+from ucotron_ray.data.records import Entity, Relation, name_key
 
 MAX_DISTANCE = 200
 """Bytes of UTF-8 between two mentions, as Rust counts."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.recipe import Graph
+from ucotron_ray.data.records import ChatRow, Entity, RawRow, Relation, name_key
+from ucotron_ray.data.wire import parse_answer, parse_prompt
 from ucotron_ray.graph.export import Edge, KnowledgeGraph
-from ucotron_ray.records import ChatRow, Entity, RawRow, Relation, name_key
-from ucotron_ray.wire import parse_answer, parse_prompt
 
 MIN_ENTITIES = 2
 """With fewer the server does not call the model at all (`relations.rs`), so there is nothing to learn."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ucotron_ray.data.records import name_key
 from ucotron_ray.graph.export import KnowledgeGraph, Node
-from ucotron_ray.records import name_key
 
 HOP_DECAY = 0.8
 HOP_WEIGHT, COHERENCE_WEIGHT, CENTRALITY_WEIGHT = 0.4, 0.4, 0.2

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ucotron_ray.core.errors import ServerRefused
+from ucotron_ray.data.records import Entity, RawRow, Relation, name_key
 from ucotron_ray.graph import cooccurrence
 from ucotron_ray.graph.export import KnowledgeGraph, call, fetch
-from ucotron_ray.records import Entity, RawRow, Relation, name_key
 
 SENTENCES = "Marta Ruiz studied at Lisbon Polytechnic. Nils Berg works at Kite Labs and was born in Oslo."
 """Co-occurrence has no word for the first sentence; the second one it guesses, with a confidence of its own formula."""

@@ -21,10 +21,10 @@ import aiohttp
 from aiohttp import web
 
 from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.data.records import Entity, RawRow, Relation, edge_type
+from ucotron_ray.data.wire import dataset_messages, parse_answer, server_request_body
 from ucotron_ray.graph import cooccurrence
 from ucotron_ray.graph.export import read_file
-from ucotron_ray.records import Entity, RawRow, Relation, edge_type
-from ucotron_ray.wire import dataset_messages, parse_answer, server_request_body
 
 STAND_IN = "simulate-ucotron: a stand-in of ucotron_ray, not a Ucotron server"
 ENDPOINT_TIMEOUT_SECONDS = 30.0

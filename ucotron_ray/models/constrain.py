@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ucotron_ray.core.errors import StageFailed
-from ucotron_ray.records import Entity
-from ucotron_ray.wire import parse_prompt
+from ucotron_ray.data.records import Entity
+from ucotron_ray.data.wire import parse_prompt
 
 MIN_ITEMS, MAX_ITEMS = 4, 64
 """The array holds at most one relation for each ordered pair of names, within these bounds: a model that repeats itself

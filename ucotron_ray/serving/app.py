@@ -19,11 +19,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ucotron_ray.data.wire import parse_answer
 from ucotron_ray.serving import openai
 from ucotron_ray.serving.exchange import Answering, Piece, Question, Refusal, internal_error
 from ucotron_ray.serving.gate import Gate
 from ucotron_ray.serving.metrics import Metrics
-from ucotron_ray.wire import parse_answer
 
 log = logging.getLogger(__name__)
 

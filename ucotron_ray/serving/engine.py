@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator
 import jinja2
 
 from ucotron_ray.core.errors import StageFailed, UcotronRayError
+from ucotron_ray.data.wire import parse_prompt
 from ucotron_ray.models.constrain import Constraint
 from ucotron_ray.models.decoding import Answer
 from ucotron_ray.serving.backends import Loaded
 from ucotron_ray.serving.batcher import Batcher, Row
 from ucotron_ray.serving.exchange import Piece, Question, Refusal, Served, Usage
 from ucotron_ray.serving.target import Target
-from ucotron_ray.wire import parse_prompt
 
 log = logging.getLogger(__name__)
 

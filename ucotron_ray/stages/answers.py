@@ -12,8 +12,8 @@ from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Input
 from ucotron_ray.core.errors import ArtifactError, ConfigError, Stopped
 from ucotron_ray.core.run import Run
+from ucotron_ray.data.records import RawRow
 from ucotron_ray.models import base as base_models
-from ucotron_ray.records import RawRow
 from ucotron_ray.stages import models
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ def _generated(
     loadable = models.loadable_base(run, source.base) if source.base is not None else ""
     run.connect()
     from ucotron_ray.core import session
+    from ucotron_ray.data.stage import ROWS
     from ucotron_ray.evaluation.on_ray import predict_on_ray
     from ucotron_ray.evaluation.predictions import PredictJob
-    from ucotron_ray.stages.datasets import ROWS
 
     settings, workers = run.config.recipe.evaluation, run.config.place.workers
     job = PredictJob(
@@ -166,9 +166,9 @@ def _generated(
 
 
 def _guessed(rows: Sequence[RawRow], questions: Sequence[Question]) -> list["Prediction"]:
+    from ucotron_ray.data.wire import format_answer
     from ucotron_ray.evaluation.predictions import Prediction
     from ucotron_ray.graph import cooccurrence
-    from ucotron_ray.wire import format_answer
 
     return [
         Prediction(row, layout, format_answer(cooccurrence.relations(rows[row].text, rows[row].entities)), 0, False)

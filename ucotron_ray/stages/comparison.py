@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray import jsonl
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, write_json, write_text
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.run import Run
-from ucotron_ray.records import RawRow
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.records import RawRow
+from ucotron_ray.data.stage import ROWS, data_of, held_out
 from ucotron_ray.stages.answers import Source, adapter_of, source_of
-from ucotron_ray.stages.datasets import ROWS, data_of, held_out
 from ucotron_ray.stages.scoring import PREDICTIONS, REPORT, scored, scores_of
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from ucotron_ray.core.artifacts import Artifact, write_text
 from ucotron_ray.core.errors import ConfigError, FireworksError, GateFailed, InputError
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.sections import VariableName
+from ucotron_ray.data.records import RawRow, Relation
 from ucotron_ray.graph import probe
-from ucotron_ray.records import RawRow, Relation
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +151,9 @@ def _own_answers(
     run: Run, bundle: Artifact, rows: list[RawRow], endpoint: str, key: str | None
 ) -> list[Relation] | None:
     """What the endpoint answers to the very prompts that the server sent; None if it cannot be asked from here."""
+    from ucotron_ray.data.wire import parse_answer
     from ucotron_ray.evaluation import endpoint as asked
     from ucotron_ray.fireworks.endpoint import Endpoint
-    from ucotron_ray.wire import parse_answer
 
     api = run.config.place.api
     served = Endpoint(endpoint, bundle.manifest.name, key, None, (), tuple(api.allowed_hosts))

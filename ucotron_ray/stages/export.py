@@ -5,13 +5,13 @@ from collections import Counter
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray import jsonl
 from ucotron_ray.core.artifacts import Artifact, Build, Input, Request, Result
 from ucotron_ray.core.errors import GateFailed
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.stage import TRAIN, data_of, rows_file
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import shape as shapes
-from ucotron_ray.stages.datasets import TRAIN, data_of, rows_file
 from ucotron_ray.stages.models import loadable_base, prompt_identity
 
 if TYPE_CHECKING:

@@ -3,13 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ucotron_ray import wire
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, Store
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import wire
+from ucotron_ray.data.records import Entity
 from ucotron_ray.models import base as base_models
-from ucotron_ray.records import Entity
 
 
 def prompt_identity() -> str:

@@ -3,15 +3,15 @@
 import random
 from pathlib import Path
 
-from ucotron_ray import jsonl
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.records import PreferenceRow
+from ucotron_ray.data.stage import TRAIN, VAL, import_rows
 from ucotron_ray.models import base as base_models
-from ucotron_ray.records import PreferenceRow
 from ucotron_ray.stages import export
-from ucotron_ray.stages.datasets import TRAIN, VAL, import_rows
 from ucotron_ray.stages.models import prompt_identity
 
 VAL_SHARE = 0.1

@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ucotron_ray import jsonl
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import ConfigError, InputError, ResourceError
 from ucotron_ray.core.recipe import LoraSettings
 from ucotron_ray.core.requirements import require_packages
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.variables import is_set
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.stage import TRAIN, VAL, row_key
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.shape import Shape, shape_of
-from ucotron_ray.stages.datasets import TRAIN, VAL, row_key
 from ucotron_ray.stages.models import loadable_base, prompt_identity
 from ucotron_ray.training import plan as plans
 from ucotron_ray.training.peak import gpu, processor_flops

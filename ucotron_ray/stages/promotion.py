@@ -11,16 +11,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import jsonl, registry
+from ucotron_ray import registry
 from ucotron_ray.core.artifacts import MANIFEST, Artifact, read_artifact
 from ucotron_ray.core.errors import ConfigError, MissingArtifact, RecipeChanged, Stopped
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Destination, Registry, Version
-from ucotron_ray.records import RawRow
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.records import RawRow
+from ucotron_ray.data.stage import TRAIN, data_of, held_out
 from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, GATES_TAG, NAME_TAG, PREVIOUS
 from ucotron_ray.stages.answers import Source, adapter_of, bundle_of, bundle_source
 from ucotron_ray.stages.comparison import answered, asked_rows
-from ucotron_ray.stages.datasets import TRAIN, data_of, held_out
 from ucotron_ray.stages.models import note_hub, original_base
 from ucotron_ray.stages.scoring import GUIDE_GROUP, scored
 

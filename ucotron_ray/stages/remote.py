@@ -12,13 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import jsonl
 from ucotron_ray.core import variables
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, write_json
 from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import NotFoundError, Stopped
 from ucotron_ray.core.recipe import DpoSettings, LoraSettings
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.stage import ROWS, TRAIN, VAL, rows_file
 from ucotron_ray.fireworks import datasets as vendor_datasets
 from ucotron_ray.fireworks import deployments, tuning_jobs, waiting
 from ucotron_ray.fireworks.account import Account, account_of
@@ -26,7 +27,6 @@ from ucotron_ray.fireworks.dataset_rows import stable_id
 from ucotron_ray.fireworks.endpoint import endpoint_of
 from ucotron_ray.fireworks.tuning_jobs import DpoJobConfig, JobStatus, Kind, SftJobConfig
 from ucotron_ray.fireworks.waiting import Patience
-from ucotron_ray.stages.datasets import ROWS, TRAIN, VAL, rows_file
 from ucotron_ray.stages.models import prompt_identity
 from ucotron_ray.stages.scoring import PREDICTIONS, SCORES, flat_metrics, sampled
 

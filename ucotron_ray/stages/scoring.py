@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ucotron_ray import jsonl
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.records import RawRow
+from ucotron_ray.data.stage import ROWS, rows_file
 from ucotron_ray.models import base as base_models
-from ucotron_ray.records import RawRow
 from ucotron_ray.stages.answers import Source, answers_of, layouts_of
-from ucotron_ray.stages.datasets import ROWS, rows_file
 from ucotron_ray.stages.models import prompt_identity
 
 log = logging.getLogger(__name__)

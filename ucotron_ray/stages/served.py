@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import jsonl
 from ucotron_ray.core.config import Config
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.records import RawRow
 from ucotron_ray.evaluation import endpoint
 from ucotron_ray.evaluation.endpoint import Asking
 from ucotron_ray.evaluation.guide_prompts import guide_rows
@@ -15,7 +16,6 @@ from ucotron_ray.fireworks import deployments
 from ucotron_ray.fireworks.account import Account
 from ucotron_ray.fireworks.endpoint import Endpoint, endpoint_of
 from ucotron_ray.fireworks.tuning_jobs import VENDOR_MODELS
-from ucotron_ray.records import RawRow
 from ucotron_ray.stages.scoring import sampled
 
 

@@ -8,17 +8,17 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from ucotron_ray import jsonl
 from ucotron_ray.core.artifacts import Artifact, Input
 from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.core.place import TrialShare, Workers
 from ucotron_ray.core.recipe import LoraSettings
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.stage import VAL
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.shape import shape_of
 from ucotron_ray.stages import embeddings, export, preparation, training
-from ucotron_ray.stages.datasets import VAL
 from ucotron_ray.tuning.space import Stage
 
 PROJECTION = "projection"

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray import jsonl
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, canonical_hash
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.recipe import Generation
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.stage import ROWS, TRAIN, VAL, training_data
 from ucotron_ray.fireworks import chat
 from ucotron_ray.stages import teachers
-from ucotron_ray.stages.datasets import ROWS, TRAIN, VAL, training_data
 from ucotron_ray.stages.teachers import Teacher
 from ucotron_ray.synthesis import job as jobs
 from ucotron_ray.synthesis.governor import Budget, Settings

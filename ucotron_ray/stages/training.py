@@ -9,9 +9,9 @@ from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Spool
+from ucotron_ray.data.stage import TRAIN, VAL
 from ucotron_ray.models import base as base_models
 from ucotron_ray.stages import export, models, preparation
-from ucotron_ray.stages.datasets import TRAIN, VAL
 from ucotron_ray.stages.models import prompt_identity
 from ucotron_ray.stages.preparation import Prepared
 

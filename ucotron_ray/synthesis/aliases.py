@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
-from ucotron_ray.records import name_key
+from ucotron_ray.data.records import name_key
 
 _DROPPED = (
     "the", "of", "and", "for", "dr", "prof", "professor", "mr", "mrs", "ms", "miss", "sir", "dame", "inc",

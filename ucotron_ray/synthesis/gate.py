@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ucotron_ray.core.recipe import Gate
-from ucotron_ray.readers import Entry
-from ucotron_ray.records import name_key
+from ucotron_ray.data.readers import Entry
+from ucotron_ray.data.records import name_key
 from ucotron_ray.synthesis.contents import found
 from ucotron_ray.synthesis.quality import Duplicates
 from ucotron_ray.synthesis.rows import DEFECTS, Fields, RowKind, strings

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ucotron_ray import jsonl
 from ucotron_ray.core.recipe import Generation
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.records import RawRow
 from ucotron_ray.fireworks.endpoint import Endpoint
 from ucotron_ray.fireworks.prices import Price
-from ucotron_ray.records import RawRow
 from ucotron_ray.synthesis.governor import Budget, Settings
 from ucotron_ray.synthesis.plan import Task
 from ucotron_ray.synthesis.tasks import (

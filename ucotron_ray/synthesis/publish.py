@@ -9,7 +9,7 @@ from typing import Any
 
 from ucotron_ray.core.artifacts import write_json, write_text
 from ucotron_ray.core.recipe import Generation
-from ucotron_ray.readers import Entry
+from ucotron_ray.data.readers import Entry
 from ucotron_ray.synthesis import gate, page, release
 from ucotron_ray.synthesis.release import Verdict
 from ucotron_ray.synthesis.rows import RowKind

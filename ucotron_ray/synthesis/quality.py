@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from datasketch import MinHash, MinHashLSH
 
-from ucotron_ray.records import name_key
+from ucotron_ray.data.records import name_key
 
 NUM_PERMUTATIONS = 128
 SHINGLE_WORDS = 5

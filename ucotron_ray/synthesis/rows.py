@@ -10,7 +10,7 @@ from typing import Any
 
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.recipe import Gate
-from ucotron_ray.records import Row
+from ucotron_ray.data.records import Row
 
 Fields = Mapping[str, Any]
 """A row as JSON has it."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.recipe import SftSettings
+from ucotron_ray.data.jsonl import TrainingRow
+from ucotron_ray.data.records import ChatRow, Message, ModelRow, RawRow
+from ucotron_ray.data.wire import chat_messages, format_answer, user_prompt
 from ucotron_ray.graph.dataset import relations_of_chat
-from ucotron_ray.jsonl import TrainingRow
-from ucotron_ray.records import ChatRow, Message, ModelRow, RawRow
-from ucotron_ray.wire import chat_messages, format_answer, user_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

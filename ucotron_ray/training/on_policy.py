@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from ucotron_ray.core.recipe import OnPolicy
-from ucotron_ray.jsonl import read_training_rows, write_rows
+from ucotron_ray.data.jsonl import read_training_rows, write_rows
+from ucotron_ray.data.records import PreferenceRow, RawRow
+from ucotron_ray.data.wire import format_answer, user_prompt
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.generation import generate
-from ucotron_ray.records import PreferenceRow, RawRow
 from ucotron_ray.training import levers
 from ucotron_ray.training.data import prompt_ids, server_row
-from ucotron_ray.wire import format_answer, user_prompt
 
 log = logging.getLogger(__name__)
 

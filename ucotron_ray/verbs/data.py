@@ -66,7 +66,7 @@ def add_synthesize(verbs: Any) -> None:
 
 def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs
-    from ucotron_ray.stages import datasets
+    from ucotron_ray.data import stage as datasets
 
     if args.output:
         outputs.check_file(args.output)
@@ -85,7 +85,8 @@ def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
 
 def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
-    from ucotron_ray.stages import datasets, generators
+    from ucotron_ray.data import stage as datasets
+    from ucotron_ray.stages import generators
 
     requirements.require_packages("ray", "aiohttp", "datasketch", "json_repair", "pyarrow")
     if args.task == "all":
@@ -111,7 +112,8 @@ def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
 
 def _synthesize_all(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs
-    from ucotron_ray.stages import datasets, generators
+    from ucotron_ray.data import stage as datasets
+    from ucotron_ray.stages import generators
 
     if args.output:
         outputs.check_directory(args.output)

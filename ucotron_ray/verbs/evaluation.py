@@ -71,7 +71,8 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
     from ucotron_ray.core.outputs import check_file
-    from ucotron_ray.stages import comparison, datasets, scoring
+    from ucotron_ray.data import stage as datasets
+    from ucotron_ray.stages import comparison, scoring
 
     if args.report:
         check_file(args.report)

@@ -133,7 +133,8 @@ def _all(run: "Run", args: argparse.Namespace) -> dict[str, Any]:
 def _scored(
     run: "Run", args: argparse.Namespace, checkpoint: Path, layer: "Artifact | None", data: "Artifact"
 ) -> dict[str, Any]:
-    from ucotron_ray.stages import datasets, projection
+    from ucotron_ray.data import stage as datasets
+    from ucotron_ray.stages import projection
 
     artifact = projection.evaluate(run, checkpoint, layer, data)
     scores = projection.scores_of(artifact)

@@ -56,8 +56,9 @@ def _to_sample(run: Any, data: Any) -> dict[str, Any]:
 
 def _sft(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
+    from ucotron_ray.data import stage as datasets
     from ucotron_ray.models import base as base_models
-    from ucotron_ray.stages import datasets, export, hub, training
+    from ucotron_ray.stages import export, hub, training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args) as run:

@@ -64,7 +64,8 @@ def _name(args: argparse.Namespace) -> str | None:
 
 
 def _subject(run: "Run", args: argparse.Namespace) -> "Subject":
-    from ucotron_ray.stages import datasets, embeddings, models, preferences, subjects
+    from ucotron_ray.data import stage as datasets
+    from ucotron_ray.stages import embeddings, models, preferences, subjects
 
     _refuse_foreign(args)
     if args.stage == "sft":
@@ -127,7 +128,7 @@ def _result(path: Path, output: Path | None) -> dict[str, Any]:
     """The figures of the last line; a table of winners for people."""
     import json
 
-    from ucotron_ray.stages import datasets
+    from ucotron_ray.data import stage as datasets
     from ucotron_ray.tuning import overlay, report
 
     summary = json.loads((path / report.SUMMARY).read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ucotron_ray.core.recipe import Generation
-from ucotron_ray.records import ContradictionRow, RawRow, name_key
+from ucotron_ray.data.records import ContradictionRow, RawRow, name_key
 from ucotron_ray.synthesis.conversation import alone, as_model, parsed
 from ucotron_ray.synthesis.facts import (
     LABELS,

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from ucotron_ray.core.recipe import Generation
-from ucotron_ray.records import EntityPairRow, RawRow, name_key
+from ucotron_ray.data.records import EntityPairRow, RawRow, name_key
 from ucotron_ray.synthesis.aliases import can_be_one, distance, folded, known_aliases, near_names, shared_words
 from ucotron_ray.synthesis.conversation import alone, whole
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task

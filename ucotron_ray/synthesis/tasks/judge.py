@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ucotron_ray import readers
 from ucotron_ray.core.recipe import Generation
-from ucotron_ray.records import Row
+from ucotron_ray.data import readers
+from ucotron_ray.data.records import Row
 from ucotron_ray.synthesis.conversation import as_model, parsed
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task
 from ucotron_ray.synthesis.rows import RowKind

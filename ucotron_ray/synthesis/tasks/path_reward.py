@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ucotron_ray.core.recipe import Generation, PathTask
+from ucotron_ray.data.records import PathRow
 from ucotron_ray.graph import paths
 from ucotron_ray.graph.paths import EDGE_TYPES, PathGraph
-from ucotron_ray.records import PathRow
 from ucotron_ray.synthesis.rows import Fields, RowKind
 from ucotron_ray.synthesis.seeds import is_held_out
 

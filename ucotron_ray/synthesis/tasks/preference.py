@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ucotron_ray import wire
 from ucotron_ray.core.recipe import Generation
-from ucotron_ray.records import PreferenceRow, RawRow, Relation, name_key
+from ucotron_ray.data import wire
+from ucotron_ray.data.records import PreferenceRow, RawRow, Relation, name_key
 from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.conversation import NotUsable, as_model, parse_object, parsed, whole
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ucotron_ray.core.recipe import Generation
-from ucotron_ray.records import DescriptionRow, RawRow
+from ucotron_ray.data.records import DescriptionRow, RawRow
 from ucotron_ray.synthesis.conversation import alone, whole
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task
 from ucotron_ray.synthesis.rows import RowKind

@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ucotron_ray import wire
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.recipe import Generation
-from ucotron_ray.records import ChatRow, GeneratedRow, RawRow, name_key
+from ucotron_ray.data import wire
+from ucotron_ray.data.records import ChatRow, GeneratedRow, RawRow, name_key
 from ucotron_ray.synthesis.conversation import alone, as_model, parsed, whole
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Ended, Facts, Task
 from ucotron_ray.synthesis.rows import SPLIT_FILES, VENDOR, Fields, RowKind

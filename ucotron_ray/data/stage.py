@@ -6,15 +6,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ucotron_ray import jsonl, readers, wire
 from ucotron_ray.core import addresses, artifacts, variables
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.core.recipe import Graph
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import jsonl, readers, wire
+from ucotron_ray.data.records import ChatRow, PreferenceRow, RawRow, Row
 from ucotron_ray.graph import dataset as graph_dataset
 from ucotron_ray.graph import export as graph_export
-from ucotron_ray.records import ChatRow, PreferenceRow, RawRow, Row
 
 log = logging.getLogger(__name__)
 

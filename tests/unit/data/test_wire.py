@@ -2,8 +2,8 @@
 
 import pytest
 
-from ucotron_ray import wire
-from ucotron_ray.records import Entity, Relation
+from ucotron_ray.data import wire
+from ucotron_ray.data.records import Entity, Relation
 
 ENTITIES = [Entity(text="Alice", label="person"), Entity(text="Google", label="organization")]
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ucotron_ray import jsonl
 from ucotron_ray.core.errors import InputError
-from ucotron_ray.records import RawRow
+from ucotron_ray.data import jsonl
+from ucotron_ray.data.records import RawRow
 
 GOOD = '{"text": "Ann met Bo.", "entities": [{"text": "Ann", "label": "person"}], "expected_relations": []}'
 CHAT = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'

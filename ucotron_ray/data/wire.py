@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ucotron_ray.records import Entity, Relation
+from ucotron_ray.data.records import Entity, Relation
 
 CHAT_SYSTEM = (
     "You are a relation extraction model. Extract relationships between entities and output ONLY a JSON array."

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from ucotron_ray import readers
 from ucotron_ray.core.artifacts import write_text
 from ucotron_ray.core.errors import InputError
-from ucotron_ray.records import (
+from ucotron_ray.data import readers
+from ucotron_ray.data.records import (
     ChatRow,
     ContradictionRow,
     DescriptionRow,

@@ -6,13 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ucotron_ray import jsonl, readers, wire
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Store
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.run import Run
-from ucotron_ray.records import GeneratedRow, RawRow
-from ucotron_ray.stages import datasets, validation
+from ucotron_ray.data import jsonl, readers, validation, wire
+from ucotron_ray.data import stage as datasets
+from ucotron_ray.data.records import GeneratedRow, RawRow
 
 RAW = {"text": "Ann met Bo.", "entities": [{"text": "Ann", "label": "person"}, {"text": "Bo", "label": "person"}]}
 RAW |= {"expected_relations": [{"subject": "Ann", "predicate": "met", "object": "Bo"}]}

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import readers
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.recipe import Generation
-from ucotron_ray.jsonl import EXPECTED
-from ucotron_ray.readers import Entry
+from ucotron_ray.data import readers
+from ucotron_ray.data.jsonl import EXPECTED
+from ucotron_ray.data.readers import Entry
 from ucotron_ray.synthesis import gate
 from ucotron_ray.synthesis.gate import Looked
 from ucotron_ray.synthesis.kinds import TRAINS, all_kinds, kind_of
