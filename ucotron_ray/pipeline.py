@@ -13,9 +13,9 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import stage as models
 from ucotron_ray.stages import (
     export,
-    models,
     preferences,
     preparation,
     scoring,

@@ -14,7 +14,7 @@ from ucotron_ray.core.errors import ArtifactError, ConfigError, Stopped
 from ucotron_ray.core.run import Run
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.models import base as base_models
-from ucotron_ray.stages import models
+from ucotron_ray.models import stage as models
 
 if TYPE_CHECKING:
     from ucotron_ray.evaluation.predictions import Prediction

@@ -10,7 +10,7 @@ from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.recipe import Projection
 from ucotron_ray.core.run import Run
 from ucotron_ray.models import base as base_models
-from ucotron_ray.stages.models import loadable_base, note_hub
+from ucotron_ray.models.stage import loadable_base, note_hub
 
 STAND_IN = "stand-in:"
 ENCODERS = "encoders.json"

@@ -12,7 +12,7 @@ from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import TRAIN, data_of, rows_file
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import shape as shapes
-from ucotron_ray.stages.models import loadable_base, prompt_identity
+from ucotron_ray.models.stage import loadable_base, prompt_identity
 
 if TYPE_CHECKING:
     from ucotron_ray.export.job import ExportJob

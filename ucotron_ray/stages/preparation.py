@@ -18,7 +18,7 @@ from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import TRAIN, VAL, row_key
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.shape import Shape, shape_of
-from ucotron_ray.stages.models import loadable_base, prompt_identity
+from ucotron_ray.models.stage import loadable_base, prompt_identity
 from ucotron_ray.training import plan as plans
 from ucotron_ray.training.peak import gpu, processor_flops
 from ucotron_ray.training.plan import Plan

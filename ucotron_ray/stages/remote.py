@@ -27,7 +27,7 @@ from ucotron_ray.fireworks.dataset_rows import stable_id
 from ucotron_ray.fireworks.endpoint import endpoint_of
 from ucotron_ray.fireworks.tuning_jobs import DpoJobConfig, JobStatus, Kind, SftJobConfig
 from ucotron_ray.fireworks.waiting import Patience
-from ucotron_ray.stages.models import prompt_identity
+from ucotron_ray.models.stage import prompt_identity
 from ucotron_ray.stages.scoring import PREDICTIONS, SCORES, flat_metrics, sampled
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.stage import ROWS, rows_file
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models.stage import prompt_identity
 from ucotron_ray.stages.answers import Source, answers_of, layouts_of
-from ucotron_ray.stages.models import prompt_identity
 
 log = logging.getLogger(__name__)
 

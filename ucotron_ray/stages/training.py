@@ -11,8 +11,9 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Spool
 from ucotron_ray.data.stage import TRAIN, VAL
 from ucotron_ray.models import base as base_models
-from ucotron_ray.stages import export, models, preparation
-from ucotron_ray.stages.models import prompt_identity
+from ucotron_ray.models import stage as models
+from ucotron_ray.models.stage import prompt_identity
+from ucotron_ray.stages import export, preparation
 from ucotron_ray.stages.preparation import Prepared
 
 if TYPE_CHECKING:

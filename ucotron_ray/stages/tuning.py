@@ -12,9 +12,10 @@ from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.core.place import Workers
 from ucotron_ray.core.recipe import LoraSettings, Projection
 from ucotron_ray.core.run import Run
+from ucotron_ray.models import stage as models
 from ucotron_ray.models.shape import shape_of
-from ucotron_ray.stages import models, winners
-from ucotron_ray.stages.models import prompt_identity
+from ucotron_ray.models.stage import prompt_identity
+from ucotron_ray.stages import winners
 from ucotron_ray.stages.subjects import PROJECTION, Subject, Template, share_of
 from ucotron_ray.training import plan as plans
 from ucotron_ray.tuning import record as records

@@ -42,7 +42,8 @@ def add_compare(verbs: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
-    from ucotron_ray.stages import answers, comparison, models, scoring
+    from ucotron_ray.models import stage as models
+    from ucotron_ray.stages import answers, comparison, scoring
 
     requirements.require_packages("ray", "torch", "transformers", "peft", "gguf")
     # An adapter and the bundle that was made from it have one name; their scores do not.

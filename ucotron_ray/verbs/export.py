@@ -27,7 +27,8 @@ def add_export(verbs: Any) -> None:
 def _export(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
     from ucotron_ray.data import stage as datasets
-    from ucotron_ray.stages import export, models
+    from ucotron_ray.models import stage as models
+    from ucotron_ray.stages import export
 
     if (args.model is None) == (args.model_dir is None):
         raise ConfigError("one model is needed", expected="MODEL or --model-dir DIR", found="both or none")

@@ -82,7 +82,8 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
 
 def _dpo(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
-    from ucotron_ray.stages import hub, models, preferences, training
+    from ucotron_ray.models import stage as models
+    from ucotron_ray.stages import hub, preferences, training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args, name=f"{Path(args.start).name}-dpo") as run:

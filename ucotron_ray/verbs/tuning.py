@@ -65,7 +65,8 @@ def _name(args: argparse.Namespace) -> str | None:
 
 def _subject(run: "Run", args: argparse.Namespace) -> "Subject":
     from ucotron_ray.data import stage as datasets
-    from ucotron_ray.stages import embeddings, models, preferences, subjects
+    from ucotron_ray.models import stage as models
+    from ucotron_ray.stages import embeddings, preferences, subjects
 
     _refuse_foreign(args)
     if args.stage == "sft":

@@ -9,7 +9,7 @@ from ucotron_ray import registry
 from ucotron_ray.core import outputs
 from ucotron_ray.core.artifacts import Artifact, Kind, Request, Result, Store
 from ucotron_ray.core.errors import ConfigError
-from ucotron_ray.stages import models
+from ucotron_ray.models import stage as models
 
 
 def made(store: Store, kind: Kind = "bundle", text: str = "new") -> Artifact:

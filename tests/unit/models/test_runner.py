@@ -74,6 +74,6 @@ def test_answering_needs_neither_torch_nor_transformers(tiny_bundle):
         "ids = model.chat_ids([{'role': 'user', 'content': 'Ana'}])\n"
         "print(len(model.generate([ids, ids[:3]], max_new_tokens=5)))\n"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "2", done.stderr[-2000:]
