@@ -11,9 +11,9 @@ from typing import Any
 
 from ucotron_ray.core.config import Config, read_yaml
 from ucotron_ray.core.recipe import LoraSettings
-from ucotron_ray.fireworks import prices
 from ucotron_ray.models.shape import KNOWN, Shape
 from ucotron_ray.rates import Rates
+from ucotron_ray.teacher import prices
 from ucotron_ray.training import plan
 
 TIERS = ("slm", "small", "medium")

@@ -18,10 +18,10 @@ from tests.benchmarks.run import processor
 from tests.benchmarks.table import RESULTS
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import provenance, write_json
-from ucotron_ray.fireworks.chat import Kind
 from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Need, Settings
 from ucotron_ray.synthesis.journal import SYNC_SECONDS, Record, Writer
 from ucotron_ray.synthesis.worker import EXCHANGE_SECONDS
+from ucotron_ray.teacher.chat import Kind
 
 NODES = (8, 64, 512)
 RUN = "run"

@@ -11,7 +11,7 @@ from ucotron_ray.data.records import Entity, RawRow, Relation
 from ucotron_ray.evaluation import endpoint
 from ucotron_ray.evaluation.endpoint import Asking
 from ucotron_ray.evaluation.guide_prompts import guide_rows
-from ucotron_ray.fireworks.endpoint import Endpoint
+from ucotron_ray.teacher.endpoint import Endpoint
 
 FAST = Asking(retry_delay=0.001)
 ROW = RawRow(

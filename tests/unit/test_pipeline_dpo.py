@@ -16,12 +16,12 @@ from ucotron_ray.core.errors import ArtifactError, MissingArtifact, Stopped
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data import stage as datasets
-from ucotron_ray.fireworks.endpoint import Endpoint
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
 from ucotron_ray.stages import preferences, synthesis
-from ucotron_ray.stages.teachers import Teacher
+from ucotron_ray.teacher.endpoint import Endpoint
+from ucotron_ray.teacher.stage import Teacher
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import pytest
 
 from tests.teacher import Teacher, teaching
 from ucotron_ray.core import config
-from ucotron_ray.fireworks.endpoint import endpoint_of
-from ucotron_ray.fireworks.prices import Price
 from ucotron_ray.fireworks.simulator import TEACHER
 from ucotron_ray.synthesis import journal
 from ucotron_ray.synthesis.governor import Budget, Governor, Settings
 from ucotron_ray.synthesis.plan import Task
 from ucotron_ray.synthesis.tasks import relation_extraction
 from ucotron_ray.synthesis.worker import Result, Sending, Worker
+from ucotron_ray.teacher.endpoint import endpoint_of
+from ucotron_ray.teacher.prices import Price
 
 PRICE = Price(1.0, 1.0, 1.0)
 

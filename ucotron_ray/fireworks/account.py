@@ -21,8 +21,8 @@ from urllib.parse import quote, urlencode, urlsplit
 from ucotron_ray.core import addresses, variables
 from ucotron_ray.core.errors import AuthError, ConfigError, FireworksError, NotFoundError, RateLimitError
 from ucotron_ray.core.place import Api
-from ucotron_ray.fireworks.chat import retry_after
-from ucotron_ray.fireworks.endpoint import VENDOR_KEY
+from ucotron_ray.teacher.chat import retry_after
+from ucotron_ray.teacher.endpoint import VENDOR_KEY
 
 log = logging.getLogger(__name__)
 

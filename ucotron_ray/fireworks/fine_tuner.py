@@ -12,9 +12,9 @@ from ucotron_ray.core import config, variables
 from ucotron_ray.core.place import Api
 from ucotron_ray.fireworks import datasets, deployments, tuning_jobs, waiting
 from ucotron_ray.fireworks.account import Account, account_of
-from ucotron_ray.fireworks.endpoint import endpoint_of
 from ucotron_ray.fireworks.tuning_jobs import DpoJobConfig, JobStatus, SftJobConfig
 from ucotron_ray.fireworks.waiting import Patience
+from ucotron_ray.teacher.endpoint import endpoint_of
 
 if TYPE_CHECKING:
     from ucotron_ray.evaluation.endpoint import Asking

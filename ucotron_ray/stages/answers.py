@@ -18,7 +18,7 @@ from ucotron_ray.models import stage as models
 
 if TYPE_CHECKING:
     from ucotron_ray.evaluation.predictions import Prediction
-    from ucotron_ray.fireworks.endpoint import Endpoint
+    from ucotron_ray.teacher.endpoint import Endpoint
 
 CO_OCCURRENCE = "co-occurrence"
 
@@ -205,7 +205,7 @@ def _asked(
 
 
 def _endpoint(run: Run, reference: str) -> Source:
-    from ucotron_ray.fireworks import endpoint
+    from ucotron_ray.teacher import endpoint
 
     found = _ENDPOINT.fullmatch(reference)
     if found is None:

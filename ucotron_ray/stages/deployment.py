@@ -153,7 +153,7 @@ def _own_answers(
     """What the endpoint answers to the very prompts that the server sent; None if it cannot be asked from here."""
     from ucotron_ray.data.wire import parse_answer
     from ucotron_ray.evaluation import endpoint as asked
-    from ucotron_ray.fireworks.endpoint import Endpoint
+    from ucotron_ray.teacher.endpoint import Endpoint
 
     api = run.config.place.api
     served = Endpoint(endpoint, bundle.manifest.name, key, None, (), tuple(api.allowed_hosts))

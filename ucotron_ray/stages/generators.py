@@ -9,12 +9,13 @@ from typing import Any
 from ucotron_ray.core.artifacts import Artifact, Request
 from ucotron_ray.core.errors import ArtifactError, ConfigError
 from ucotron_ray.core.run import Run
-from ucotron_ray.stages import path_reward, synthesis, teachers
+from ucotron_ray.stages import path_reward, synthesis
 from ucotron_ray.stages.path_reward import WantedPaths
 from ucotron_ray.stages.synthesis import Wanted
-from ucotron_ray.stages.teachers import Shared, Teacher
 from ucotron_ray.synthesis.job import TASKS
 from ucotron_ray.synthesis.tasks import path_reward as path_task
+from ucotron_ray.teacher import stage as teachers
+from ucotron_ray.teacher.stage import Shared, Teacher
 
 log = logging.getLogger(__name__)
 

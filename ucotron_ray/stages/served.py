@@ -14,9 +14,9 @@ from ucotron_ray.evaluation.guide_prompts import guide_rows
 from ucotron_ray.fireworks import account as control
 from ucotron_ray.fireworks import deployments
 from ucotron_ray.fireworks.account import Account
-from ucotron_ray.fireworks.endpoint import Endpoint, endpoint_of
 from ucotron_ray.fireworks.tuning_jobs import VENDOR_MODELS
 from ucotron_ray.stages.scoring import sampled
+from ucotron_ray.teacher.endpoint import Endpoint, endpoint_of
 
 
 def asking(settings: Config, system_prompt: str | None, max_tokens: int, temperature: float) -> Asking:

@@ -16,9 +16,6 @@ from ucotron_ray.core.recipe import Generation
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import ROWS, TRAIN, VAL, training_data
-from ucotron_ray.fireworks import chat
-from ucotron_ray.stages import teachers
-from ucotron_ray.stages.teachers import Teacher
 from ucotron_ray.synthesis import job as jobs
 from ucotron_ray.synthesis.governor import Budget, Settings
 from ucotron_ray.synthesis.outcomes import unsettled
@@ -26,6 +23,9 @@ from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Task, request_body
 from ucotron_ray.synthesis.rows import check_limits
 from ucotron_ray.synthesis.tasks import judge as judge_task
 from ucotron_ray.synthesis.worker import Sending
+from ucotron_ray.teacher import chat
+from ucotron_ray.teacher import stage as teachers
+from ucotron_ray.teacher.stage import Teacher
 
 if TYPE_CHECKING:
     from ucotron_ray.synthesis.on_ray import Made

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray.core.artifacts import canonical_hash, write_json, write_text
-from ucotron_ray.fireworks.chat import FINAL, Kind, most_prompt_tokens, read_completion
-from ucotron_ray.fireworks.prices import BATCH_SHARE, Price
 from ucotron_ray.synthesis.journal import Reader, Record
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Facts, Task, request_body, request_id
+from ucotron_ray.teacher.chat import FINAL, Kind, most_prompt_tokens, read_completion
+from ucotron_ray.teacher.prices import BATCH_SHARE, Price
 
 MAX_BYTES = 450 * 1024**2
 """Of one file: the vendor's pages say 500 MB, and 1 GB on newer ones."""

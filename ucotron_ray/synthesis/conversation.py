@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import json_repair
 from pydantic import BaseModel, ValidationError
 
-from ucotron_ray.fireworks.chat import Kind
 from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended
 from ucotron_ray.synthesis.rows import DEFECTS, strings
+from ucotron_ray.teacher.chat import Kind
 
 Value = TypeVar("Value")
 Model = TypeVar("Model", bound=BaseModel)

@@ -8,8 +8,6 @@ from typing import Any, Protocol
 from ucotron_ray.core.recipe import Generation
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
-from ucotron_ray.fireworks.endpoint import Endpoint
-from ucotron_ray.fireworks.prices import Price
 from ucotron_ray.synthesis.governor import Budget, Settings
 from ucotron_ray.synthesis.plan import Task
 from ucotron_ray.synthesis.tasks import (
@@ -21,6 +19,8 @@ from ucotron_ray.synthesis.tasks import (
     relation_extraction,
 )
 from ucotron_ray.synthesis.worker import Sending
+from ucotron_ray.teacher.endpoint import Endpoint
+from ucotron_ray.teacher.prices import Price
 
 
 class TaskModule(Protocol):

@@ -27,7 +27,6 @@ from ray.util.metrics import Gauge
 from ucotron_ray.core import run_log, session
 from ucotron_ray.core.errors import InputError, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.core.recipe import Generation
-from ucotron_ray.fireworks.chat import FATAL
 from ucotron_ray.synthesis import journal, outcomes, watch
 from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Grant, Need, Settings, Totals
 from ucotron_ray.synthesis.job import SynthesisJob
@@ -35,6 +34,7 @@ from ucotron_ray.synthesis.outcomes import OUTCOMES, REJECTED, append_outcomes
 from ucotron_ray.synthesis.plan import Done
 from ucotron_ray.synthesis.tasks import judge as judge_task
 from ucotron_ray.synthesis.worker import Result, Worker
+from ucotron_ray.teacher.chat import FATAL
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ucotron_ray.fireworks.chat import Kind
 from ucotron_ray.synthesis.rows import RowKind
+from ucotron_ray.teacher.chat import Kind
 
 Facts = Mapping[str, Any]
 Status = Literal["accepted", "rejected", "duplicate", "quarantined", "pending"]

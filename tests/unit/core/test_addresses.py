@@ -16,7 +16,8 @@ import pytest
 
 from ucotron_ray.core import addresses
 from ucotron_ray.core.errors import ConfigError
-from ucotron_ray.fireworks import account, chat, endpoint
+from ucotron_ray.fireworks import account
+from ucotron_ray.teacher import chat, endpoint
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from ucotron_ray import cli
 from ucotron_ray.core import config, redaction, strict_yaml, variables
 from ucotron_ray.core.artifacts import Store
 from ucotron_ray.core.errors import ConfigError, InputError
-from ucotron_ray.fireworks import account, endpoint
+from ucotron_ray.fireworks import account
 from ucotron_ray.models import base as base_models
+from ucotron_ray.teacher import endpoint
 
 ROOT = Path(__file__).parents[3]
 CANARY = 'sk-CANARY-"7f/3+é-4711'

@@ -15,10 +15,10 @@ from tests.teacher import serving, teaching
 from ucotron_ray.core import config, variables
 from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.core.place import Api
-from ucotron_ray.fireworks import chat as chats
-from ucotron_ray.fireworks import endpoint as endpoints
-from ucotron_ray.fireworks.chat import Kind, Limits, Outcome
 from ucotron_ray.fireworks.simulator import TEACHER
+from ucotron_ray.teacher import chat as chats
+from ucotron_ray.teacher import endpoint as endpoints
+from ucotron_ray.teacher.chat import Kind, Limits, Outcome
 
 CANARY = "fw-canary-4711"
 BODY = {

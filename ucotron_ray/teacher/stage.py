@@ -7,8 +7,8 @@ from typing import Any
 
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.run import Run
-from ucotron_ray.fireworks import endpoint as endpoints
-from ucotron_ray.fireworks.prices import Price, price_of
+from ucotron_ray.teacher import endpoint as endpoints
+from ucotron_ray.teacher.prices import Price, price_of
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _price(run: Run, endpoint: endpoints.Endpoint) -> Price | None:
     if price is None and (is_paid or run.config.place.api.max_usd is not None):
         raise ConfigError(
             f"no price is known for '{endpoint.model}'",
-            where=run.config.place.api.prices or "ucotron_ray/fireworks/prices.yaml",
+            where=run.config.place.api.prices or "ucotron_ray/teacher/prices.yaml",
             expected="an entry {input, cached_input, output} in dollars per million tokens",
             next_step="copy that file, add the model, and name the copy with --set api.prices=FILE",
         )
