@@ -14,9 +14,9 @@ from ucotron_ray.core import redaction, variables
 from ucotron_ray.core.errors import Stopped, UcotronRayError
 from ucotron_ray.core.flags import Handler
 from ucotron_ray.data import cli as validation
+from ucotron_ray.synthesis import cli as data
 from ucotron_ray.verbs import (
     chain,
-    data,
     deploy,
     estimating,
     evaluation,

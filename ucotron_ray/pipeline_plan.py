@@ -18,7 +18,8 @@ from ucotron_ray.pipeline import (
     teacher_rows,
     trained,
 )
-from ucotron_ray.stages import export, scoring, subjects, synthesis, training, tuning
+from ucotron_ray.stages import export, scoring, subjects, training, tuning
+from ucotron_ray.synthesis import stage as synthesis
 
 
 def plan(run: Run, options: Options) -> list[dict[str, str]]:

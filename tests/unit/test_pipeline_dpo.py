@@ -19,7 +19,8 @@ from ucotron_ray.data import stage as datasets
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
-from ucotron_ray.stages import preferences, synthesis
+from ucotron_ray.stages import preferences
+from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.teacher.endpoint import Endpoint
 from ucotron_ray.teacher.stage import Teacher
 

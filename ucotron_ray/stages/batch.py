@@ -11,8 +11,8 @@ from ucotron_ray.fireworks import datasets, tuning_jobs, waiting
 from ucotron_ray.fireworks.account import Account
 from ucotron_ray.fireworks.dataset_rows import prepared, stable_id
 from ucotron_ray.fireworks.waiting import Patience
-from ucotron_ray.stages import synthesis
 from ucotron_ray.synthesis import batch, journal
+from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.synthesis.plan import Task
 from ucotron_ray.teacher import stage as teachers
 from ucotron_ray.teacher.prices import Price

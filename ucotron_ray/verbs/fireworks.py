@@ -9,7 +9,7 @@ from typing import Any
 
 from ucotron_ray.core import flags
 from ucotron_ray.core.errors import ConfigError
-from ucotron_ray.verbs import data
+from ucotron_ray.synthesis import cli as data
 
 TASKS = tuple(task for task in data.TASKS if task != "path_reward")
 """The tasks that a teacher answers: that one is computed. A test compares them."""
@@ -245,7 +245,8 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _batch(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import batch, remote, synthesis
+    from ucotron_ray.stages import batch, remote
+    from ucotron_ray.synthesis import stage as synthesis
 
     with flags.run_of(args, name=None if args.name or args.recipe else args.task) as run:
         who = remote.account(run.config, args.account_id)

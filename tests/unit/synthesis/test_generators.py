@@ -7,17 +7,16 @@ from collections import Counter
 
 import pytest
 
-from tests.unit.test_synthesis_tasks import play
+from tests.unit.synthesis.test_tasks import play
 from ucotron_ray.core import config
 from ucotron_ray.data.readers import Entry
 from ucotron_ray.data.records import name_key
 from ucotron_ray.fireworks import simulator
-from ucotron_ray.stages import generators
-from ucotron_ray.synthesis import aliases, facts, gate, job
+from ucotron_ray.synthesis import aliases, facts, gate, generators, job
+from ucotron_ray.synthesis import cli as data
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Task, request_body, request_id
 from ucotron_ray.synthesis.tasks import contradiction, entity_resolution, projection
 from ucotron_ray.teacher.chat import Kind
-from ucotron_ray.verbs import data
 
 GENERATION = config.load().recipe.generation
 PAIRS = contradiction.make_task(GENERATION)

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.unit.test_generators import NAMES, PAIRS, SCENES, answered
-from tests.unit.test_synthesis_tasks import TASK
+from tests.unit.synthesis.test_generators import NAMES, PAIRS, SCENES, answered
+from tests.unit.synthesis.test_tasks import TASK
 from ucotron_ray.core import config
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.data.readers import Entry

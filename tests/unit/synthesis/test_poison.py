@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.teacher import teaching
-from tests.unit.test_worker import sample
+from tests.unit.synthesis.test_worker import sample
 from ucotron_ray.core import config
 from ucotron_ray.synthesis.plan import Ask, Conversation, Facts, Task
 from ucotron_ray.synthesis.poison import Mark

@@ -9,10 +9,11 @@ from typing import Any
 from ucotron_ray.core.artifacts import Artifact, Request
 from ucotron_ray.core.errors import ArtifactError, ConfigError
 from ucotron_ray.core.run import Run
-from ucotron_ray.stages import path_reward, synthesis
-from ucotron_ray.stages.path_reward import WantedPaths
-from ucotron_ray.stages.synthesis import Wanted
+from ucotron_ray.synthesis import path_reward
+from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.synthesis.job import TASKS
+from ucotron_ray.synthesis.path_reward import WantedPaths
+from ucotron_ray.synthesis.stage import Wanted
 from ucotron_ray.synthesis.tasks import path_reward as path_task
 from ucotron_ray.teacher import stage as teachers
 from ucotron_ray.teacher.stage import Shared, Teacher

@@ -16,9 +16,9 @@ from ucotron_ray.core.errors import ConfigError, StageFailed
 from ucotron_ray.core.run import Run
 from ucotron_ray.graph import export as graph_export
 from ucotron_ray.graph import paths
-from ucotron_ray.stages.synthesis import what_is_published
 from ucotron_ray.synthesis import outcomes
 from ucotron_ray.synthesis.rows import RowKind, check_limits
+from ucotron_ray.synthesis.stage import what_is_published
 from ucotron_ray.synthesis.tasks import path_reward
 
 log = logging.getLogger(__name__)

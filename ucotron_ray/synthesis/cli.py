@@ -86,7 +86,7 @@ def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
 def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
     from ucotron_ray.data import stage as datasets
-    from ucotron_ray.stages import generators
+    from ucotron_ray.synthesis import generators
 
     requirements.require_packages("ray", "aiohttp", "datasketch", "json_repair", "pyarrow")
     if args.task == "all":
@@ -113,7 +113,7 @@ def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
 def _synthesize_all(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs
     from ucotron_ray.data import stage as datasets
-    from ucotron_ray.stages import generators
+    from ucotron_ray.synthesis import generators
 
     if args.output:
         outputs.check_directory(args.output)
