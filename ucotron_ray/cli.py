@@ -15,6 +15,7 @@ from ucotron_ray.core.errors import Stopped, UcotronRayError
 from ucotron_ray.core.flags import Handler
 from ucotron_ray.data import cli as validation
 from ucotron_ray.synthesis import cli as data
+from ucotron_ray.training import cli as training
 from ucotron_ray.verbs import (
     chain,
     deploy,
@@ -29,7 +30,6 @@ from ucotron_ray.verbs import (
     serving,
     simulators,
     submitting,
-    training,
     tuning,
 )
 

@@ -14,9 +14,11 @@ from ucotron_ray.data import jsonl
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
-from ucotron_ray.stages import export, preferences, preparation, scoring, subjects, training, tuning
+from ucotron_ray.stages import export, scoring, subjects, tuning
 from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.teacher import stage as teachers
+from ucotron_ray.training import preferences, preparation
+from ucotron_ray.training import stage as training
 from ucotron_ray.tuning import space
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,9 @@ from ucotron_ray.pipeline import (
     teacher_rows,
     trained,
 )
-from ucotron_ray.stages import export, scoring, subjects, training, tuning
+from ucotron_ray.stages import export, scoring, subjects, tuning
 from ucotron_ray.synthesis import stage as synthesis
+from ucotron_ray.training import stage as training
 
 
 def plan(run: Run, options: Options) -> list[dict[str, str]]:

@@ -14,7 +14,8 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.fireworks.account import Account
 from ucotron_ray.pipeline import Options
-from ucotron_ray.stages import preferences, remote, scoring
+from ucotron_ray.stages import remote, scoring
+from ucotron_ray.training import preferences
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.ray.test_chain import RECIPE, finished, start
-from tests.unit.test_dpo import ROWS
+from tests.unit.training.test_dpo import ROWS
 from ucotron_ray.core.artifacts import Store
 from ucotron_ray.data import jsonl
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit import test_cli
 from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by being there
-from tests.unit.test_dpo import ROWS
+from tests.unit.training.test_dpo import ROWS
 from ucotron_ray import pipeline
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Artifact, Request, Result, Store
@@ -19,10 +19,10 @@ from ucotron_ray.data import stage as datasets
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
-from ucotron_ray.stages import preferences
 from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.teacher.endpoint import Endpoint
 from ucotron_ray.teacher.stage import Teacher
+from ucotron_ray.training import preferences
 
 
 @pytest.fixture

@@ -7,14 +7,15 @@ import yaml
 
 from tests.tuning import Killed, in_process
 from tests.unit.test_cli import call
-from tests.unit.test_dpo_stage import ROWS
-from tests.unit.test_dpo_stage import in_process as in_one_process  # noqa: F401 - a fixture
 from tests.unit.test_projection_fit import data as data  # the fixture, again for this file
+from tests.unit.training.test_dpo_stage import ROWS
+from tests.unit.training.test_dpo_stage import in_process as in_one_process  # noqa: F401 - a fixture
 from ucotron_ray.core import artifacts, config, run, session
 from ucotron_ray.core.artifacts import Store
 from ucotron_ray.data import jsonl
 from ucotron_ray.models import base as base_models
-from ucotron_ray.stages import training, tuning
+from ucotron_ray.stages import tuning
+from ucotron_ray.training import stage as training
 from ucotron_ray.tuning import on_ray, png
 from ucotron_ray.tuning import trial as trials
 

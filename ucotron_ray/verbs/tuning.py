@@ -66,7 +66,8 @@ def _name(args: argparse.Namespace) -> str | None:
 def _subject(run: "Run", args: argparse.Namespace) -> "Subject":
     from ucotron_ray.data import stage as datasets
     from ucotron_ray.models import stage as models
-    from ucotron_ray.stages import embeddings, preferences, subjects
+    from ucotron_ray.stages import embeddings, subjects
+    from ucotron_ray.training import preferences
 
     _refuse_foreign(args)
     if args.stage == "sft":
@@ -102,7 +103,8 @@ def _refuse_foreign(args: argparse.Namespace) -> None:
 
 
 def _planned(run: "Run", subject: "Subject") -> dict[str, Any]:
-    from ucotron_ray.stages import preparation, subjects, tuning
+    from ucotron_ray.stages import subjects, tuning
+    from ucotron_ray.training import preparation
 
     trials = tuning.check(run, subject)
     for trial in trials:

@@ -11,8 +11,8 @@ import pytest
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from tests.unit.test_sft import SETTINGS, WEIGHTS, job
-from tests.unit.test_sft import straight as straight  # the fixture, again for this file
+from tests.unit.training.test_sft import SETTINGS, WEIGHTS, job
+from tests.unit.training.test_sft import straight as straight  # the fixture, again for this file
 from ucotron_ray.core import run_log, signals
 from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import InputError, LossNotFinite, StageFailed, Stopped

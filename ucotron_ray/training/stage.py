@@ -13,8 +13,9 @@ from ucotron_ray.data.stage import TRAIN, VAL
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
 from ucotron_ray.models.stage import prompt_identity
-from ucotron_ray.stages import export, preparation
-from ucotron_ray.stages.preparation import Prepared
+from ucotron_ray.stages import export
+from ucotron_ray.training import preparation
+from ucotron_ray.training.preparation import Prepared
 
 if TYPE_CHECKING:
     from ucotron_ray.training.job import TrainingJob

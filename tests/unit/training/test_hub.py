@@ -10,7 +10,7 @@ from ucotron_ray.core.artifacts import Request, Result, Store
 from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.data import jsonl
 from ucotron_ray.graph import demo_world
-from ucotron_ray.stages import hub
+from ucotron_ray.training import hub
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit import test_cli
-from tests.unit.test_dpo import ROWS as PAIRS
+from tests.unit.training.test_dpo import ROWS as PAIRS
 from ucotron_ray.core import config, run, session
 from ucotron_ray.core.artifacts import MANIFEST, Store
 from ucotron_ray.data import jsonl

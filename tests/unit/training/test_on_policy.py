@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_dpo import SETTINGS
+from tests.unit.training.test_dpo import SETTINGS
 from ucotron_ray.core import config
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.data import jsonl, wire

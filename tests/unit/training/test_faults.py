@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.test_sft import SETTINGS, WEIGHTS, job
-from tests.unit.test_sft import straight as straight  # the fixture, again for this file
+from tests.unit.training.test_sft import SETTINGS, WEIGHTS, job
+from tests.unit.training.test_sft import straight as straight  # the fixture, again for this file
 from ucotron_ray.core import signals
 from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import LossNotFinite, StageFailed, Stopped
@@ -248,7 +248,7 @@ def test_f1_is_measured_at_each_evaluation_and_told(tmp_path, tiny_model):
 
 
 def test_the_scorer_counts_triples_and_workers_share_the_rows(tmp_path, tiny_model, monkeypatch):
-    from tests.unit.test_sft import ROWS
+    from tests.unit.training.test_sft import ROWS
     from ucotron_ray.data import jsonl, wire
     from ucotron_ray.data.records import PreferenceRow
     from ucotron_ray.evaluation import generate

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_sft import WEIGHTS, job
-from tests.unit.test_sft import straight as straight  # the fixture, again for this file
+from tests.unit.training.test_sft import WEIGHTS, job
+from tests.unit.training.test_sft import straight as straight  # the fixture, again for this file
 from ucotron_ray.operations.dashboards import free_port
 from ucotron_ray.training import checkpoints, sft
 from ucotron_ray.training.job import STOP

@@ -37,7 +37,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _planned(run: Any, stage: Any, data: Any, base: Any) -> dict[str, Any]:
     """The plan, printed, and as the result."""
-    from ucotron_ray.stages import preparation
+    from ucotron_ray.training import preparation
     from ucotron_ray.training.plan import lines
 
     plan = preparation.dry_run(run, stage, data, base)
@@ -58,7 +58,9 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
     from ucotron_ray.data import stage as datasets
     from ucotron_ray.models import base as base_models
-    from ucotron_ray.stages import export, hub, training
+    from ucotron_ray.stages import export
+    from ucotron_ray.training import hub
+    from ucotron_ray.training import stage as training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args) as run:
@@ -83,7 +85,8 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
 def _dpo(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
     from ucotron_ray.models import stage as models
-    from ucotron_ray.stages import hub, preferences, training
+    from ucotron_ray.training import hub, preferences
+    from ucotron_ray.training import stage as training
 
     requirements.require_packages("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
     with flags.run_of(args, name=f"{Path(args.start).name}-dpo") as run:
