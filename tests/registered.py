@@ -8,10 +8,10 @@ import pytest
 from ucotron_ray.core.artifacts import Artifact, Request, Result, Store
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import Entity, RawRow, Relation
+from ucotron_ray.evaluation import stage as scoring
+from ucotron_ray.evaluation.answers import Source
 from ucotron_ray.evaluation.predictions import Prediction
 from ucotron_ray.models import base as base_models
-from ucotron_ray.stages import scoring
-from ucotron_ray.stages.answers import Source
 
 NUM_ROWS = 60
 

@@ -19,11 +19,11 @@ from ucotron_ray.core.tracking import Destination, Registry, Version
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.stage import TRAIN, data_of, held_out
+from ucotron_ray.evaluation.answers import Source, adapter_of, bundle_of, bundle_source
+from ucotron_ray.evaluation.comparison import answered, asked_rows
+from ucotron_ray.evaluation.stage import GUIDE_GROUP, scored
 from ucotron_ray.models.stage import note_hub, original_base
 from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, GATES_TAG, NAME_TAG, PREVIOUS
-from ucotron_ray.stages.answers import Source, adapter_of, bundle_of, bundle_source
-from ucotron_ray.stages.comparison import answered, asked_rows
-from ucotron_ray.stages.scoring import GUIDE_GROUP, scored
 
 log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from ucotron_ray.core.recipe import DpoSettings, LoraSettings
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import ROWS, TRAIN, VAL, rows_file
+from ucotron_ray.evaluation.stage import PREDICTIONS, SCORES, flat_metrics, sampled
 from ucotron_ray.fireworks import datasets as vendor_datasets
 from ucotron_ray.fireworks import deployments, tuning_jobs, waiting
 from ucotron_ray.fireworks.account import Account, account_of
@@ -27,7 +28,6 @@ from ucotron_ray.fireworks.dataset_rows import stable_id
 from ucotron_ray.fireworks.tuning_jobs import DpoJobConfig, JobStatus, Kind, SftJobConfig
 from ucotron_ray.fireworks.waiting import Patience
 from ucotron_ray.models.stage import prompt_identity
-from ucotron_ray.stages.scoring import PREDICTIONS, SCORES, flat_metrics, sampled
 from ucotron_ray.teacher.endpoint import endpoint_of
 
 log = logging.getLogger(__name__)

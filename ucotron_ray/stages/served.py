@@ -11,11 +11,11 @@ from ucotron_ray.data.records import RawRow
 from ucotron_ray.evaluation import endpoint
 from ucotron_ray.evaluation.endpoint import Asking
 from ucotron_ray.evaluation.guide_prompts import guide_rows
+from ucotron_ray.evaluation.stage import sampled
 from ucotron_ray.fireworks import account as control
 from ucotron_ray.fireworks import deployments
 from ucotron_ray.fireworks.account import Account
 from ucotron_ray.fireworks.tuning_jobs import VENDOR_MODELS
-from ucotron_ray.stages.scoring import sampled
 from ucotron_ray.teacher.endpoint import Endpoint, endpoint_of
 
 

@@ -15,11 +15,11 @@ from ucotron_ray.core.errors import ArtifactError, ConfigError, MissingArtifact
 from ucotron_ray.core.place import Serving
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Registry
+from ucotron_ray.evaluation.answers import bundle_of, bundle_source
 from ucotron_ray.models import stage as models
 from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, PREVIOUS
 from ucotron_ray.serving import target as targets
 from ucotron_ray.serving.target import Target
-from ucotron_ray.stages.answers import bundle_of, bundle_source
 
 log = logging.getLogger(__name__)
 

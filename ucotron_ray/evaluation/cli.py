@@ -42,8 +42,9 @@ def add_compare(verbs: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
+    from ucotron_ray.evaluation import answers, comparison
+    from ucotron_ray.evaluation import stage as scoring
     from ucotron_ray.models import stage as models
-    from ucotron_ray.stages import answers, comparison, scoring
 
     requirements.require_packages("ray", "torch", "transformers", "peft", "gguf")
     # An adapter and the bundle that was made from it have one name; their scores do not.
@@ -73,7 +74,8 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
     from ucotron_ray.core.outputs import check_file
     from ucotron_ray.data import stage as datasets
-    from ucotron_ray.stages import comparison, scoring
+    from ucotron_ray.evaluation import comparison
+    from ucotron_ray.evaluation import stage as scoring
 
     if args.report:
         check_file(args.report)

@@ -12,9 +12,9 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.stage import ROWS, rows_file
+from ucotron_ray.evaluation.answers import Source, answers_of, layouts_of
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.stage import prompt_identity
-from ucotron_ray.stages.answers import Source, answers_of, layouts_of
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 from tests.registered import rows
 from ucotron_ray.core import config
+from ucotron_ray.evaluation.comparison import chat_answers
 from ucotron_ray.evaluation.predictions import Prediction, append_predictions, read_predictions
 from ucotron_ray.evaluation.report import write_scores
-from ucotron_ray.stages.comparison import chat_answers
 
 LINE_ENDS = "a\u2028b\u2029c\u0085d\x1ce\r\nf"
 """Characters at which `str.splitlines` splits; JSON escapes only the last three."""

@@ -89,7 +89,7 @@ def test_answers_in_the_store_are_not_asked_for_again_but_another_name_asks_an_e
 def test_a_bundle_is_named_by_its_kind_and_decodes_as_it_is_served(tmp_path):
     from ucotron_ray.core import config
     from ucotron_ray.core.run import Run
-    from ucotron_ray.stages.answers import source_of
+    from ucotron_ray.evaluation.answers import source_of
 
     store = Store(tmp_path / "store")
     bundle = make_bundle(store, "good", base_directory(tmp_path / "base"))
@@ -181,7 +181,7 @@ def test_the_guides_five_count_in_no_difference_and_answers_must_be_whole(tmp_pa
 def test_the_teachers_key_goes_to_the_teachers_host_alone(tmp_path, monkeypatch):
     from ucotron_ray.core import config
     from ucotron_ray.core.run import Run
-    from ucotron_ray.stages.answers import source_of
+    from ucotron_ray.evaluation.answers import source_of
 
     monkeypatch.setenv("TEACHERS_KEY", "fw-canary")
     application, _ = endpoint()

@@ -11,8 +11,8 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.stage import ROWS, data_of, held_out
-from ucotron_ray.stages.answers import Source, adapter_of, source_of
-from ucotron_ray.stages.scoring import PREDICTIONS, REPORT, scored, scores_of
+from ucotron_ray.evaluation.answers import Source, adapter_of, source_of
+from ucotron_ray.evaluation.stage import PREDICTIONS, REPORT, scored, scores_of
 
 if TYPE_CHECKING:
     from ucotron_ray.evaluation.compare import Answered

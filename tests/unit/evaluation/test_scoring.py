@@ -6,7 +6,7 @@ from ucotron_ray.data.records import Entity, RawRow, Relation
 from ucotron_ray.data.wire import format_answer, user_prompt
 from ucotron_ray.evaluation.guide_prompts import guide_rows
 from ucotron_ray.evaluation.scoring import by_group, by_predicate, normalise, score_row, summary
-from ucotron_ray.stages.scoring import sampled
+from ucotron_ray.evaluation.stage import sampled
 
 
 def row(
