@@ -15,13 +15,13 @@ from ucotron_ray.core.errors import Stopped, UcotronRayError
 from ucotron_ray.core.flags import Handler
 from ucotron_ray.data import cli as validation
 from ucotron_ray.evaluation import cli as evaluation
+from ucotron_ray.export import cli as export
 from ucotron_ray.synthesis import cli as data
 from ucotron_ray.training import cli as training
 from ucotron_ray.verbs import (
     chain,
     deploy,
     estimating,
-    export,
     fireworks,
     inspection,
     operations,

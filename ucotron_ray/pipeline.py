@@ -13,9 +13,10 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.evaluation import stage as scoring
+from ucotron_ray.export import stage as export
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
-from ucotron_ray.stages import export, subjects, tuning
+from ucotron_ray.stages import subjects, tuning
 from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.teacher import stage as teachers
 from ucotron_ray.training import preferences, preparation

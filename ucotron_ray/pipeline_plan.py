@@ -7,6 +7,7 @@ from ucotron_ray.core.artifacts import Artifact, Request
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.evaluation import stage as scoring
+from ucotron_ray.export import stage as export
 from ucotron_ray.graph.export import is_server, read_file
 from ucotron_ray.pipeline import (
     Options,
@@ -19,7 +20,7 @@ from ucotron_ray.pipeline import (
     teacher_rows,
     trained,
 )
-from ucotron_ray.stages import export, subjects, tuning
+from ucotron_ray.stages import subjects, tuning
 from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.training import stage as training
 

@@ -16,9 +16,10 @@ from ucotron_ray.core.recipe import LoraSettings
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import VAL
+from ucotron_ray.export import stage as export
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.shape import shape_of
-from ucotron_ray.stages import embeddings, export
+from ucotron_ray.stages import embeddings
 from ucotron_ray.training import preparation
 from ucotron_ray.training import stage as training
 from ucotron_ray.tuning.space import Stage

@@ -57,8 +57,8 @@ def _to_sample(run: Any, data: Any) -> dict[str, Any]:
 def _sft(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
     from ucotron_ray.data import stage as datasets
+    from ucotron_ray.export import stage as export
     from ucotron_ray.models import base as base_models
-    from ucotron_ray.stages import export
     from ucotron_ray.training import hub
     from ucotron_ray.training import stage as training
 

@@ -10,9 +10,9 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import PreferenceRow
 from ucotron_ray.data.stage import TRAIN, VAL, import_rows
+from ucotron_ray.export import stage as export
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.stage import prompt_identity
-from ucotron_ray.stages import export
 
 VAL_SHARE = 0.1
 """Of the prompts of a file of pairs that has no validation file."""

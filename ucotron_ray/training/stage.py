@@ -10,10 +10,10 @@ from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Spool
 from ucotron_ray.data.stage import TRAIN, VAL
+from ucotron_ray.export import stage as export
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
 from ucotron_ray.models.stage import prompt_identity
-from ucotron_ray.stages import export
 from ucotron_ray.training import preparation
 from ucotron_ray.training.preparation import Prepared
 

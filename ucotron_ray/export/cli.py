@@ -27,8 +27,8 @@ def add_export(verbs: Any) -> None:
 def _export(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
     from ucotron_ray.data import stage as datasets
+    from ucotron_ray.export import stage as export
     from ucotron_ray.models import stage as models
-    from ucotron_ray.stages import export
 
     if (args.model is None) == (args.model_dir is None):
         raise ConfigError("one model is needed", expected="MODEL or --model-dir DIR", found="both or none")
@@ -54,7 +54,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 
 def _planned(run: Any, base: Any) -> dict[str, Any]:
     from ucotron_ray.export import plan as plans
-    from ucotron_ray.stages import export
+    from ucotron_ray.export import stage as export
 
     made = export.plan(run, base)
     if made is None:

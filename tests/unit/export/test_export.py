@@ -19,11 +19,11 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.wire import user_prompt
 from ucotron_ray.export import bundle, gguf, gguf_parity, job, layout, onnx, parity, plan, quantize, tasks
+from ucotron_ray.export import stage as export_stage
 from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import served, shape
 from ucotron_ray.models.runner import NUM_LOGITS, OnnxRunner
-from ucotron_ray.stages import export as export_stage
 from ucotron_ray.training.data import prompt_ids, server_row
 
 # Tracing warns about every branch of the model's code that it fixes.
@@ -356,7 +356,7 @@ def test_every_graph_agrees_under_the_runtime_of_the_server(made, tmp_path):
         "runner = OnnxRunner(Path(sys.argv[1]), num_threads=1)\n"
         "np.save(sys.argv[3], runner.stepwise_logits(json.loads(sys.argv[2]), num_prefill=5))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{directory}:{Path(__file__).parents[2]}"}
+    environment = {**os.environ, "PYTHONPATH": f"{directory}:{Path(__file__).parents[3]}"}
     for file in served.GRAPHS.values():
         output = tmp_path / "logits.npy"
         command = [sys.executable, "-c", script, str(made / file), json.dumps(prompts[0]), str(output)]
