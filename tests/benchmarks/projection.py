@@ -192,7 +192,7 @@ def exported(bench: Bench, name: str) -> dict[str, Any]:
     figures = {"pinned": result["max_difference"], "bytes": result["onnx_bytes"]}
     directory = os.environ.get("SERVER_ONNXRUNTIME")
     if directory:
-        test = ["-m", "pytest", "-m", "slow", "-k", "runtime_of_the_server", "tests/unit/test_projection_model.py"]
+        test = ["-m", "pytest", "-m", "slow", "-k", "runtime_of_the_server", "tests/unit/projection/test_model.py"]
         subprocess.run([sys.executable, *test], cwd=ROOT, check=True, stdout=sys.stderr)
         figures["server_1_23_2"] = _difference(Path(result["bundle"]), bench.store / "projection" / name, directory)
     return figures

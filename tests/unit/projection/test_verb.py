@@ -9,8 +9,8 @@ from tests.unit.test_cli import call
 from ucotron_ray import cli
 from ucotron_ray.core import config, flags, run
 from ucotron_ray.core.errors import InputError
-from ucotron_ray.projection import model
-from ucotron_ray.stages import embeddings, projection
+from ucotron_ray.projection import embeddings, model
+from ucotron_ray.projection import stage as projection
 
 
 @pytest.fixture(autouse=True)

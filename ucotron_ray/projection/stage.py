@@ -9,7 +9,7 @@ from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, Input, Request, Result
 from ucotron_ray.core.errors import ConfigError, GateFailed
 from ucotron_ray.core.run import Run
-from ucotron_ray.stages import embeddings
+from ucotron_ray.projection import embeddings
 
 SCORES = "scores.json"
 

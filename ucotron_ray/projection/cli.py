@@ -83,7 +83,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _encode(run: "Run", args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import embeddings
+    from ucotron_ray.projection import embeddings
 
     data = embeddings.pairs_of(run, args.input or DEFAULT_NAME)
     if args.output:
@@ -92,7 +92,8 @@ def _encode(run: "Run", args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(run: "Run", args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import embeddings, projection
+    from ucotron_ray.projection import embeddings
+    from ucotron_ray.projection import stage as projection
 
     layer = projection.train(run, embeddings.pairs_of(run, args.input or DEFAULT_NAME))
     if args.output:
@@ -103,7 +104,8 @@ def _train(run: "Run", args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate(run: "Run", args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import embeddings, projection
+    from ucotron_ray.projection import embeddings
+    from ucotron_ray.projection import stage as projection
 
     checkpoint, layer = projection.checkpoint_of(run, args.checkpoint)
     data = embeddings.pairs_of(run, args.input) if args.input else projection.pairs_trained_on(run, layer)
@@ -111,7 +113,7 @@ def _evaluate(run: "Run", args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(run: "Run", args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import projection
+    from ucotron_ray.projection import stage as projection
 
     bundle = projection.export(run, *projection.checkpoint_of(run, args.checkpoint))
     if args.output:
@@ -120,7 +122,8 @@ def _export(run: "Run", args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _all(run: "Run", args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import embeddings, projection
+    from ucotron_ray.projection import embeddings
+    from ucotron_ray.projection import stage as projection
 
     data = embeddings.pairs_of(run, args.input or DEFAULT_NAME)
     layer = projection.train(run, data)
@@ -134,7 +137,7 @@ def _scored(
     run: "Run", args: argparse.Namespace, checkpoint: Path, layer: "Artifact | None", data: "Artifact"
 ) -> dict[str, Any]:
     from ucotron_ray.data import stage as datasets
-    from ucotron_ray.stages import projection
+    from ucotron_ray.projection import stage as projection
 
     artifact = projection.evaluate(run, checkpoint, layer, data)
     scores = projection.scores_of(artifact)
