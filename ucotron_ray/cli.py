@@ -19,6 +19,7 @@ from ucotron_ray.export import cli as export
 from ucotron_ray.projection import cli as projection
 from ucotron_ray.synthesis import cli as data
 from ucotron_ray.training import cli as training
+from ucotron_ray.tuning import cli as tuning
 from ucotron_ray.verbs import (
     chain,
     deploy,
@@ -30,7 +31,6 @@ from ucotron_ray.verbs import (
     serving,
     simulators,
     submitting,
-    tuning,
 )
 
 STOPPED_EXIT = 75

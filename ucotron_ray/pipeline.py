@@ -16,12 +16,12 @@ from ucotron_ray.evaluation import stage as scoring
 from ucotron_ray.export import stage as export
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
-from ucotron_ray.stages import subjects, tuning
 from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.teacher import stage as teachers
 from ucotron_ray.training import preferences, preparation
 from ucotron_ray.training import stage as training
-from ucotron_ray.tuning import space
+from ucotron_ray.tuning import space, subjects
+from ucotron_ray.tuning import stage as tuning
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ from ucotron_ray.pipeline import (
     teacher_rows,
     trained,
 )
-from ucotron_ray.stages import subjects, tuning
 from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.training import stage as training
+from ucotron_ray.tuning import stage as tuning
+from ucotron_ray.tuning import subjects
 
 
 def plan(run: Run, options: Options) -> list[dict[str, str]]:

@@ -14,9 +14,9 @@ from ucotron_ray.core import artifacts, config, run, session
 from ucotron_ray.core.artifacts import Store
 from ucotron_ray.data import jsonl
 from ucotron_ray.models import base as base_models
-from ucotron_ray.stages import tuning
 from ucotron_ray.training import stage as training
 from ucotron_ray.tuning import on_ray, png
+from ucotron_ray.tuning import stage as tuning
 from ucotron_ray.tuning import trial as trials
 
 RECIPE = """

@@ -15,13 +15,12 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.models import stage as models
 from ucotron_ray.models.shape import shape_of
 from ucotron_ray.models.stage import prompt_identity
-from ucotron_ray.stages import winners
-from ucotron_ray.stages.subjects import PROJECTION, Subject, Template, share_of
 from ucotron_ray.training import plan as plans
 from ucotron_ray.tuning import record as records
-from ucotron_ray.tuning import space, sweep
+from ucotron_ray.tuning import space, sweep, winners
 from ucotron_ray.tuning.job import TrialJob
 from ucotron_ray.tuning.record import Record, TierFacts, Trial
+from ucotron_ray.tuning.subjects import PROJECTION, Subject, Template, share_of
 
 
 def request(run: Run, subject: Subject) -> Request:

@@ -10,7 +10,7 @@ from ucotron_ray.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from ucotron_ray.core.run import Run
-    from ucotron_ray.stages.subjects import Subject
+    from ucotron_ray.tuning.subjects import Subject
 
 STAGES = ("sft", "dpo", "projection")
 
@@ -41,7 +41,7 @@ def add_tune(verbs: Any) -> None:
 
 def _tune(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
-    from ucotron_ray.stages import tuning
+    from ucotron_ray.tuning import stage as tuning
 
     if args.output:
         outputs.check_file(args.output)
@@ -67,8 +67,8 @@ def _subject(run: "Run", args: argparse.Namespace) -> "Subject":
     from ucotron_ray.data import stage as datasets
     from ucotron_ray.models import stage as models
     from ucotron_ray.projection import embeddings
-    from ucotron_ray.stages import subjects
     from ucotron_ray.training import preferences
+    from ucotron_ray.tuning import subjects
 
     _refuse_foreign(args)
     if args.stage == "sft":
@@ -104,8 +104,9 @@ def _refuse_foreign(args: argparse.Namespace) -> None:
 
 
 def _planned(run: "Run", subject: "Subject") -> dict[str, Any]:
-    from ucotron_ray.stages import subjects, tuning
     from ucotron_ray.training import preparation
+    from ucotron_ray.tuning import stage as tuning
+    from ucotron_ray.tuning import subjects
 
     trials = tuning.check(run, subject)
     for trial in trials:
