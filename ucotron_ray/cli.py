@@ -17,6 +17,7 @@ from ucotron_ray.data import cli as validation
 from ucotron_ray.evaluation import cli as evaluation
 from ucotron_ray.export import cli as export
 from ucotron_ray.projection import cli as projection
+from ucotron_ray.registry import cli as registry
 from ucotron_ray.synthesis import cli as data
 from ucotron_ray.training import cli as training
 from ucotron_ray.tuning import cli as tuning
@@ -27,7 +28,6 @@ from ucotron_ray.verbs import (
     fireworks,
     inspection,
     operations,
-    registry,
     serving,
     simulators,
     submitting,

@@ -20,9 +20,10 @@ from ucotron_ray.core.tracking import Version
 from ucotron_ray.data.wire import SERVER_MAX_TOKENS
 from ucotron_ray.models import base as base_models
 from ucotron_ray.operations.dashboards import free_port
-from ucotron_ray.registry import CONTENT_TAG, NAME_TAG
+from ucotron_ray.registry import stage as promotion
+from ucotron_ray.registry.versions import CONTENT_TAG, NAME_TAG
 from ucotron_ray.serving import target as targets
-from ucotron_ray.stages import promotion, serving
+from ucotron_ray.stages import serving
 
 
 def bundle(

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ucotron_ray import registry
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact
 from ucotron_ray.core.errors import ConfigError, CorruptArtifact
+from ucotron_ray.registry import versions as registry
 
 
 def copy_out(artifact: Artifact, directory: Path) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import registry
 from ucotron_ray.core import artifacts, variables
 from ucotron_ray.core.errors import ArtifactError, ConfigError, MissingArtifact
 from ucotron_ray.core.place import Serving
@@ -17,7 +16,8 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Registry
 from ucotron_ray.evaluation.answers import bundle_of, bundle_source
 from ucotron_ray.models import stage as models
-from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, PREVIOUS
+from ucotron_ray.registry import versions as registry
+from ucotron_ray.registry.versions import CANDIDATE, CHAMPION, CONTENT_TAG, PREVIOUS
 from ucotron_ray.serving import target as targets
 from ucotron_ray.serving.target import Target
 
@@ -116,7 +116,7 @@ class Reference:
 
         Raises CorruptArtifact where other files lie there than those that were registered.
         """
-        from ucotron_ray.stages import promotion
+        from ucotron_ray.registry import stage as promotion
 
         if self._models is None:
             self._models = promotion.registry_of(self.run, must_exist=True)

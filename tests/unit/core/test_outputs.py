@@ -5,11 +5,11 @@ import shutil
 import pytest
 
 from tests.unit.test_cli import call
-from ucotron_ray import registry
 from ucotron_ray.core import outputs
 from ucotron_ray.core.artifacts import Artifact, Kind, Request, Result, Store
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.models import stage as models
+from ucotron_ray.registry import versions as registry
 
 
 def made(store: Store, kind: Kind = "bundle", text: str = "new") -> Artifact:

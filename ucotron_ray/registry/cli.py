@@ -51,7 +51,7 @@ def _verb(verbs: Any, name: str, text: str, handler: flags.Handler) -> argparse.
 
 def _promote(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
-    from ucotron_ray.stages import promotion
+    from ucotron_ray.registry import stage as promotion
 
     requirements.require_packages("mlflow", "ray", "torch", "transformers", "peft", "onnxruntime", "llguidance")
     promoted = promotion.promote(flags.run_of(args, name="promote"), args.bundle, upload=args.upload)
@@ -75,7 +75,7 @@ def _promote(args: argparse.Namespace) -> dict[str, Any]:
 
 def _rollback(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
-    from ucotron_ray.stages import promotion
+    from ucotron_ray.registry import stage as promotion
 
     requirements.require_packages("mlflow")
     moved = promotion.rollback(flags.run_of(args))
@@ -85,7 +85,7 @@ def _rollback(args: argparse.Namespace) -> dict[str, Any]:
 
 def _pull(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
-    from ucotron_ray.stages import promotion
+    from ucotron_ray.registry import stage as promotion
 
     requirements.require_packages("mlflow")
     bundle = promotion.pull(flags.run_of(args), args.directory, alias=args.alias)

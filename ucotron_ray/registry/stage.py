@@ -11,7 +11,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray import registry
 from ucotron_ray.core.artifacts import MANIFEST, Artifact, read_artifact
 from ucotron_ray.core.errors import ConfigError, MissingArtifact, RecipeChanged, Stopped
 from ucotron_ray.core.run import Run
@@ -23,7 +22,8 @@ from ucotron_ray.evaluation.answers import Source, adapter_of, bundle_of, bundle
 from ucotron_ray.evaluation.comparison import answered, asked_rows
 from ucotron_ray.evaluation.stage import GUIDE_GROUP, scored
 from ucotron_ray.models.stage import note_hub, original_base
-from ucotron_ray.registry import CANDIDATE, CHAMPION, CONTENT_TAG, GATES_TAG, NAME_TAG, PREVIOUS
+from ucotron_ray.registry import versions as registry
+from ucotron_ray.registry.versions import CANDIDATE, CHAMPION, CONTENT_TAG, GATES_TAG, NAME_TAG, PREVIOUS
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,14 @@ from dataclasses import replace
 import pytest
 
 from tests.registered import answer_with, base_directory, held_out_file, make_bundle
-from ucotron_ray import cli, registry
+from ucotron_ray import cli
 from ucotron_ray.core import config, tracking
 from ucotron_ray.core.artifacts import MANIFEST, Request, Result, Store, content_hash, list_files, read_artifact
 from ucotron_ray.core.errors import CorruptArtifact
 from ucotron_ray.evaluation import stage as scoring
 from ucotron_ray.models.stage import original_base
-from ucotron_ray.stages import promotion
+from ucotron_ray.registry import stage as promotion
+from ucotron_ray.registry import versions as registry
 
 RIGHT = {"base": 0.2, "good": 0.8, "worse": 0.5, "best": 0.95, "no-gain": 0.2}
 
