@@ -18,20 +18,12 @@ from ucotron_ray.evaluation import cli as evaluation
 from ucotron_ray.export import cli as export
 from ucotron_ray.projection import cli as projection
 from ucotron_ray.registry import cli as registry
+from ucotron_ray.serving import cli as serving
+from ucotron_ray.serving import deploy_cli as deploy
 from ucotron_ray.synthesis import cli as data
 from ucotron_ray.training import cli as training
 from ucotron_ray.tuning import cli as tuning
-from ucotron_ray.verbs import (
-    chain,
-    deploy,
-    estimating,
-    fireworks,
-    inspection,
-    operations,
-    serving,
-    simulators,
-    submitting,
-)
+from ucotron_ray.verbs import chain, estimating, fireworks, inspection, operations, simulators, submitting
 
 STOPPED_EXIT = 75
 

@@ -22,8 +22,8 @@ from ucotron_ray.models import base as base_models
 from ucotron_ray.operations.dashboards import free_port
 from ucotron_ray.registry import stage as promotion
 from ucotron_ray.registry.versions import CONTENT_TAG, NAME_TAG
+from ucotron_ray.serving import stage as serving
 from ucotron_ray.serving import target as targets
-from ucotron_ray.stages import serving
 
 
 def bundle(

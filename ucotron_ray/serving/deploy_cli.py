@@ -36,7 +36,7 @@ def add_deploy(verbs: Any) -> None:
 
 def _deploy(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.evaluation import answers
-    from ucotron_ray.stages import deployment
+    from ucotron_ray.serving import deployment
 
     run = flags.run_of(args, name="deploy")
     bundle = answers.bundle_of(run, args.bundle)

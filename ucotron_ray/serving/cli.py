@@ -41,7 +41,7 @@ def add_serve(verbs: Any) -> None:
 
 def _serve(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
-    from ucotron_ray.stages import serving
+    from ucotron_ray.serving import stage as serving
 
     requirements.require_packages("ray", "onnxruntime")
     with flags.run_of(args, name=Path(args.model).name) as run:
