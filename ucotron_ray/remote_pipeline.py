@@ -6,7 +6,7 @@ Every step is an artifact, so the same command goes on wherever it was stopped: 
 import logging
 from typing import Any
 
-from ucotron_ray import forecast, pipeline, pipeline_plan
+from ucotron_ray import pipeline, pipeline_plan
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Request
 from ucotron_ray.core.errors import AuthError, ConfigError, Stopped
@@ -15,6 +15,7 @@ from ucotron_ray.data import stage as datasets
 from ucotron_ray.evaluation import stage as scoring
 from ucotron_ray.fireworks.account import Account
 from ucotron_ray.pipeline import Options
+from ucotron_ray.planning import forecast
 from ucotron_ray.stages import remote
 from ucotron_ray.training import preferences
 

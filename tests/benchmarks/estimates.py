@@ -16,10 +16,10 @@ from typing import Any
 
 from tests.benchmarks.run import PLACE, RECIPE, processor, ucotron
 from tests.benchmarks.table import RESULTS
-from ucotron_ray import forecast, rates
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Store, provenance
 from ucotron_ray.core.run import Run
+from ucotron_ray.planning import forecast, rates
 
 NAME = "second"
 SIZES = {

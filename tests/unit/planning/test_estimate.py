@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ucotron_ray import cli, estimate, forecast, rates
+from ucotron_ray import cli
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Input, Request, Result, Store
 from ucotron_ray.core.run import Run
 from ucotron_ray.models.shape import Shape
-from ucotron_ray.rates import Rates, SynthesisRate, TrainingRate
+from ucotron_ray.planning import estimate, forecast, rates
+from ucotron_ray.planning.rates import Rates, SynthesisRate, TrainingRate
 
 GUIDE_ROWS = 14
 """Five of generation, six of remote training, three of local training."""

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ucotron_ray import estimate
 from ucotron_ray.core.artifacts import Artifact, Kind, write_json
 from ucotron_ray.core.run import Run
-from ucotron_ray.rates import Rates, measured
+from ucotron_ray.planning import estimate
+from ucotron_ray.planning.rates import Rates, measured
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ def add_estimate(verbs: Any) -> None:
 
 
 def _estimate(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import estimate, forecast, rates
     from ucotron_ray.core.artifacts import Store
+    from ucotron_ray.planning import estimate, forecast, rates
 
     with flags.run_of(args) as run:
         known = rates.measured(Store(args.calibrate) if args.calibrate else run.store)

@@ -12,7 +12,7 @@ from typing import Any
 from ucotron_ray.core.config import Config, read_yaml
 from ucotron_ray.core.recipe import LoraSettings
 from ucotron_ray.models.shape import KNOWN, Shape
-from ucotron_ray.rates import Rates
+from ucotron_ray.planning.rates import Rates
 from ucotron_ray.teacher import prices
 from ucotron_ray.training import plan
 
