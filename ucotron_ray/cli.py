@@ -16,6 +16,9 @@ from ucotron_ray.core.flags import Handler
 from ucotron_ray.data import cli as validation
 from ucotron_ray.evaluation import cli as evaluation
 from ucotron_ray.export import cli as export
+from ucotron_ray.operations import cli as operations
+from ucotron_ray.operations import inspect_cli as inspection
+from ucotron_ray.operations import submit_cli as submitting
 from ucotron_ray.planning import cli as estimating
 from ucotron_ray.projection import cli as projection
 from ucotron_ray.registry import cli as registry
@@ -24,7 +27,7 @@ from ucotron_ray.serving import deploy_cli as deploy
 from ucotron_ray.synthesis import cli as data
 from ucotron_ray.training import cli as training
 from ucotron_ray.tuning import cli as tuning
-from ucotron_ray.verbs import chain, fireworks, inspection, operations, simulators, submitting
+from ucotron_ray.verbs import chain, fireworks, simulators
 
 STOPPED_EXIT = 75
 

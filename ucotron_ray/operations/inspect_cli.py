@@ -24,7 +24,7 @@ def add_show(verbs: Any) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import doctor
+    from ucotron_ray.operations import doctor
 
     checks = doctor.examine(flags.config_of(args))
     for check in checks:
@@ -34,8 +34,8 @@ def _doctor(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _show(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import show
     from ucotron_ray.core.artifacts import Store
+    from ucotron_ray.operations import show
 
     store = Store(Path(flags.config_of(args).place.store).expanduser())
     found = show.find(store, args.artifact)

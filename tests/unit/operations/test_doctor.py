@@ -2,9 +2,9 @@
 
 import pytest
 
-from ucotron_ray import doctor
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Request, Store
+from ucotron_ray.operations import doctor
 
 
 def test_a_token_that_others_can_read_is_noted_and_never_shown(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from ucotron_ray.operations import dashboards
 from ucotron_ray.operations.dashboards import Page
 from ucotron_ray.synthesis import watch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MONITORING = ROOT / "cluster" / "monitoring"
 
 

@@ -9,7 +9,7 @@ from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.operations import environment, package, submission
 from ucotron_ray.operations.submission import Options
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OPTIONS = Options(runtime_env=None, variables=(), include=(), working_dir=None, python="python")
 
 
