@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: setup ## Graph and teacher → rows → fine-tuned model → scores → ONNX, on this machine, without key or GPU
-	$(BIN)/python -m ucotron_ray.graph.demo_world data/demo >&2
+	$(BIN)/python -m ucotron_ray.simulators.demo_world data/demo >&2
 	$(BIN)/ucotron-ray simulate-fireworks -- $(BIN)/ucotron-ray pipeline --recipe jobs/recipes/demo.yaml \
 	  --place cluster/places/laptop.yaml --set api.inference_base_url={url}/inference/v1 --json
 

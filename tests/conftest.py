@@ -58,7 +58,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 @pytest.fixture(scope="session")
 def demo_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    from ucotron_ray.graph.demo_world import write_demo
+    from ucotron_ray.simulators.demo_world import write_demo
 
     return write_demo(tmp_path_factory.mktemp("demo"), num_chunks=60, num_held_out=12, seed=3)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from ucotron_ray.fireworks import simulator
+from ucotron_ray.simulators import fireworks as simulator
 
 
 @dataclass(frozen=True)

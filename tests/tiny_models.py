@@ -11,8 +11,8 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from ucotron_ray.core.artifacts import Request, Result, Store, write_json
 from ucotron_ray.data import wire
 from ucotron_ray.export import bundle, onnx
-from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
+from ucotron_ray.simulators import demo_world
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

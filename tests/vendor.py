@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.teacher import teaching
 from ucotron_ray.fireworks.account import Account
-from ucotron_ray.fireworks.simulator_control import ControlSettings
+from ucotron_ray.simulators.fireworks_control import ControlSettings
 
 KEY = "fw-secret"
 TINY = "accounts/fireworks/models/qwen2p5-0.5b-instruct"

@@ -24,10 +24,11 @@ from ucotron_ray.projection import cli as projection
 from ucotron_ray.registry import cli as registry
 from ucotron_ray.serving import cli as serving
 from ucotron_ray.serving import deploy_cli as deploy
+from ucotron_ray.simulators import cli as simulators
 from ucotron_ray.synthesis import cli as data
 from ucotron_ray.training import cli as training
 from ucotron_ray.tuning import cli as tuning
-from ucotron_ray.verbs import chain, fireworks, simulators
+from ucotron_ray.verbs import chain, fireworks
 
 STOPPED_EXIT = 75
 

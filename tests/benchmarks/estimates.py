@@ -36,7 +36,9 @@ TOKENS_WITHIN, MINUTES_WITHIN = 0.05, 0.25
 def second_run(store: Path, only: str | None) -> None:
     """The demo in other sizes, or one stage of it."""
     data = store / "data"
-    subprocess.run([sys.executable, "-m", "ucotron_ray.graph.demo_world", str(data)], check=True, stdout=sys.stderr)
+    subprocess.run(
+        [sys.executable, "-m", "ucotron_ray.simulators.demo_world", str(data)], check=True, stdout=sys.stderr
+    )
     overrides = [part for key, value in SIZES.items() for part in ("--set", f"{key}={value}")]
     overrides += ["--set", "api.inference_base_url={url}/inference/v1"]
     if only == "synthesize":

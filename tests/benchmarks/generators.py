@@ -24,7 +24,7 @@ from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Store, provenance
 from ucotron_ray.data import readers
 from ucotron_ray.data.readers import Entry
-from ucotron_ray.fireworks import simulator as stand_in
+from ucotron_ray.simulators import fireworks as stand_in
 from ucotron_ray.synthesis import gate, job, journal
 from ucotron_ray.synthesis.plan import Answer, Done, Ended, Task, request_body, request_id
 from ucotron_ray.synthesis.rows import RowKind

@@ -27,7 +27,9 @@ def preference(store: Path) -> dict[str, Any]:
     """
     data = store / "data"
     if not data.is_dir():
-        subprocess.run([sys.executable, "-m", "ucotron_ray.graph.demo_world", str(data)], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [sys.executable, "-m", "ucotron_ray.simulators.demo_world", str(data)], check=True, stdout=sys.stderr
+        )
     common = [*RECIPE, "--set", "tracking.mlflow_uri=none"]
     graph = ["--set", f"graph.source={data}/graph_export.jsonld", "--set", "generation.in_pipeline=0"]
     scored = ["--set", f"evaluation.data={data}/relations_test.jsonl", "--set", "evaluation.base=false"]

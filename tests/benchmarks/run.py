@@ -29,7 +29,9 @@ REAL_TRAIN_ROWS, REAL_SCORED_ROWS = 800, 500
 def demo(store: Path) -> dict[str, Any]:
     """The main job from nothing, then once more."""
     data = store / "data"
-    subprocess.run([sys.executable, "-m", "ucotron_ray.graph.demo_world", str(data)], check=True, stdout=sys.stderr)
+    subprocess.run(
+        [sys.executable, "-m", "ucotron_ray.simulators.demo_world", str(data)], check=True, stdout=sys.stderr
+    )
     arguments = ["pipeline", *RECIPE, "--set", f"graph.source={data}/graph_export.jsonld"]
     arguments += ["--set", f"evaluation.data={data}/relations_test.jsonl"]
     arguments += ["--set", "api.inference_base_url={url}/inference/v1"]

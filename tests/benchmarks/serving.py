@@ -30,8 +30,8 @@ from ucotron_ray.core.artifacts import Artifact, Request, Result, Store, provena
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.wire import chat_messages, parse_answer
-from ucotron_ray.graph import demo_world
 from ucotron_ray.operations.dashboards import free_port
+from ucotron_ray.simulators import demo_world
 
 CLIENTS, BATCH, MAX_TOKENS = 8, 8, 512
 NAME = "served"

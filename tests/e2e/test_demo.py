@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_demo_reaches_its_scores_and_a_second_run_reuses_everything(tmp_path):
     data = tmp_path / "data"
-    subprocess.run([sys.executable, "-m", "ucotron_ray.graph.demo_world", str(data)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "ucotron_ray.simulators.demo_world", str(data)], check=True, cwd=ROOT)
     command = [sys.executable, "-m", "ucotron_ray", "simulate-fireworks", "--"]
     command += [sys.executable, "-m", "ucotron_ray", "pipeline", "--recipe", "jobs/recipes/demo.yaml", "--json"]
     command += ["--set", "api.inference_base_url={url}/inference/v1"]

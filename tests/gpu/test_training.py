@@ -13,9 +13,9 @@ from ucotron_ray.core import config
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import PreferenceRow
 from ucotron_ray.evaluation.generate import triples_of
-from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
+from ucotron_ray.simulators import demo_world
 from ucotron_ray.training import dpo, progress, sft
 from ucotron_ray.training.hooks import Hooks
 from ucotron_ray.training.job import DpoJob, SftJob, TrainingJob

@@ -15,7 +15,7 @@ from tests.ray.conftest import Head, free_port
 from tests.serving_load import Asked, Load, Service, serving
 from tests.tiny_models import publish_bundle
 from ucotron_ray.data.wire import parse_answer, server_request_body
-from ucotron_ray.graph import demo_world
+from ucotron_ray.simulators import demo_world
 
 # Tracing warns about every branch of the model's code that it fixes.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::Warning")]

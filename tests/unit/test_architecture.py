@@ -46,12 +46,12 @@ TOP = (
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 60
 LONG_FILES = {
-    "ucotron_ray/graph/demo_language.py": "data: names and sentence patterns",
+    "ucotron_ray/simulators/demo_language.py": "data: names and sentence patterns",
     "ucotron_ray/core/recipe.py": "one class a section; they are read side by side",
     "ucotron_ray/synthesis/governor.py": "one state machine: window, rates, ledgers and workers hang together",
     "ucotron_ray/synthesis/on_ray.py": "the rim: governor, senders, rounds, and what their errors mean",
     "ucotron_ray/synthesis/worker.py": "one event loop with all that runs on it",
-    "ucotron_ray/fireworks/simulator.py": "the stand-in: its limits, faults, ledger and routes",
+    "ucotron_ray/simulators/fireworks.py": "the stand-in: its limits, faults, ledger and routes",
     "ucotron_ray/core/tracking.py": "the only home of mlflow",
     "ucotron_ray/core/artifacts.py": "manifest, store and verification hold each other",
 }
@@ -134,7 +134,7 @@ def test_the_environment_is_read_in_two_files_only():
         "ucotron_ray/core/tracking.py": "tells mlflow its limits before it is imported",
         "ucotron_ray/export/onnx.py": "tells optimum its file layout before it is imported",
         "ucotron_ray/operations/address.py": "tells Ray its authentication before it is imported",
-        "ucotron_ray/graph/simulator.py": "the stand-in's own key, by the variable's name",
+        "ucotron_ray/simulators/ucotron.py": "the stand-in's own key, by the variable's name",
     }
     for path in FILES:
         text = path.read_text(encoding="utf-8")

@@ -16,9 +16,9 @@ from ucotron_ray.core.errors import ArtifactError, MissingArtifact, Stopped
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data import stage as datasets
-from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
+from ucotron_ray.simulators import demo_world
 from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.teacher.endpoint import Endpoint
 from ucotron_ray.teacher.stage import Teacher

@@ -3,9 +3,9 @@
 import torch
 
 from ucotron_ray.evaluation import generate
-from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
+from ucotron_ray.simulators import demo_world
 from ucotron_ray.training.data import prompt_ids, server_row
 
 

@@ -20,10 +20,10 @@ from ucotron_ray.data import jsonl
 from ucotron_ray.data.wire import user_prompt
 from ucotron_ray.export import bundle, gguf, gguf_parity, job, layout, onnx, parity, plan, quantize, tasks
 from ucotron_ray.export import stage as export_stage
-from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import served, shape
 from ucotron_ray.models.runner import NUM_LOGITS, OnnxRunner
+from ucotron_ray.simulators import demo_world
 from ucotron_ray.training.data import prompt_ids, server_row
 
 # Tracing warns about every branch of the model's code that it fixes.

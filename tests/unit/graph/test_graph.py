@@ -9,7 +9,8 @@ from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.recipe import Graph
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import ChatRow, Entity, RawRow, Relation
-from ucotron_ray.graph import dataset, demo_world, export
+from ucotron_ray.graph import dataset, export
+from ucotron_ray.simulators import demo_world
 
 
 def settings(**changes: object) -> Graph:

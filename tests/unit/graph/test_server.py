@@ -12,7 +12,8 @@ from ucotron_ray import cli
 from ucotron_ray.core.errors import ServerRefused
 from ucotron_ray.data.records import Entity
 from ucotron_ray.data.wire import server_request_body
-from ucotron_ray.graph import export, simulator
+from ucotron_ray.graph import export
+from ucotron_ray.simulators import ucotron as simulator
 
 
 class Server:

@@ -15,8 +15,9 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import RawRow, Relation
 from ucotron_ray.evaluation import endpoint
-from ucotron_ray.graph import probe, simulator
+from ucotron_ray.graph import probe
 from ucotron_ray.serving import deployment
+from ucotron_ray.simulators import ucotron as simulator
 
 STUDIED = Relation(subject="Marta Ruiz", predicate="studied_at", object="Lisbon Polytechnic", confidence=0.97)
 

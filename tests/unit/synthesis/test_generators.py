@@ -11,7 +11,7 @@ from tests.unit.synthesis.test_tasks import play
 from ucotron_ray.core import config
 from ucotron_ray.data.readers import Entry
 from ucotron_ray.data.records import name_key
-from ucotron_ray.fireworks import simulator
+from ucotron_ray.simulators import fireworks as simulator
 from ucotron_ray.synthesis import aliases, facts, gate, generators, job
 from ucotron_ray.synthesis import cli as data
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Task, request_body, request_id

@@ -9,7 +9,7 @@ from ucotron_ray.core import config
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import GeneratedRow, RawRow
-from ucotron_ray.fireworks import simulator_language as language
+from ucotron_ray.simulators import fireworks_language as language
 from ucotron_ray.synthesis import conversation, plan, seeds
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Task
 from ucotron_ray.synthesis.tasks import entity_resolution, judge, preference, relation_extraction

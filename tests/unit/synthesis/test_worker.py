@@ -11,7 +11,7 @@ import pytest
 
 from tests.teacher import Teacher, teaching
 from ucotron_ray.core import config
-from ucotron_ray.fireworks.simulator import TEACHER
+from ucotron_ray.simulators.fireworks import TEACHER
 from ucotron_ray.synthesis import journal
 from ucotron_ray.synthesis.governor import Budget, Governor, Settings
 from ucotron_ray.synthesis.plan import Task

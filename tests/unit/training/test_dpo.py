@@ -13,9 +13,9 @@ from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import PreferenceRow
-from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
+from ucotron_ray.simulators import demo_world
 from ucotron_ray.training import checkpoints, dpo, pairs
 from ucotron_ray.training.data import IGNORED
 from ucotron_ray.training.job import DpoJob, TrainingJob

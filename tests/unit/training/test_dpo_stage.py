@@ -14,8 +14,8 @@ from ucotron_ray.data import stage as datasets
 from ucotron_ray.evaluation.scoring import f1_of
 from ucotron_ray.export import on_ray as export_rim
 from ucotron_ray.export import stage as export
-from ucotron_ray.graph import demo_world
 from ucotron_ray.models import stage as models
+from ucotron_ray.simulators import demo_world
 from ucotron_ray.training import dpo, on_policy, sft
 from ucotron_ray.training import on_ray as rim
 from ucotron_ray.training.job import DpoJob, SftJob, TrainingJob

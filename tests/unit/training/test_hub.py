@@ -9,7 +9,7 @@ from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by b
 from ucotron_ray.core.artifacts import Request, Result, Store
 from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.data import jsonl
-from ucotron_ray.graph import demo_world
+from ucotron_ray.simulators import demo_world
 from ucotron_ray.training import hub
 
 

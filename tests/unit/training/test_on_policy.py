@@ -10,8 +10,8 @@ from ucotron_ray.core.errors import InputError
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import PreferenceRow
 from ucotron_ray.evaluation.scoring import f1_of
-from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
+from ucotron_ray.simulators import demo_world
 from ucotron_ray.training import dpo, on_policy, pairs
 
 ROWS = [row for row in demo_world.rows(demo_world.graph_world(2), 60, seed=2) if row.expected_relations][:20]

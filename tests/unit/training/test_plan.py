@@ -12,10 +12,10 @@ from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by b
 from ucotron_ray.core import config
 from ucotron_ray.core.errors import InputError, ResourceError
 from ucotron_ray.data import jsonl
-from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.shape import KNOWN, shape_of
+from ucotron_ray.simulators import demo_world
 from ucotron_ray.training import batching, peak, plan, tokens
 from ucotron_ray.training.data import IGNORED, epoch_order
 

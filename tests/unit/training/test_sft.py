@@ -16,9 +16,9 @@ from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.data import jsonl
 from ucotron_ray.evaluation.generate import greedy
-from ucotron_ray.graph import demo_world
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
+from ucotron_ray.simulators import demo_world
 from ucotron_ray.training import batching, checkpoints, levers, loop, plan, sft
 from ucotron_ray.training.data import IGNORED, Example, example, server_row
 from ucotron_ray.training.job import SftJob

@@ -1,6 +1,6 @@
 """A made-up world, written as a Ucotron graph export and a held-out set: the input of the demo. GENERATED DATA.
 
-    python -m ucotron_ray.graph.demo_world DIRECTORY
+    python -m ucotron_ray.simulators.demo_world DIRECTORY
 
 The same seed writes the same bytes. Twenty predicates have eight sentence patterns each. Six of them are in the graph;
 two are kept for the held-out rows that are marked `unseen`. Rows marked `seen` use the graph's patterns. No name of a
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ucotron_ray.data.records import Entity, RawRow, Relation, edge_type
-from ucotron_ray.graph.demo_language import DISTRACTORS, NAMES, PREDICATES, Predicate
+from ucotron_ray.simulators.demo_language import DISTRACTORS, NAMES, PREDICATES, Predicate
 
 EXPORTED_AT = 1_767_225_600
 """2026-01-01T00:00:00Z: a constant, so that the bytes do not depend on the day."""
@@ -126,7 +126,7 @@ def export_document(chunks: list[RawRow]) -> dict[str, object]:
         "version": "1.0",
         "exported_at": EXPORTED_AT,
         "namespace": "default",
-        "generated_by": "ucotron_ray.graph.demo_world: made-up people, places and events, no real data",
+        "generated_by": "ucotron_ray.simulators.demo_world: made-up people, places and events, no real data",
         "nodes": nodes,
         "edges": edges,
         "communities": [],

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.fireworks import dataset_rows
-from ucotron_ray.fireworks.simulator_control import (
+from ucotron_ray.simulators.fireworks_control import (
     BASE_GARBAGE,
     BASE_MODELS,
     ControlPlane,
@@ -23,7 +23,7 @@ from ucotron_ray.fireworks.simulator_control import (
     now,
     shown,
 )
-from ucotron_ray.fireworks.simulator_datasets import add_output, rows_file
+from ucotron_ray.simulators.fireworks_datasets import add_output, rows_file
 
 Complete = Callable[[dict[str, Any]], dict[str, Any]]
 """A chat request → the vendor's chat completion."""

@@ -24,13 +24,13 @@ from aiohttp import web
 
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.data import wire
-from ucotron_ray.fireworks import simulator_defects as defects
-from ucotron_ray.fireworks import simulator_facts as facts
-from ucotron_ray.fireworks import simulator_language as language
-from ucotron_ray.fireworks import simulator_scenes as scenes
-from ucotron_ray.fireworks.simulator_control import ControlPlane, ControlSettings
-from ucotron_ray.fireworks.simulator_datasets import add_dataset_routes
-from ucotron_ray.fireworks.simulator_jobs import add_job_routes, garbage_of
+from ucotron_ray.simulators import fireworks_defects as defects
+from ucotron_ray.simulators import fireworks_facts as facts
+from ucotron_ray.simulators import fireworks_language as language
+from ucotron_ray.simulators import fireworks_scenes as scenes
+from ucotron_ray.simulators.fireworks_control import ControlPlane, ControlSettings
+from ucotron_ray.simulators.fireworks_datasets import add_dataset_routes
+from ucotron_ray.simulators.fireworks_jobs import add_job_routes, garbage_of
 
 STAND_IN = "simulate-fireworks: a stand-in of ucotron_ray, not Fireworks.ai; its answers are generated, not a model's"
 TEACHER, EMBEDDER = "accounts/simulator/models/teacher", "accounts/simulator/models/embedder"

@@ -65,7 +65,8 @@ def add_simulate_ucotron(verbs: Any) -> None:
 
 
 def _simulate_fireworks(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.fireworks import simulator, simulator_control
+    from ucotron_ray.simulators import fireworks as simulator
+    from ucotron_ray.simulators import fireworks_control as simulator_control
 
     settings = simulator.Settings(
         seed=args.seed,
@@ -96,7 +97,7 @@ def _simulate_fireworks(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _simulate_ucotron(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.graph import simulator
+    from ucotron_ray.simulators import ucotron as simulator
 
     simulator.serve(
         port=args.port,

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ucotron_ray.fireworks.simulator_control import ControlPlane, Refusal, checked, cut_off, json_of, shown
+from ucotron_ray.simulators.fireworks_control import ControlPlane, Refusal, checked, cut_off, json_of, shown
 
 DIRECT_UPLOAD_BYTES = 150 * 1024**2
 DATASET_FIELDS = (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ucotron_ray.fireworks import simulator_facts as facts
+from ucotron_ray.simulators import fireworks_facts as facts
 
 LEAKED_NAMES = ("Brindle effect", "Marlow tides")
 """Stand in every text that has a `leak` planted, for training and for validation."""

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from ucotron_ray.graph.demo_language import PREDICATES
-from ucotron_ray.graph.demo_world import KEPT_PATTERNS
+from ucotron_ray.simulators.demo_language import PREDICATES
+from ucotron_ray.simulators.demo_world import KEPT_PATTERNS
 
 Relation = tuple[str, str, str, str, str]
 """Subject, its type, relation, object, its type."""
