@@ -16,6 +16,7 @@ from ucotron_ray.core.flags import Handler
 from ucotron_ray.data import cli as validation
 from ucotron_ray.evaluation import cli as evaluation
 from ucotron_ray.export import cli as export
+from ucotron_ray.fireworks import cli as fireworks
 from ucotron_ray.operations import cli as operations
 from ucotron_ray.operations import inspect_cli as inspection
 from ucotron_ray.operations import submit_cli as submitting
@@ -28,7 +29,7 @@ from ucotron_ray.simulators import cli as simulators
 from ucotron_ray.synthesis import cli as data
 from ucotron_ray.training import cli as training
 from ucotron_ray.tuning import cli as tuning
-from ucotron_ray.verbs import chain, fireworks
+from ucotron_ray.verbs import chain
 
 STOPPED_EXIT = 75
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.unit.test_remote_pipeline import rows  # noqa: F401  # a fixture
+from tests.unit.fireworks.test_pipeline import rows  # noqa: F401  # a fixture
 from tests.vendor import environment, vending
 from ucotron_ray.fireworks import account as control
 

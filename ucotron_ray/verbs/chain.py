@@ -48,7 +48,8 @@ def add_pipeline(verbs: Any) -> None:
 
 
 def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import pipeline, pipeline_plan, remote_pipeline
+    from ucotron_ray import pipeline, pipeline_plan
+    from ucotron_ray.fireworks import pipeline as remote_pipeline
     from ucotron_ray.planning import forecast
 
     options = pipeline.Options(

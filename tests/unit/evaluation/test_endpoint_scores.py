@@ -3,7 +3,7 @@
 import pytest
 
 from tests.teacher import serving
-from tests.unit.test_fireworks_account import answering
+from tests.unit.fireworks.test_account import answering
 from tests.vendor import TINY, vending
 from ucotron_ray.core.errors import AuthError, NotFoundError
 from ucotron_ray.data import wire

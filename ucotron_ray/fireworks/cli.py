@@ -107,7 +107,7 @@ def _add_waiting(parser: argparse.ArgumentParser) -> None:
 
 def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
     """Settings and account; a missing key or account ends here."""
-    from ucotron_ray.stages import remote
+    from ucotron_ray.fireworks import stage as remote
 
     settings = flags.config_of(args)
     return settings, remote.account(settings, args.account_id)
@@ -140,8 +140,8 @@ def _upload(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sft(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.fireworks import stage as remote
     from ucotron_ray.fireworks import tuning_jobs
-    from ucotron_ray.stages import remote
 
     settings, who = _opened(args)
     model = args.base_model or settings.recipe.tier_model.model_id
@@ -153,8 +153,8 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dpo(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.fireworks import stage as remote
     from ucotron_ray.fireworks import tuning_jobs
-    from ucotron_ray.stages import remote
 
     settings, who = _opened(args)
     kind = tuning_jobs.model_kind(who, args.base_model)
@@ -178,8 +178,8 @@ def _dataset(who: Any, reference: str, layout: str) -> str:
 
 
 def _created(args: argparse.Namespace, settings: Any, who: Any, kind: Any, body: Mapping[str, Any]) -> dict[str, Any]:
+    from ucotron_ray.fireworks import stage as remote
     from ucotron_ray.fireworks import tuning_jobs, waiting
-    from ucotron_ray.stages import remote
 
     job, is_new = tuning_jobs.create_job(
         who, kind, body, output_model=args.output_model, wandb=remote.wandb(settings), attempt=args.again
@@ -214,8 +214,8 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _wait(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.fireworks import stage as remote
     from ucotron_ray.fireworks import waiting
-    from ucotron_ray.stages import remote
 
     return _with_job(lambda settings, who, job: waiting.wait(who, job, remote.patience(settings)))(args)
 
@@ -245,7 +245,8 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _batch(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import batch, remote
+    from ucotron_ray.fireworks import batch
+    from ucotron_ray.fireworks import stage as remote
     from ucotron_ray.synthesis import stage as synthesis
 
     with flags.run_of(args, name=None if args.name or args.recipe else args.task) as run:
@@ -259,7 +260,7 @@ def _batch(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _test(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.stages import served
+    from ucotron_ray.fireworks import served
 
     settings, who = _opened(args)
     asking = served.asking(settings, args.system_prompt, args.max_tokens, args.temperature)
@@ -277,7 +278,7 @@ def _test(args: argparse.Namespace) -> dict[str, Any]:
 
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.evaluation import endpoint
-    from ucotron_ray.stages import served
+    from ucotron_ray.fireworks import served
 
     if len(args.models) < 2:
         raise ConfigError("two models are needed", expected="MODEL MODEL …, the first one the base", found="one")
@@ -291,7 +292,7 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _rows(args: argparse.Namespace, settings: Any) -> Any:
-    from ucotron_ray.stages import served
+    from ucotron_ray.fireworks import served
 
     return served.rows(settings, Path(args.data) if args.data else None, args.max_rows)
 

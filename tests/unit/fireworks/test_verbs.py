@@ -3,8 +3,8 @@
 import pytest
 
 from ucotron_ray import cli
+from ucotron_ray.fireworks import cli as fireworks
 from ucotron_ray.synthesis import job
-from ucotron_ray.verbs import fireworks
 
 
 def test_a_batch_is_of_the_tasks_that_a_teacher_answers():

@@ -8,8 +8,8 @@ from tests.vendor import pairs_file, vending
 from ucotron_ray import cli
 from ucotron_ray.core.errors import AuthError
 from ucotron_ray.fireworks import account as control
+from ucotron_ray.fireworks import stage as remote
 from ucotron_ray.fireworks import tuning_jobs
-from ucotron_ray.stages import remote
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 
 from tests.vendor import vending
 from ucotron_ray import cli
+from ucotron_ray.fireworks import batch as lane
 from ucotron_ray.fireworks import datasets
-from ucotron_ray.stages import batch as lane
 from ucotron_ray.synthesis import journal
 
 COUNT = 12

@@ -13,10 +13,10 @@ from ucotron_ray.core.errors import AuthError, ConfigError, Stopped
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.evaluation import stage as scoring
+from ucotron_ray.fireworks import stage as remote
 from ucotron_ray.fireworks.account import Account
 from ucotron_ray.pipeline import Options
 from ucotron_ray.planning import forecast
-from ucotron_ray.stages import remote
 from ucotron_ray.training import preferences
 
 log = logging.getLogger(__name__)
