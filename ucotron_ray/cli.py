@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from ucotron_ray import __version__
+from ucotron_ray import pipeline_cli as chain
 from ucotron_ray.core import redaction, variables
 from ucotron_ray.core.errors import Stopped, UcotronRayError
 from ucotron_ray.core.flags import Handler
@@ -29,7 +30,6 @@ from ucotron_ray.simulators import cli as simulators
 from ucotron_ray.synthesis import cli as data
 from ucotron_ray.training import cli as training
 from ucotron_ray.tuning import cli as tuning
-from ucotron_ray.verbs import chain
 
 STOPPED_EXIT = 75
 
