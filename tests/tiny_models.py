@@ -10,8 +10,9 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from ucotron_ray.core.artifacts import Request, Result, Store, write_json
 from ucotron_ray.data import wire
-from ucotron_ray.export import bundle, onnx
+from ucotron_ray.export import bundle, exporter
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models.merge import write_merged
 from ucotron_ray.simulators import demo_world
 
 CHATML = (
@@ -48,11 +49,11 @@ def save_tiny(directory: Path, family: str) -> Path:
 def save_tiny_bundle(directory: Path, family: str) -> Path:
     """A bundle with the float32 graph of a random model; `merged` beside it is the model itself. It has no manifest."""
     base = base_models.resolve(str(save_tiny(directory / "base", family)))
-    onnx.merge(base, None, directory / "merged")
-    graph = onnx.export(directory / "merged", directory / "bundle", opset=18)
+    write_merged(base, None, directory / "merged")
+    graph = exporter.export(directory / "merged", directory / "bundle", opset=18)
     tokenizer = base_models.load_tokenizer(base_models.resolve(str(directory / "merged")))
     base_models.save_tokenizer(tokenizer, graph.parent)
-    io = onnx.io_contract(graph, graph.parent / "config.json", eos=tokenizer.eos_token_id)
+    io = exporter.io_contract(graph, graph.parent / "config.json", eos=tokenizer.eos_token_id)
     bundle.write_contracts(graph.parent, tokenizer=tokenizer, io=io, name="tiny", predicates=["works_at", "lives_in"])
     return graph.parent
 

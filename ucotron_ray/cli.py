@@ -1,6 +1,7 @@
 """The command line: verbs, exit codes. Imports no stage: `--help` and every mistake in a flag answer at once."""
 
 import argparse
+import importlib
 import json
 import logging
 import signal
@@ -10,33 +11,45 @@ from collections.abc import Sequence
 from types import FrameType
 
 from ucotron_ray import __version__
-from ucotron_ray import pipeline_cli as chain
 from ucotron_ray.core import redaction, variables
 from ucotron_ray.core.errors import Stopped, UcotronRayError
 from ucotron_ray.core.flags import Handler
-from ucotron_ray.data import cli as validation
-from ucotron_ray.evaluation import cli as evaluation
-from ucotron_ray.export import cli as export
-from ucotron_ray.fireworks import cli as fireworks
-from ucotron_ray.operations import cli as operations
-from ucotron_ray.operations import inspect_cli as inspection
-from ucotron_ray.operations import submit_cli as submitting
-from ucotron_ray.planning import cli as estimating
-from ucotron_ray.projection import cli as projection
-from ucotron_ray.registry import cli as registry
-from ucotron_ray.serving import cli as serving
-from ucotron_ray.serving import deploy_cli as deploy
-from ucotron_ray.simulators import cli as simulators
-from ucotron_ray.synthesis import cli as data
-from ucotron_ray.training import cli as training
-from ucotron_ray.tuning import cli as tuning
+
+VERBS = {
+    "doctor": "operations.inspect_cli",
+    "import-graph": "graph.cli",
+    "synthesize": "synthesis.cli",
+    "validate": "synthesis.validate_cli",
+    "sft": "training.cli",
+    "dpo": "training.cli",
+    "projection": "projection.cli",
+    "tune": "tuning.cli",
+    "evaluate": "evaluation.cli",
+    "compare": "evaluation.cli",
+    "export": "export.cli",
+    "promote": "registry.cli",
+    "rollback": "registry.cli",
+    "pull": "registry.cli",
+    "deploy": "serving.deploy_cli",
+    "serve": "serving.cli",
+    "pipeline": "pipeline_cli",
+    "fireworks": "fireworks.cli",
+    "submit": "operations.submit_cli",
+    "status": "operations.cli",
+    "dashboards": "operations.cli",
+    "estimate": "planning.cli",
+    "show": "operations.inspect_cli",
+    "simulate-fireworks": "simulators.cli",
+    "simulate-ucotron": "simulators.cli",
+}
+"""Every verb in the order of --help, and the module whose `add_<verb>` declares its flags and its handler."""
 
 STOPPED_EXIT = 75
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code. Mistakes of the user end here as one block of text on stderr."""
-    args = _parser().parse_args(argv)
+    args = parse(argv)
     secrets = variables.known_secrets()
     sys.excepthook = redaction.hook(secrets)
     handler_of_log = logging.StreamHandler(sys.stderr)
@@ -66,12 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags of one invocation. Ends the process with 2 for a mistake in them, as argparse does."""
-    return _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    return _parser(words).parse_args(words)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ucotron-ray",
         description="Training data, fine-tuning and production of relation extraction models for Ucotron, on Ray.",
@@ -79,32 +93,15 @@ def _parser() -> argparse.ArgumentParser:
         "another recipe made, 75 stopped and resumable by the same command",
     )
     parser.add_argument("--version", action="version", version=f"ucotron-ray {__version__}")
+    # Who submits another verb as a job reads that verb's flags first.
+    parser.set_defaults(parse=parse)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    inspection.add_doctor(verbs)
-    data.add_import_graph(verbs)
-    data.add_synthesize(verbs)
-    validation.add_validate(verbs)
-    training.add_sft(verbs)
-    training.add_dpo(verbs)
-    projection.add_projection(verbs)
-    tuning.add_tune(verbs)
-    evaluation.add_evaluate(verbs)
-    evaluation.add_compare(verbs)
-    export.add_export(verbs)
-    registry.add_promote(verbs)
-    registry.add_rollback(verbs)
-    registry.add_pull(verbs)
-    deploy.add_deploy(verbs)
-    serving.add_serve(verbs)
-    chain.add_pipeline(verbs)
-    fireworks.add_fireworks(verbs)
-    submitting.add_submit(verbs)
-    operations.add_status(verbs)
-    operations.add_dashboards(verbs)
-    estimating.add_estimate(verbs)
-    inspection.add_show(verbs)
-    simulators.add_simulate_fireworks(verbs)
-    simulators.add_simulate_ucotron(verbs)
+    first = next((word for word in argv if not word.startswith("-")), None)
+    for verb, home in VERBS.items():
+        # The others are there for --help, and for the list in the answer to a verb that does not exist.
+        if verb == first or first not in VERBS:
+            module = importlib.import_module(f"ucotron_ray.{home}")
+            getattr(module, f"add_{verb.replace('-', '_')}")(verbs)
     return parser
 
 

@@ -14,6 +14,7 @@ from ucotron_ray.data import jsonl
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.evaluation import stage as scoring
 from ucotron_ray.export import stage as export
+from ucotron_ray.graph import stage as graphs
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
 from ucotron_ray.synthesis import stage as synthesis
@@ -172,7 +173,7 @@ def dataset_stage(run: Run, options: Options) -> Artifact:
     if options.data_dir is not None or options.skip_generate:
         files = given_files(run, options)
         return datasets.import_rows(run, *files) if files else made_before(run)
-    graph, want = datasets.import_graph(run), teacher_rows(run)
+    graph, want = graphs.import_graph(run), teacher_rows(run)
     if want is None:
         return graph
     return datasets.mix(run, graph, synthesis.accepted(run, want))

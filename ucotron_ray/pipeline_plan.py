@@ -8,6 +8,7 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.evaluation import stage as scoring
 from ucotron_ray.export import stage as export
+from ucotron_ray.graph import stage as graphs
 from ucotron_ray.graph.export import is_server, read_file
 from ucotron_ray.pipeline import (
     Options,
@@ -118,7 +119,7 @@ def planned_dataset(run: Run, options: Options, steps: list[dict[str, str]]) -> 
         return None
     path = Path(source)
     read_file(path)
-    graph = _step(run, steps, "import-graph", datasets.graph_request(run, {"file": artifacts.file_hash(path)}))
+    graph = _step(run, steps, "import-graph", graphs.graph_request(run, {"file": artifacts.file_hash(path)}))
     want = teacher_rows(run)
     return graph if want is None else _planned_mix(run, want, graph, steps)
 

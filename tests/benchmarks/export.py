@@ -31,7 +31,7 @@ from ucotron_ray.evaluation import scoring
 from ucotron_ray.export import gguf, layout, parity, tasks
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora, served
-from ucotron_ray.training.data import prompt_ids, server_row
+from ucotron_ray.models.prompts import prompt_ids, server_row
 
 Result = dict[str, Any]
 

@@ -296,7 +296,8 @@ def scored(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from ucotron_ray.models import lora
-    from ucotron_ray.training.data import example, server_row
+    from ucotron_ray.models.prompts import server_row
+    from ucotron_ray.training.data import example
 
     base = base_models.resolve(str(model_directory()))
     tokenizer = base_models.load_tokenizer(base)

@@ -82,7 +82,7 @@ def test_a_users_mistake_is_one_block_and_exit_2(tmp_path, capsys, tiny_model, d
 def test_the_guides_flags_are_the_settings_of_the_chosen_tier(tmp_path):
     given = ["--tier", "medium", "--model-name", "m", "--epochs", "5", "--batch-size", "4"]
     given += ["--learning-rate", "3e-4", "--max-seq-length", "512"]
-    recipe = flags.config_of(cli._parser().parse_args(["sft", *given])).recipe
+    recipe = flags.config_of(cli.parse(["sft", *given])).recipe
     sft = recipe.training.sft.medium
     assert (sft.epochs, sft.global_batch, sft.learning_rate, sft.max_context_length) == (5, 4, 3e-4, 512)
     assert recipe.models.fine_tuning.medium.local_model == "m"
@@ -209,8 +209,8 @@ def test_errors_keep_their_words_and_codes_across_processes(kind, code):
 
 def test_sigterm_before_the_end_is_exit_75(tmp_path, demo_files):
     script = (
-        "import os, signal, sys\nfrom ucotron_ray import cli\nfrom ucotron_ray.stages import datasets\n"
-        "datasets.import_graph = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM) or signal.pause()\n"
+        "import os, signal, sys\nfrom ucotron_ray import cli\nfrom ucotron_ray.graph import stage\n"
+        "stage.import_graph = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM) or signal.pause()\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "import-graph", str(demo_files[0]), "--set", f"store={tmp_path}", "--json"]

@@ -166,7 +166,7 @@ def test_the_jobs_entrypoint_is_a_command_that_our_parser_takes():
     job = read(MANIFESTS[0])["spec"]
     words = shlex.split(job["entrypoint"])
     assert words[:2] == ["python", "/app/jobs/pipeline.py"]
-    args = cli._parser().parse_args(["pipeline", *words[2:]])
+    args = cli.parse(["pipeline", *words[2:]])
     for given in (args.recipe, args.place):
         inside = Path(str(given)).relative_to("/app")
         assert (ROOT / inside).is_file()
@@ -571,10 +571,10 @@ def test_the_demos_command_has_a_teacher_beside_it_and_our_parser_takes_all_of_i
     assert "recipes/demo.yaml" not in "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
     words = shlex.split(block.replace("\\\n", " "))
     assert words[0] == "ucotron-ray"
-    beside = cli._parser().parse_args(words[1:])
+    beside = cli.parse(words[1:])
     assert beside.verb == "simulate-fireworks"
     assert beside.command == words[words.index("ray") :]
     job = words[words.index("jobs/pipeline.py") + 1 :]
-    args = cli._parser().parse_args(["pipeline", *job])
+    args = cli.parse(["pipeline", *job])
     assert args.recipe == Path("jobs/recipes/demo.yaml")
     assert "api.inference_base_url={url}/inference/v1" in job

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from ucotron_ray.core import artifacts
+from ucotron_ray.core import artifacts, copies
 from ucotron_ray.core.artifacts import Artifact
 from ucotron_ray.core.errors import ConfigError, CorruptArtifact
-from ucotron_ray.registry import versions as registry
 
 
 def copy_out(artifact: Artifact, directory: Path) -> None:
@@ -18,7 +17,7 @@ def copy_out(artifact: Artifact, directory: Path) -> None:
     target = directory.resolve()
     if target.is_dir() and not any(target.iterdir()):
         target.rmdir()
-    registry.install(registry.copy_of(artifact.path), target, artifact.manifest.content)
+    copies.install(copies.copy_of(artifact.path), target, artifact.manifest.content)
 
 
 def refuse_mixing(directory: Path, root: Path, kind: artifacts.Kind) -> None:

@@ -1,20 +1,17 @@
-"""Rows: from a graph, from the user's files, for scoring. A stage says what is asked for, reuses it or makes it."""
+"""Rows: from the user's files, for scoring, mixed. A stage says what is asked for, reuses it or makes it."""
 
 import logging
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from ucotron_ray.core import addresses, artifacts, variables
+from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import ConfigError, InputError
-from ucotron_ray.core.recipe import Graph
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl, readers, wire
 from ucotron_ray.data.records import ChatRow, PreferenceRow, RawRow, Row
-from ucotron_ray.graph import dataset as graph_dataset
-from ucotron_ray.graph import export as graph_export
 
 log = logging.getLogger(__name__)
 
@@ -22,36 +19,10 @@ log = logging.getLogger(__name__)
 TRAIN, VAL, ROWS = "train.jsonl", "val.jsonl", "rows.jsonl"
 
 
-def graph_request(run: Run, identity: Mapping[str, str]) -> Request:
-    """What importing a graph would make; `identity` is the hash of what was read."""
-    settings = run.config.recipe.graph.model_dump(exclude={"source"})
-    return Request("dataset", run.name, {"graph": settings, "source": dict(identity)})
-
-
 def rows_request(train: Path, val: Path | None) -> Request:
     """What importing the user's own files would make, named by their content."""
     hashes = {"train": _content_of(train), "val": _content_of(val) if val else None}
     return Request("dataset", f"rows-{artifacts.canonical_hash(hashes)[:12]}", {"files": hashes})
-
-
-def import_graph(run: Run, source: str | None = None) -> Artifact:
-    """A knowledge graph → `dataset/<name>` with `train.jsonl` and `val.jsonl`."""
-    settings = run.config.recipe.graph
-    source = source or settings.source or variables.value("UCOTRON_SERVER_URL")
-    assert source is not None
-    if graph_export.is_server(source):
-        addresses.check(source, allowed=run.config.place.api.allowed_hosts, where="the graph's server")
-    split, identity, where = _read_graph(source, settings)
-
-    def build(build: Build) -> Result:
-        jsonl.write_rows(build.path / TRAIN, split.train)
-        jsonl.write_rows(build.path / VAL, split.val)
-        return Result({}, split.counts, [f"from {where}", *split.notes])
-
-    artifact = run.make("import-graph", graph_request(run, identity), build)
-    for note in split.notes:
-        log.warning("%s", note)
-    return artifact
 
 
 def import_rows(run: Run, train: Path, val: Path | None) -> Artifact:
@@ -270,39 +241,6 @@ def copy_file(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _read_graph(source: str, settings: Graph) -> tuple[graph_dataset.Split, dict[str, str], str]:
-    """The rows of a source, the identity of what was read, and where it was read without any key."""
-    if not graph_export.is_server(source):
-        path = Path(source)
-        graph = graph_export.read_file(path)
-        return graph_dataset.rows_of_graph(graph, settings), {"file": artifacts.file_hash(path)}, str(path)
-    namespace = settings.namespace or variables.value("UCOTRON_NAMESPACE") or "default"
-    key = variables.value("UCOTRON_API_KEY")
-    if settings.kind == "generate-dataset":
-        _refuse_namespace(namespace, settings)
-        keys = ("max_samples", "train_ratio", "min_relations", "max_text_length", "seed")
-        body = settings.model_dump(include=set(keys))
-        answer = graph_export.call(
-            source, "POST", "/api/v1/finetune/generate-dataset", api_key=key, namespace=namespace, body=body
-        )
-        split = graph_dataset.rows_of_generate_dataset(answer, settings)
-    else:
-        split = graph_dataset.rows_of_graph(graph_export.fetch(source, api_key=key, namespace=namespace), settings)
-    rows = [row.model_dump() for row in [*split.train, *split.val]]
-    return split, {"rows": artifacts.canonical_hash(rows)}, f"{source}, namespace {namespace}"
-
-
-def _refuse_namespace(namespace: str, settings: Graph) -> None:
-    if namespace != "default" and not settings.all_namespaces:
-        raise ConfigError(
-            "generate-dataset ignores namespaces: it would mix in the texts of all of them",
-            where="graph.namespace",
-            expected="namespace default, or --all-namespaces",
-            found=namespace,
-            next_step="use --source export, which keeps to the namespace, or pass --all-namespaces if you may see all",
-        )
-
-
 def _readable_rows(rows: Sequence[jsonl.TrainingRow]) -> tuple[list[Row], int, int]:
     """Rows with chat rows read back into relations; how many were chat rows, and how many of those stay as they are."""
     made: list[Row] = []
@@ -310,7 +248,7 @@ def _readable_rows(rows: Sequence[jsonl.TrainingRow]) -> tuple[list[Row], int, i
     for row in rows:
         if isinstance(row, ChatRow):
             num_chat += 1
-            parsed = graph_dataset.relations_of_chat(row)
+            parsed = wire.relations_of_chat(row)
             num_as_is += parsed is None
             made.append(parsed or row)
         else:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ucotron_ray.data.records import Entity, Relation
+from ucotron_ray.data.records import ChatRow, Entity, RawRow, Relation
 
 CHAT_SYSTEM = (
     "You are a relation extraction model. Extract relationships between entities and output ONLY a JSON array."
@@ -203,3 +203,15 @@ def _depth(value: object) -> int:
             children = node.values() if isinstance(node, dict) else node
             stack.extend((child, depth + 1) for child in children)
     return deepest
+
+
+def relations_of_chat(row: ChatRow) -> RawRow | None:
+    """A chat row read back into text, entities and triples; None if its prompt or its answer is in another layout."""
+    if row.messages[-1].role != "assistant":
+        return None
+    users = [message.content for message in row.messages if message.role == "user"]
+    parsed = parse_prompt(users[0]) if len(users) == 1 else None
+    relations = parse_answer(row.messages[-1].content)
+    if parsed is None or relations is None or not parsed[0].strip():
+        return None
+    return RawRow(text=parsed[0], entities=parsed[1], expected_relations=relations)

@@ -46,7 +46,7 @@ class Source:
     def identity(self) -> dict[str, Any]:
         """What of it changes the answers, for a recipe; its artifacts are inputs."""
         if self.base is not None:
-            return {"base": {"reference": self.base.reference, "identity": self.base.identity}}
+            return {"base": models.base_fields(self.base)}
         if self.endpoint is not None:
             return {"source": {"endpoint": self.endpoint.base_url, "model": self.endpoint.model}}
         if self.bundle is not None:

@@ -15,7 +15,7 @@ from ucotron_ray.evaluation.sureness import pieces, sureness
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.generation import generate, until
-from ucotron_ray.training.data import prompt_ids, server_row
+from ucotron_ray.models.prompts import prompt_ids, server_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

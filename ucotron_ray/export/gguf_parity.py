@@ -10,7 +10,7 @@ from ucotron_ray.core.recipe import Export
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.export import parity
 from ucotron_ray.models import base as base_models
-from ucotron_ray.training.data import prompt_ids, server_row
+from ucotron_ray.models.prompts import prompt_ids, server_row
 
 
 def compare(

@@ -28,7 +28,7 @@ RAW_EVERY = 4
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What the task needs. Plain data. `bundle_directory` None = merge only."""
+    """What the task needs. Plain data."""
 
     name: str
     base: str
@@ -37,7 +37,7 @@ class ExportJob:
     model_directory: str
     merge: bool
     """False where the merged model is there already."""
-    bundle_directory: str | None
+    bundle_directory: str
     rows_file: str | None
     predicates: tuple[str, ...]
     """What the decoding `vocabulary` allows."""
@@ -62,31 +62,30 @@ class _Asked:
 
 def merge(job: ExportJob) -> None:
     """Write the merged model."""
-    from ucotron_ray.export import onnx  # noqa: PLC0415 - torch and transformers, in the task only
-    from ucotron_ray.models import base as base_models  # noqa: PLC0415
+    from ucotron_ray.models import base as base_models  # noqa: PLC0415 - torch and transformers, in the task only
+    from ucotron_ray.models.merge import write_merged  # noqa: PLC0415
 
     log.info("export: merging in float32")
-    onnx.merge(base_models.resolve(job.base), Path(job.adapter) if job.adapter else None, Path(job.model_directory))
+    write_merged(base_models.resolve(job.base), Path(job.adapter) if job.adapter else None, Path(job.model_directory))
 
 
 def bundle(job: ExportJob) -> Figures:
     """Write the bundle and all of its figures; return those of float32, of each variant and each file, flat."""
     from ucotron_ray.export import bundle as contents  # noqa: PLC0415 - torch and transformers, in the task only
-    from ucotron_ray.export import gguf, gguf_parity, onnx, parity, tasks  # noqa: PLC0415
+    from ucotron_ray.export import exporter, gguf, gguf_parity, parity, tasks  # noqa: PLC0415
     from ucotron_ray.models import base as base_models  # noqa: PLC0415
     from ucotron_ray.models import served  # noqa: PLC0415
 
-    assert job.bundle_directory is not None
     settings, directory = Export.model_validate(job.settings), Path(job.bundle_directory)
     model_directory = Path(job.model_directory)
     if settings.gguf:
         gguf.check(model_directory)
     began = time.monotonic()
     log.info("export: tracing to ONNX, opset %d", settings.opset)
-    graph = onnx.export(model_directory, directory, opset=settings.opset)
+    graph = exporter.export(model_directory, directory, opset=settings.opset)
     tokenizer = base_models.load_tokenizer(base_models.resolve(str(model_directory)))
     base_models.save_tokenizer(tokenizer, directory)
-    io = onnx.io_contract(graph, directory / "config.json", eos=int(tokenizer.eos_token_id))
+    io = exporter.io_contract(graph, directory / "config.json", eos=int(tokenizer.eos_token_id))
     contents.write_contracts(directory, tokenizer=tokenizer, io=io, name=job.name, predicates=job.predicates)
     exported = time.monotonic()
     rows = _rows(job)
@@ -136,7 +135,7 @@ def _rows(job: ExportJob) -> "list[RawRow]":
 
 
 def _asked(rows: "Sequence[RawRow]", tokenizer: "PreTrainedTokenizerBase", settings: Export) -> _Asked:
-    from ucotron_ray.training.data import prompt_ids, server_row  # noqa: PLC0415 - in the task only
+    from ucotron_ray.models.prompts import prompt_ids, server_row  # noqa: PLC0415 - in the task only
 
     picked = list(rows[: settings.parity_rows])
     layouts = ["raw" if index % RAW_EVERY == RAW_EVERY - 1 else "chat" for index in range(len(picked))]
@@ -200,9 +199,8 @@ def _files(
 ) -> dict[str, Figures]:
     """Each GGUF file, written and loaded back."""
     from ucotron_ray.export import gguf, gguf_parity  # noqa: PLC0415 - in the task only
-    from ucotron_ray.training.data import prompt_ids, server_row  # noqa: PLC0415
+    from ucotron_ray.models.prompts import prompt_ids, server_row  # noqa: PLC0415
 
-    assert job.bundle_directory is not None
     made: dict[str, Figures] = {}
     if not settings.gguf:
         return made

@@ -13,7 +13,7 @@ from ucotron_ray.export.job import ExportJob
 
 
 def export_on_ray(job: ExportJob, workers: Workers, *, memory: float | None) -> dict[str, float]:
-    """Run the task; return its figures, sizes in bytes and seconds. Empty for a merge only.
+    """Run the task; return its figures, sizes in bytes and seconds.
 
     `memory` is what the task needs in bytes: Ray then starts it where a node has that much left.
     """
@@ -40,8 +40,6 @@ def _export(fields: Mapping[str, Any]) -> dict[str, float]:
     spool = tracking.Spool(Path(job.spool), job.run)
     if job.merge:
         steps.merge(job)
-    if job.bundle_directory is None:
-        return {}
     figures = steps.bundle(job)
     spool.metrics(figures)
     if job.destination is not None:

@@ -1,56 +1,30 @@
-"""Merged models and bundles."""
+"""Bundles: what a server needs to answer as the tuned model does."""
 
 import json
 from collections import Counter
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ucotron_ray.core.artifacts import Artifact, Build, Input, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import GateFailed
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import TRAIN, data_of, rows_file
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import shape as shapes
-from ucotron_ray.models.stage import loadable_base, prompt_identity
+from ucotron_ray.models.stage import base_fields, loadable_base, merge_request, prompt_identity
 
 if TYPE_CHECKING:
     from ucotron_ray.export.job import ExportJob
     from ucotron_ray.export.plan import Plan
 
 
-def merge(run: Run, base: base_models.BaseModel, adapter: Artifact, *, name: str | None = None) -> Artifact:
-    """The adapter added to its base → `model/<name>` (the run's, if none is given), as transformers loads it."""
-
-    def build(build: Build) -> Result:
-        job = _job(run, base, adapter)
-        run.connect()
-        from ucotron_ray.export.on_ray import export_on_ray
-
-        job = replace(job, model_directory=str(build.path), run=run.spool.child("merge").run)
-        export_on_ray(job, run.config.place.workers, memory=None)
-        return Result({}, {}, [f"base {base.reference}, float32"])
-
-    return run.make("merge", replace(merge_request(run, base, adapter), name=name or run.name), build)
-
-
-def merge_request(run: Run, base: base_models.BaseModel, adapter: Artifact | None) -> Request:
-    """What merging would make."""
-    return Request("model", run.name, {"merge": "float32", **_made_of(base)}, _adapter_input(adapter))
-
-
 def bundle_request(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data: Artifact | None) -> Request:
     """What exporting would make; gates and decoding are judged on `data`, so that it is part of what a bundle is."""
-    inputs = _adapter_input(adapter) + ((data.as_input("data"),) if data else ())
-    return Request("bundle", run.name, {"export": run.config.recipe.export.model_dump(), **_made_of(base)}, inputs)
-
-
-def _made_of(base: base_models.BaseModel) -> dict[str, Any]:
-    return {"base": {"reference": base.reference, "identity": base.identity}, "prompt": prompt_identity()}
-
-
-def _adapter_input(adapter: Artifact | None) -> tuple[Input, ...]:
-    return (adapter.as_input("adapter"),) if adapter else ()
+    made_of = {"adapter": adapter, "data": data}
+    inputs = tuple(artifact.as_input(role) for role, artifact in made_of.items() if artifact)
+    fields = {"export": run.config.recipe.export.model_dump(), "base": base_fields(base), "prompt": prompt_identity()}
+    return Request("bundle", run.name, fields, inputs)
 
 
 def check_formats(run: Run, base: base_models.BaseModel) -> None:

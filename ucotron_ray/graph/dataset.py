@@ -9,7 +9,7 @@ from typing import Any
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.recipe import Graph
 from ucotron_ray.data.records import ChatRow, Entity, RawRow, Relation, name_key
-from ucotron_ray.data.wire import parse_answer, parse_prompt
+from ucotron_ray.data.wire import relations_of_chat
 from ucotron_ray.graph.export import Edge, KnowledgeGraph
 
 MIN_ENTITIES = 2
@@ -85,18 +85,6 @@ def rows_of_generate_dataset(answer: Any, settings: Graph) -> Split:
     )
     result = split(rows, settings, {"unparsed": len(chats) - len(rows), "bare_name_texts": bare, "related_to": vague})
     return Split(result.train, result.val, result.counts, [note])
-
-
-def relations_of_chat(row: ChatRow) -> RawRow | None:
-    """A chat row read back into text, entities and triples; None if its prompt or its answer is in another layout."""
-    if row.messages[-1].role != "assistant":
-        return None
-    users = [message.content for message in row.messages if message.role == "user"]
-    parsed = parse_prompt(users[0]) if len(users) == 1 else None
-    relations = parse_answer(row.messages[-1].content)
-    if parsed is None or relations is None or not parsed[0].strip():
-        return None
-    return RawRow(text=parsed[0], entities=parsed[1], expected_relations=relations)
 
 
 def split(rows: Sequence[RawRow], settings: Graph, left_out: dict[str, int]) -> Split:

@@ -93,3 +93,31 @@ def model(run: Run, reference: str) -> tuple[base_models.BaseModel, Artifact | N
             adapter = found
     base = base_models.resolve(reference) if adapter is None else base_of(adapter, run.store)
     return note_hub(run, base), adapter
+
+
+def base_fields(base: base_models.BaseModel) -> dict[str, str]:
+    """What a recipe says of a base: its name, and the hash of its bytes."""
+    return {"reference": base.reference, "identity": base.identity}
+
+
+def merge_request(
+    run: Run, base: base_models.BaseModel, adapter: Artifact | None, *, name: str | None = None
+) -> Request:
+    """What merging would make: `model/<name>`, the run's name if none is given."""
+    fields = {"merge": "float32", "base": base_fields(base), "prompt": prompt_identity()}
+    inputs = (adapter.as_input("adapter"),) if adapter else ()
+    return Request("model", name or run.name, fields, inputs)
+
+
+def merge(run: Run, base: base_models.BaseModel, adapter: Artifact, *, name: str | None = None) -> Artifact:
+    """The adapter added to its base → `model/<name>`, as transformers loads it."""
+
+    def build(build: Build) -> Result:
+        loadable = loadable_base(run, base)
+        run.connect()
+        from ucotron_ray.models.on_ray import merge_on_ray
+
+        merge_on_ray(loadable, adapter.path / "adapter", build.path, run.config.place.workers, run.log_file)
+        return Result({}, {}, [f"base {base.reference}, float32"])
+
+    return run.make("merge", merge_request(run, base, adapter, name=name), build)

@@ -52,13 +52,12 @@ def add_submit(verbs: Any) -> None:
 
 
 def _submit(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import cli
     from ucotron_ray.operations import record, submission
 
     options = submission.Options(args.runtime_env, args.env, args.include, args.working_dir, args.python)
     plan = submission.plan(Path.cwd(), args.job, options)
     # A mistake in the job's own flags or files ends here, not on the cluster.
-    store = submission.check_store(flags.config_of(cli.parse(plan.arguments)).place.store)
+    store = submission.check_store(flags.config_of(args.parse(plan.arguments)).place.store)
     directory = (args.run_dir.expanduser() if args.run_dir else record.directory_of(store)) / plan.run
     print(f"{plan.run}: {plan.command}\n{plan.shown()}")
     shown = {"run": plan.run, "files": len(plan.files or []), "bytes": sum(file.size for file in plan.files or [])}

@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from ucotron_ray.core import copies
 from ucotron_ray.core.artifacts import MANIFEST, Artifact, read_artifact
 from ucotron_ray.core.errors import ConfigError, MissingArtifact, RecipeChanged, Stopped
 from ucotron_ray.core.run import Run
@@ -116,7 +117,7 @@ def rollback(run: Run) -> dict[str, Any]:
             next_step=f"promote the bundle that is wanted; earlier moves are in store/registry/{models.model}.jsonl",
         )
     if previous.directory is not None:
-        registry.verify_content(read_artifact(previous.directory), previous.tags[CONTENT_TAG])
+        copies.verify_content(read_artifact(previous.directory), previous.tags[CONTENT_TAG])
     else:
         _refuse_unseen(previous)
     # In this order a kill in between leaves the champion where it was asked to go, and the next rollback is refused.
@@ -151,12 +152,12 @@ def pull(run: Run, target: Path | None, *, alias: str = CHAMPION) -> Artifact:
 def fetch(models: Registry, version: Version, target: Path) -> Artifact:
     """A version's files in the target, all bytes as they were registered."""
     content = version.tags[CONTENT_TAG]
-    if version.directory is not None and registry.holds(target, content):
+    if version.directory is not None and copies.holds(target, content):
         return read_artifact(target)
     source = version.directory
     _refuse_unseen(version)
-    get = registry.copy_of(source) if source else lambda directory: models.download(version.source, directory)
-    return registry.install(get, target, content)
+    get = copies.copy_of(source) if source else lambda directory: models.download(version.source, directory)
+    return copies.install(get, target, content)
 
 
 def _refuse_to_lose(run: Run, models: Registry, target: Path) -> None:
@@ -265,7 +266,7 @@ def _bundle_of_version(run: Run, models: Registry, version: Version) -> Artifact
     content = version.tags[CONTENT_TAG]
     if version.directory is not None:
         found = read_artifact(version.directory)
-        registry.verify_content(found, content)
+        copies.verify_content(found, content)
         return found
     return fetch(models, version, run.store.path("bundle", f"{version.tags[NAME_TAG]}-{content[:12]}"))
 
@@ -287,7 +288,7 @@ def _is_reachable(version: Version, content: str, *, upload: bool) -> bool:
     if upload and version.run is None:
         return False
     if version.directory is not None:
-        return registry.holds(version.directory, content)
+        return copies.holds(version.directory, content)
     return not _is_unseen(version)
 
 

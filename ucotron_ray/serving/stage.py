@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core import artifacts, variables
+from ucotron_ray.core import artifacts, copies, variables
 from ucotron_ray.core.errors import ArtifactError, ConfigError, MissingArtifact
 from ucotron_ray.core.place import Serving
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Registry
 from ucotron_ray.evaluation.answers import bundle_of, bundle_source
 from ucotron_ray.models import stage as models
-from ucotron_ray.registry import versions as registry
 from ucotron_ray.registry.versions import CANDIDATE, CHAMPION, CONTENT_TAG, PREVIOUS
 from ucotron_ray.serving import target as targets
 from ucotron_ray.serving.target import Target
@@ -134,7 +133,7 @@ class Reference:
             if not (place / artifacts.MANIFEST).is_file():
                 promotion.fetch(self._models, version, place)
         # What lies there now may have been made since, and passed no gate. Its bytes are compared when it is served.
-        registry.check_content(artifacts.read_artifact(place), content)
+        copies.check_content(artifacts.read_artifact(place), content)
         return place
 
 

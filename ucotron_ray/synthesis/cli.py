@@ -1,4 +1,4 @@
-"""Verbs that make rows: `import-graph`, `synthesize`."""
+"""The verb `synthesize`."""
 
 import argparse
 import sys
@@ -17,29 +17,6 @@ TASKS = (
     "path_reward",
 )
 """The generators; spelled out here, since --help imports no stage. A test compares them."""
-
-
-def add_import_graph(verbs: Any) -> None:
-    """`import-graph`: rows from a knowledge graph."""
-    parser = flags.verb(verbs, "import-graph", "Make training rows from a Ucotron knowledge graph.", _import_graph)
-    parser.add_argument(
-        "source", nargs="?", metavar="SOURCE", help="export file or server URL (default: UCOTRON_SERVER_URL)"
-    )
-    parser.add_argument(
-        "--source", dest="graph_kind", choices=("export", "generate-dataset"), help="which call of a server"
-    )
-    parser.add_argument("--namespace", help="namespace on the server (default: UCOTRON_NAMESPACE, else default)")
-    parser.add_argument(
-        "--all-namespaces", action="store_true", help="generate-dataset mixes namespaces: say that you may"
-    )
-    parser.add_argument("--max-samples", type=int)
-    parser.add_argument("--train-ratio", type=float)
-    parser.add_argument("--min-relations", type=int)
-    parser.add_argument("--max-text-length", type=int, metavar="CHARACTERS")
-    parser.add_argument("--seed", type=int, dest="graph_seed")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="also write the training rows as the guide's chat JSONL"
-    )
 
 
 def add_synthesize(verbs: Any) -> None:
@@ -62,25 +39,6 @@ def add_synthesize(verbs: Any) -> None:
     parser.add_argument("--max-rounds", type=int, help="rounds of further samples for those not accepted")
     parser.add_argument("--seed", type=int, dest="generation_seed")
     parser.add_argument("--dry-run", action="store_true", help="print the plan with tokens and dollars; send nothing")
-
-
-def _import_graph(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.core import outputs
-    from ucotron_ray.data import stage as datasets
-
-    if args.output:
-        outputs.check_file(args.output)
-    source = args.source
-    with flags.run_of(args, name=Path(source).stem if source and "://" not in source else None) as run:
-        artifact = datasets.import_graph(run, source)
-        if args.output:
-            datasets.write_chat_copy(artifact, args.output)
-    counts = artifact.manifest.counts
-    print(
-        f"{artifact.path}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items()),
-        file=sys.stderr,
-    )
-    return {"artifact": str(artifact.path), **counts}
 
 
 def _synthesize(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import ChatRow, RawRow
-from ucotron_ray.graph.dataset import relations_of_chat
+from ucotron_ray.data.wire import relations_of_chat
 from ucotron_ray.synthesis.rows import Fields, RowKind
 from ucotron_ray.synthesis.tasks import (
     contradiction,

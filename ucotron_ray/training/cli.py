@@ -57,8 +57,8 @@ def _to_sample(run: Any, data: Any) -> dict[str, Any]:
 def _sft(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
     from ucotron_ray.data import stage as datasets
-    from ucotron_ray.export import stage as export
     from ucotron_ray.models import base as base_models
+    from ucotron_ray.models import stage as models
     from ucotron_ray.training import hub
     from ucotron_ray.training import stage as training
 
@@ -76,7 +76,7 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
         if args.push_to_hub:
             result["hub"] = hub.push(adapter, args.push_to_hub)
         if args.output_dir:
-            merged = export.merge(run, base, adapter)
+            merged = models.merge(run, base, adapter)
             outputs.copy_out(merged, args.output_dir)
             result["output_dir"] = str(args.output_dir)
     return result

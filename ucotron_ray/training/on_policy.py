@@ -18,8 +18,8 @@ from ucotron_ray.data.records import PreferenceRow, RawRow
 from ucotron_ray.data.wire import format_answer, user_prompt
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.generation import generate
+from ucotron_ray.models.prompts import prompt_ids, server_row
 from ucotron_ray.training import levers
-from ucotron_ray.training.data import prompt_ids, server_row
 
 log = logging.getLogger(__name__)
 

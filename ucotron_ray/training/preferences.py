@@ -10,8 +10,8 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import PreferenceRow
 from ucotron_ray.data.stage import TRAIN, VAL, import_rows
-from ucotron_ray.export import stage as export
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import stage as models
 from ucotron_ray.models.stage import prompt_identity
 
 VAL_SHARE = 0.1
@@ -61,7 +61,7 @@ def pairs_of(run: Run, data: Artifact, base: base_models.BaseModel, adapter: Art
     if is_pairs(data):
         jsonl.read_preferences(data.path / TRAIN)
         return data
-    return _on_policy(run, data, export.merge(run, base, adapter, name=f"{adapter.manifest.name}-merged"))
+    return _on_policy(run, data, models.merge(run, base, adapter, name=f"{adapter.manifest.name}-merged"))
 
 
 def _import_pairs(run: Run, path: Path) -> Artifact:

@@ -10,7 +10,6 @@ from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Spool
 from ucotron_ray.data.stage import TRAIN, VAL
-from ucotron_ray.export import stage as export
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
 from ucotron_ray.models.stage import prompt_identity
@@ -25,7 +24,7 @@ def sft_request(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Req
     """What supervised fine-tuning would make."""
     fields = {
         "sft": run.config.recipe.sft.model_dump(),
-        "base": {"reference": base.reference, "identity": base.identity},
+        "base": models.base_fields(base),
         "prompt": prompt_identity(),
     }
     return Request("adapter", run.name, fields, (dataset.as_input("data"),))
@@ -101,7 +100,7 @@ def dpo_request(run: Run, name: str, pairs: Artifact, merged: Artifact) -> Reque
     """What preference training would make. `merged` is the model that it starts from, and its reference."""
     fields = {"dpo": run.config.recipe.dpo.model_dump(), "prompt": prompt_identity()}
     base = models.merged_base(merged)
-    fields["base"] = {"reference": base.reference, "identity": base.identity}
+    fields["base"] = models.base_fields(base)
     return Request("adapter", name, fields, (pairs.as_input("data"), merged.as_input("base")))
 
 
@@ -115,7 +114,7 @@ def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapt
     if there is None or run.store.plan(dpo_request(run, name, pairs, there)) != "reuse":
         # The merged model has the base's tokenizer and shape: mistakes are found before it is made.
         prepared = preparation.prepare(run, "dpo", pairs, base)
-    merged = export.merge(run, base, adapter, name=f"{adapter.manifest.name}-merged")
+    merged = models.merge(run, base, adapter, name=f"{adapter.manifest.name}-merged")
     if prepared is None and run.store.plan(dpo_request(run, name, pairs, merged)) != "reuse":
         # What was there had been merged from another adapter.
         prepared = preparation.prepare(run, "dpo", pairs, base)

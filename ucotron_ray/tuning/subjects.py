@@ -16,8 +16,8 @@ from ucotron_ray.core.recipe import LoraSettings
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import VAL
-from ucotron_ray.export import stage as export
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import stage as models
 from ucotron_ray.models.shape import shape_of
 from ucotron_ray.projection import embeddings
 from ucotron_ray.training import preparation
@@ -73,7 +73,7 @@ def sft_subject(run: Run, data: Artifact) -> Subject:
                 made[tier] = _template(fields, base, prepared.tokens.manifest.counts["rows"])
         return made
 
-    identity = {tier: {"reference": base.reference, "identity": base.identity} for tier, base in bases.items()}
+    identity = {tier: models.base_fields(base) for tier, base in bases.items()}
     return Subject("sft", data, (data.as_input("data"),), settings, identity, prepare)
 
 
@@ -95,14 +95,14 @@ def dpo_subject(run: Run, pairs: Artifact, base: base_models.BaseModel, adapter:
     def prepare(workers: Mapping[str, Workers]) -> Mapping[str, Template]:
         with at_tier(run, tier, workers[tier]):
             prepared = preparation.prepare(run, "dpo", pairs, base)
-            merged = export.merge(run, base, adapter, name=f"{adapter.manifest.name}-merged")
+            merged = models.merge(run, base, adapter, name=f"{adapter.manifest.name}-merged")
             kept = training.reference_of(run, pairs, merged, prepared)
             fields = training.job_fields(run, str(merged.path), pairs, Path(), prepared)
         template = _template(fields | {"reference": str(kept.path)}, base, prepared.tokens.manifest.counts["rows"])
         return {tier: replace(template, model=f"{base.reference} + {adapter.manifest.name}")}
 
     inputs = (pairs.as_input("data"), adapter.as_input("adapter"))
-    identity = {tier: {"reference": base.reference, "identity": base.identity}}
+    identity = {tier: models.base_fields(base)}
     return Subject("dpo", pairs, inputs, {tier: recipe.dpo}, identity, prepare)
 
 

@@ -5,11 +5,10 @@ import shutil
 import pytest
 
 from tests.unit.test_cli import call
-from ucotron_ray.core import outputs
+from ucotron_ray.core import copies, outputs
 from ucotron_ray.core.artifacts import Artifact, Kind, Request, Result, Store
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.models import stage as models
-from ucotron_ray.registry import versions as registry
 
 
 def made(store: Store, kind: Kind = "bundle", text: str = "new") -> Artifact:
@@ -64,7 +63,7 @@ def test_a_copy_that_breaks_off_leaves_the_older_one(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "copytree", full)
     with pytest.raises(OSError, match="No space"):
         outputs.copy_out(made(store), tmp_path / "out")
-    assert registry.holds(tmp_path / "out", models.artifacts.read_artifact(tmp_path / "out").manifest.content)
+    assert copies.holds(tmp_path / "out", models.artifacts.read_artifact(tmp_path / "out").manifest.content)
     assert (tmp_path / "out" / "weights").read_text(encoding="utf-8") == "old"
 
 

@@ -10,9 +10,10 @@ from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Store
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.run import Run
-from ucotron_ray.data import jsonl, readers, validation, wire
+from ucotron_ray.data import jsonl, readers, wire
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.data.records import GeneratedRow, RawRow
+from ucotron_ray.synthesis import validation
 
 RAW = {"text": "Ann met Bo.", "entities": [{"text": "Ann", "label": "person"}, {"text": "Bo", "label": "person"}]}
 RAW |= {"expected_relations": [{"subject": "Ann", "predicate": "met", "object": "Bo"}]}

@@ -5,8 +5,8 @@ import torch
 from ucotron_ray.evaluation import generate
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
+from ucotron_ray.models.prompts import prompt_ids, server_row
 from ucotron_ray.simulators import demo_world
-from ucotron_ray.training.data import prompt_ids, server_row
 
 
 def test_noted_log_probabilities_are_those_of_a_full_pass_and_pieces_make_up_the_answer(tiny_model, monkeypatch):

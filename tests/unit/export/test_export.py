@@ -18,13 +18,15 @@ from ucotron_ray.core.errors import InputError, ResourceError
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.wire import user_prompt
-from ucotron_ray.export import bundle, gguf, gguf_parity, job, layout, onnx, parity, plan, quantize, tasks
+from ucotron_ray.export import bundle, exporter, gguf, gguf_parity, job, layout, parity, plan, quantize, tasks
 from ucotron_ray.export import stage as export_stage
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import served, shape
+from ucotron_ray.models import stage as models
+from ucotron_ray.models.merge import write_merged
+from ucotron_ray.models.prompts import prompt_ids, server_row
 from ucotron_ray.models.runner import NUM_LOGITS, OnnxRunner
 from ucotron_ray.simulators import demo_world
-from ucotron_ray.training.data import prompt_ids, server_row
 
 # Tracing warns about every branch of the model's code that it fixes.
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")
@@ -57,7 +59,7 @@ def asked(made: Path) -> tuple[list[list[int]], int]:
 
 def test_export_is_equal_to_pytorch_and_a_changed_weight_fails_the_gate(made, tmp_path):
     prompts, eos = asked(made)
-    graph = made / onnx.GRAPH
+    graph = made / exporter.GRAPH
     figures = parity.compare(made.parent / "merged", graph, prompts, SETTINGS, eos=eos)
     figures["prompt_ids_match"] = parity.prompt_ids_match(served.load(made), ROWS, LAYOUTS, prompts)
     assert parity.failures(figures, SETTINGS) == []
@@ -66,7 +68,7 @@ def test_export_is_equal_to_pytorch_and_a_changed_weight_fails_the_gate(made, tm
     assert figures["positions"] == sum(map(len, prompts)) + 18 + min(1000, sum(map(len, prompts)))
 
     other = tmp_path / "other"
-    onnx.merge(base_models.resolve(str(made.parent / "base")), None, other)
+    write_merged(base_models.resolve(str(made.parent / "base")), None, other)
     _shift_one_tensor(other / "model.safetensors")
     changed = parity.compare(other, graph, prompts, SETTINGS, eos=eos) | {"prompt_ids_match": 0.5}
     missed = parity.failures(changed, SETTINGS)
@@ -79,11 +81,11 @@ def test_the_graph_is_one_that_the_servers_runtime_reads(made):
     assert [entry["name"] for entry in contract["optional_inputs"]] == [NUM_LOGITS]
     assert contract["opset"]["ai.onnx"] <= 21
     assert contract["ir_version"] <= 10
-    onnx_package.checker.check_model(str(made / onnx.GRAPH))
+    onnx_package.checker.check_model(str(made / exporter.GRAPH))
 
 
 def test_weights_lie_the_same_way_whatever_the_head(made):
-    proto, weights = layout.read(made / onnx.GRAPH)
+    proto, weights = layout.read(made / exporter.GRAPH)
     outside = {tensor.name for tensor in proto.graph.initializer if tensor.external_data}
     assert outside == {name for name, array in weights.items() if array.nbytes >= layout.MIN_BYTES}
     for tensor in proto.graph.initializer:
@@ -129,8 +131,8 @@ def test_constants_that_lie_outside_come_into_the_graph(tmp_path):
 def test_a_caller_that_does_not_know_of_num_logits_gets_all(made):
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(made / onnx.GRAPH))
-    runner = OnnxRunner(made / onnx.GRAPH)
+    session = onnxruntime.InferenceSession(str(made / exporter.GRAPH))
+    runner = OnnxRunner(made / exporter.GRAPH)
     ids = np.array([[5, 6, 7]])
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(3)[None]}
     empty = {
@@ -145,7 +147,7 @@ def test_a_caller_that_does_not_know_of_num_logits_gets_all(made):
 
 def test_int8_and_int4_round_every_matrix_once_and_stay_close(made):
     prompts, _ = asked(made)
-    graph = made / onnx.GRAPH
+    graph = made / exporter.GRAPH
     reference = OnnxRunner(graph).logits(prompts[0])
     errors, sizes = {}, {}
     for bits in (8, 4):
@@ -167,7 +169,7 @@ def test_int8_and_int4_round_every_matrix_once_and_stay_close(made):
 
 def test_a_tied_head_reads_the_bytes_of_the_table(made):
     target = made / "model_int8.onnx"
-    quantize.quantize(made / onnx.GRAPH, target, bits=8, block=32)
+    quantize.quantize(made / exporter.GRAPH, target, bits=8, block=32)
     proto = onnx_package.load(str(target), load_external_data=False)
     config_ = json.loads((made / "config.json").read_text(encoding="utf-8"))
     gather = next(node for node in proto.graph.node if node.op_type == "GatherBlockQuantized")
@@ -193,7 +195,7 @@ def test_rounding_is_within_half_a_step(seed):
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 def test_gguf_read_back_is_the_same_model_with_the_same_tokens(tmp_path, family):
     base = base_models.resolve(str(save_tiny(tmp_path / "base", family)))
-    onnx.merge(base, None, tmp_path / "merged")
+    write_merged(base, None, tmp_path / "merged")
     tokenizer = base_models.load_tokenizer(base_models.resolve(str(tmp_path / "merged")))
     prompts = [prompt_ids(server_row(row, "raw"), tokenizer) for row in ROWS]
     eos = tokenizer.eos_token_id
@@ -347,7 +349,7 @@ def test_every_graph_agrees_under_the_runtime_of_the_server(made, tmp_path):
         pytest.skip("SERVER_ONNXRUNTIME does not name a directory with onnxruntime 1.23.2")
     prompts, _ = asked(made)
     for bits in (8, 4):
-        quantize.quantize(made / onnx.GRAPH, made / f"model_int{bits}.onnx", bits=bits, block=32)
+        quantize.quantize(made / exporter.GRAPH, made / f"model_int{bits}.onnx", bits=bits, block=32)
     script = (
         "import json, sys, numpy as np, onnxruntime\n"
         "from pathlib import Path\n"
@@ -363,14 +365,14 @@ def test_every_graph_agrees_under_the_runtime_of_the_server(made, tmp_path):
         subprocess.run(command, env=environment, check=True, timeout=120)
         pinned = OnnxRunner(made / file, num_threads=1).logits(prompts[0])
         # Rounded activations fall on either side of a half where sums differ in the last bit.
-        assert np.abs(np.load(output) - pinned).max() < (1e-4 if file == onnx.GRAPH else 0.02)
+        assert np.abs(np.load(output) - pinned).max() < (1e-4 if file == exporter.GRAPH else 0.02)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 def test_llama_cpp_reads_the_files_splits_texts_alike_and_answers_the_same(tmp_path, family):
     base = base_models.resolve(str(save_tiny(tmp_path / "base", family)))
-    onnx.merge(base, None, tmp_path / "merged")
+    write_merged(base, None, tmp_path / "merged")
     tokenizer = base_models.load_tokenizer(base_models.resolve(str(tmp_path / "merged")))
     texts = [user_prompt(row.text, row.entities) for row in ROWS]
     prompts = [prompt_ids(server_row(row, "raw"), tokenizer) for row in ROWS]
@@ -395,4 +397,4 @@ def test_the_rows_that_the_gates_are_judged_on_are_part_of_what_a_bundle_is(tmp_
         recipes.add(export_stage.bundle_request(run, base, None, rows).recipe)
     assert len(recipes) == 2
     # The merged model is the same whatever is asked of it.
-    assert export_stage.merge_request(run, base, None).inputs == ()
+    assert models.merge_request(run, base, None).inputs == ()

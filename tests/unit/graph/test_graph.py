@@ -153,12 +153,12 @@ def test_chat_rows_of_the_guide_are_read_back_and_foreign_ones_are_not():
             },
         ]
     }
-    parsed = dataset.relations_of_chat(ChatRow.model_validate(guide))
+    parsed = wire.relations_of_chat(ChatRow.model_validate(guide))
     assert parsed is not None
     assert parsed.text == "Alice works at Google"
     assert parsed.expected_relations[0].predicate == "works_at"
     foreign = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
-    assert dataset.relations_of_chat(ChatRow.model_validate(foreign)) is None
+    assert wire.relations_of_chat(ChatRow.model_validate(foreign)) is None
 
 
 def test_generate_dataset_rows_come_with_a_note_of_how_little_they_say():

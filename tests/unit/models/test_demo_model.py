@@ -4,8 +4,8 @@ import pytest
 
 from ucotron_ray.core import config
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models.prompts import prompt_ids, server_row
 from ucotron_ray.simulators import demo_world
-from ucotron_ray.training.data import prompt_ids, server_row
 
 RECIPE = "jobs/recipes/demo.yaml"
 

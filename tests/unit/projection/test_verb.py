@@ -64,7 +64,7 @@ def test_the_guides_flags_are_settings_of_the_projection():
         "256",
     ]
     given += ["--val-split", "0.2", "--patience", "5", "--seed", "7", "--opset", "18"]
-    recipe = flags.config_of(cli._parser().parse_args(["projection", "train", *given])).recipe
+    recipe = flags.config_of(cli.parse(["projection", "train", *given])).recipe
     made = recipe.projection
     assert (made.epochs, made.batch_size, made.learning_rate, made.dropout) == (3, 64, 1e-3, 0.2)
     assert (made.hidden_dim, made.val_split, made.patience, made.seed, made.opset) == (256, 0.2, 5, 7, 18)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.registered import answer_with, base_directory, held_out_file, make_bundle
 from ucotron_ray import cli
-from ucotron_ray.core import config, tracking
+from ucotron_ray.core import config, copies, tracking
 from ucotron_ray.core.artifacts import MANIFEST, Request, Result, Store, content_hash, list_files, read_artifact
 from ucotron_ray.core.errors import CorruptArtifact
 from ucotron_ray.evaluation import stage as scoring
@@ -229,10 +229,10 @@ def test_a_failed_fetch_leaves_the_older_copy_as_it_was(tmp_path):
     good = make_bundle(store, "good", base_directory(tmp_path / "base"))
     best = make_bundle(store, "best", tmp_path / "base")
     target = tmp_path / "champion"
-    registry.install(registry.copy_of(good.path), target, good.manifest.content)
+    copies.install(copies.copy_of(good.path), target, good.manifest.content)
     (best.path / "model.onnx").write_bytes(b"damaged")
     with pytest.raises(CorruptArtifact):
-        registry.install(registry.copy_of(best.path), target, best.manifest.content)
+        copies.install(copies.copy_of(best.path), target, best.manifest.content)
     assert read_artifact(target).manifest.content == good.manifest.content
 
 
@@ -349,7 +349,7 @@ def test_the_files_of_a_version_are_linked_within_the_store_and_copied_from_else
         raise OSError("another device")
 
     monkeypatch.setattr(os, "link", refuse)
-    assert registry.holds(registry.kept(store.root, bundle), content)
+    assert copies.holds(registry.kept(store.root, bundle), content)
     assert not os.path.samefile(place / "model.onnx", bundle.path / "model.onnx")
 
 

@@ -10,12 +10,12 @@ import pytest
 import uvicorn
 
 from ucotron_ray.data.wire import chat_messages, parse_answer, server_request_body
+from ucotron_ray.models.prompts import prompt_ids, server_row
 from ucotron_ray.serving import backends
 from ucotron_ray.serving.app import Front, Limits, digest_of
 from ucotron_ray.serving.engine import Engine
 from ucotron_ray.serving.target import Target
 from ucotron_ray.simulators import demo_world
-from ucotron_ray.training.data import prompt_ids, server_row
 
 ROWS = [row for row in demo_world.rows(demo_world.graph_world(1), 30, seed=4) if len(row.entities) > 2][:4]
 

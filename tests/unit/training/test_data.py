@@ -7,8 +7,9 @@ from ucotron_ray.core import config
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import ChatRow
+from ucotron_ray.models.prompts import prompt_ids, server_row
 from ucotron_ray.simulators import demo_world
-from ucotron_ray.training.data import IGNORED, epoch_order, example, examples, model_rows, prompt_ids, server_row
+from ucotron_ray.training.data import IGNORED, epoch_order, example, examples, model_rows
 
 ROWS = list(demo_world.rows(demo_world.graph_world(1), 40, seed=1))
 

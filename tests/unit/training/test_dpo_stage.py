@@ -12,8 +12,8 @@ from ucotron_ray.core.artifacts import MANIFEST, Store
 from ucotron_ray.data import jsonl
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.evaluation.scoring import f1_of
-from ucotron_ray.export import on_ray as export_rim
 from ucotron_ray.export import stage as export
+from ucotron_ray.models import on_ray as models_rim
 from ucotron_ray.models import stage as models
 from ucotron_ray.simulators import demo_world
 from ucotron_ray.training import dpo, on_policy, sft
@@ -32,14 +32,11 @@ def in_process(monkeypatch):
         kind = DpoJob if isinstance(job, DpoJob) else SftJob
         return stage.train(kind(**vars(job)), lambda metrics: None)
 
-    def export(job, workers, *, memory):
-        from pathlib import Path
-
-        from ucotron_ray.export import onnx
+    def merge(base, adapter, directory, workers, log_file):
         from ucotron_ray.models import base as base_models
+        from ucotron_ray.models.merge import write_merged
 
-        onnx.merge(base_models.resolve(job.base), Path(job.adapter), Path(job.model_directory))
-        return {}
+        write_merged(base_models.resolve(base), adapter, directory)
 
     monkeypatch.setattr(run.Run, "connect", lambda self, *, workers=True: None)
     monkeypatch.setattr(session, "worker_resources", lambda workers: SimpleNamespace(threads=1))
@@ -50,7 +47,7 @@ def in_process(monkeypatch):
     monkeypatch.setattr(
         rim, "sample_on_ray", lambda job, workers, log: on_policy.write_pairs(on_policy.SampleJob(**job), f1_of)
     )
-    monkeypatch.setattr(export_rim, "export_on_ray", export)
+    monkeypatch.setattr(models_rim, "merge_on_ray", merge)
 
 
 def test_from_rows_to_an_adapter_that_prefers_right_answers(tmp_path, capsys, tiny_model, in_process):

@@ -252,7 +252,7 @@ def test_the_scorer_counts_triples_and_workers_share_the_rows(tmp_path, tiny_mod
     from ucotron_ray.data import jsonl, wire
     from ucotron_ray.data.records import PreferenceRow
     from ucotron_ray.evaluation import generate
-    from ucotron_ray.training.data import prompt_ids, server_row
+    from ucotron_ray.models.prompts import prompt_ids, server_row
 
     rows = [row for row in ROWS if row.expected_relations][:5]
     path = tmp_path / "val.jsonl"

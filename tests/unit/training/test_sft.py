@@ -18,9 +18,10 @@ from ucotron_ray.data import jsonl
 from ucotron_ray.evaluation.generate import greedy
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
+from ucotron_ray.models.prompts import server_row
 from ucotron_ray.simulators import demo_world
 from ucotron_ray.training import batching, checkpoints, levers, loop, plan, sft
-from ucotron_ray.training.data import IGNORED, Example, example, server_row
+from ucotron_ray.training.data import IGNORED, Example, example
 from ucotron_ray.training.job import SftJob
 
 ROWS = list(demo_world.rows(demo_world.graph_world(1), 16, seed=1))

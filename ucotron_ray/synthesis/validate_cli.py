@@ -25,8 +25,7 @@ def add_validate(verbs: Any) -> None:
 
 def _validate(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
-    from ucotron_ray.data import validation
-    from ucotron_ray.synthesis import publish
+    from ucotron_ray.synthesis import publish, validation
 
     requirements.require_packages("datasketch", "pyarrow")
     settings = flags.config_of(args).recipe.generation
