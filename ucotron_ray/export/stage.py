@@ -118,7 +118,7 @@ def _job(run: Run, base: base_models.BaseModel, adapter: Artifact | None) -> "Ex
         adapter=str(adapter.path / "adapter") if adapter else None,
         model_directory="",
         merge=True,
-        bundle_directory=None,
+        bundle_directory="",
         rows_file=None,
         predicates=(),
         settings=run.config.recipe.export.model_dump(),
