@@ -1,32 +1,42 @@
-"""The whole chain: rows → adapter → scores of base and tuned → merged model and bundle."""
+"""The story: rows → adapter → scores of base and tuned → bundle, as one list of steps.
 
-import json
+`chain` is that list. The verb plans it (`--dry-run`), estimates it and makes it; with `--remote` what follows the rows
+are the vendor's steps instead.
+"""
+
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-from ucotron_ray.core import outputs, requirements
-from ucotron_ray.core.artifacts import Artifact, Kind
-from ucotron_ray.core.errors import ConfigError, InputError, MissingArtifact
+from ucotron_ray.core import artifacts, outputs, requirements
+from ucotron_ray.core.artifacts import Artifact, Request
+from ucotron_ray.core.errors import MissingArtifact
 from ucotron_ray.core.run import Run
-from ucotron_ray.data import jsonl
+from ucotron_ray.core.steps import Made, Step
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.evaluation import stage as scoring
 from ucotron_ray.export import stage as export
+from ucotron_ray.fireworks import pipeline as remote
+from ucotron_ray.fireworks import stage as vendor
 from ucotron_ray.graph import stage as graphs
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
+from ucotron_ray.synthesis import chain as teacher
 from ucotron_ray.synthesis import stage as synthesis
-from ucotron_ray.teacher import stage as teachers
 from ucotron_ray.training import preferences, preparation
 from ucotron_ray.training import stage as training
-from ucotron_ray.tuning import space, subjects
 from ucotron_ray.tuning import stage as tuning
+from ucotron_ray.tuning import subjects
 
 log = logging.getLogger(__name__)
 
-TRAIN_FILE, VAL_FILE, PREFERENCE_FILE = "train_sft.jsonl", "val_sft.jsonl", "train_dpo.jsonl"
+Base = Callable[[], base_models.BaseModel]
+"""The base model, once somebody asks for it: an estimate does not."""
+
+Model = tuple[base_models.BaseModel, Artifact | None]
+"""A base model, and the adapter on it."""
 
 
 @dataclass(frozen=True)
@@ -40,176 +50,240 @@ class Options:
     data_dir: Path | None = None
     output_dir: Path | None = None
     tune: bool = False
+    remote: bool = False
 
 
-def check(run: Run, options: Options) -> base_models.BaseModel:
-    """Everything that can be found wrong before anything is started. Returns the base model."""
-    needed = ["ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf"]
-    if not options.skip_export:
-        needed += ["optimum", "onnx", "onnxruntime"]
-    if options.tune:
-        needed.append("matplotlib")
-    requirements.require_packages(*needed)
-    check_rows(run, options)
-    if options.output_dir is not None:
-        kinds: tuple[Kind, Kind] = ("model", "bundle")
-        for directory, kind in zip(copies(options.output_dir), kinds, strict=True):
-            outputs.refuse_mixing(directory, run.store.root, kind)
+def chain(run: Run, options: Options) -> list[Step]:
+    """Every step, in the order in which it is made."""
+    rows = [*rows_steps(run, options), held_out_step(run)]
+    pairs = pairs_steps(run, options)
+    if options.remote:
+        return [*rows, *pairs, *remote.steps(run, aligns=bool(pairs))]
+    base = cache(lambda: base_of(run, options))
+    aligned = alignment_steps(run, options, base)
+    last = last_steps(run, options, base, aligns=bool(aligned))
+    return [*rows, *training_steps(run, options, base), *pairs, *aligned, *last]
+
+
+def rows_steps(run: Run, options: Options) -> list[Step]:
+    """`rows`: of the user's files, of the graph and a teacher, or with `--skip-generate` alone the store's."""
+    if options.skip_generate or options.data_dir is not None:
+        files = datasets.guide_files(run, options.data_dir)
+        if files is None:
+            found = teacher.rows_before(run)
+            return [Step("rows", "rows", "dataset", found.manifest.name, lambda _: found)]
+        asked = datasets.rows_request(*files)
+        return [
+            Step(
+                "rows",
+                "import-rows",
+                "dataset",
+                asked.name,
+                lambda _: datasets.import_rows(run, *files),
+                lambda _: asked,
+            )
+        ]
+    want = teacher.wanted_rows(run)
+    graph = Step(
+        key="rows" if want is None else "graph",
+        stage="import-graph",
+        kind="dataset",
+        name=run.name,
+        make=lambda _: graphs.import_graph(run),
+        request=lambda _: graphs.known_request(run),
+    )
+    if want is None:
+        return [graph]
+    written = Step(
+        key="teacher",
+        stage="synthesize",
+        kind="dataset",
+        name=want.name,
+        make=lambda _: synthesis.accepted(run, want),
+        request=lambda _: synthesis.request(run, want),
+    )
+    mix = Step(
+        key="rows",
+        stage="mix",
+        kind="dataset",
+        name=f"{run.name}-mix",
+        make=lambda made: datasets.mix(run, made["graph"], made["teacher"]),
+        request=lambda made: datasets.mix_request(run, made["graph"], made["teacher"]),
+        needs=("graph", "teacher"),
+    )
+    return [graph, written, mix]
+
+
+def held_out_step(run: Run) -> Step:
+    """`held-out`: the rows to score on. Read before the long part: a wrong path should not cost a training run."""
+    reference = run.config.recipe.evaluation.data
+    if reference is not None and Path(reference).exists():
+        asked = datasets.held_out_request(Path(reference))
+        make = datasets.held_out
+        return Step(
+            "held-out", "import-held-out", "dataset", asked.name, lambda _: make(run, reference, None), lambda _: asked
+        )
+    return Step(
+        key="held-out",
+        stage="held-out",
+        kind="dataset",
+        name=reference or run.name,
+        make=lambda made: datasets.held_out(run, reference, made["rows"]),
+        needs=("rows",),
+        shown=False,
+    )
+
+
+def training_steps(run: Run, options: Options, base: Base) -> list[Step]:
+    """`sweep` if there is to be one, `adapter`, and its `scores`."""
+    sweep = Step(
+        key="sweep",
+        stage="tune",
+        kind="sweep",
+        name=run.name,
+        make=lambda made: tuning.tune(run, subjects.sft_subject(run, made["rows"])),
+        request=lambda made: tuning.request(run, subjects.sft_subject(run, made["rows"])),
+        needs=("rows",),
+        # From then on the run has the settings that the sweep chose.
+        then=lambda made: tuning.adopt(run, made),
+    )
+    adapter = Step(
+        key="adapter",
+        stage="sft",
+        kind="adapter",
+        name=run.name,
+        make=lambda made: training.sft(run, made["rows"], base()),
+        request=lambda made: training.sft_request(run, made["rows"], base()),
+        needs=("rows", "sweep") if options.tune else ("rows",),
+    )
+    if options.skip_train:
+        adapter = Step("adapter", "sft", "adapter", run.name, lambda _: trained(run))
+    scores = scores_step(run, "scores", "evaluate", run.name, lambda made: (base(), made["adapter"]), ("adapter",))
+    return [*([sweep] if options.tune else []), adapter, scores]
+
+
+def pairs_steps(run: Run, options: Options) -> list[Step]:
+    """`pairs`: preferences that are at hand, else of a teacher if the recipe wants some."""
+    if not aligns(run, options) or options.skip_train:
+        return []
+    reference = preference_reference(run, options)
+    if reference is None:
+        return [
+            Step(
+                key="pairs",
+                stage="synthesize-pairs",
+                kind="dataset",
+                name=teacher.pairs_name(run),
+                make=lambda made: teacher.pairs(run, made["rows"]),
+                request=lambda made: teacher.pairs_request(run, made["rows"]),
+                needs=("rows",),
+            )
+        ]
+    read = preferences.pairs_only if options.remote else preferences.data_of
+    if not Path(reference).is_file():
+        return [
+            Step("pairs", "pairs", "dataset", reference, lambda _: read(run, reference), needs=("rows",), shown=False)
+        ]
+    asked = preferences.import_request(run, Path(reference))
+    return [Step("pairs", "import-pairs", "dataset", asked.name, lambda _: read(run, reference), lambda _: asked)]
+
+
+def alignment_steps(run: Run, options: Options, base: Base) -> list[Step]:
+    """`aligned`: the adapter after DPO, and its scores; with `--skip-train` what was made of this very adapter."""
+    name = f"{run.name}-dpo"
+    if options.skip_train:
+        before = None if options.skip_dpo else training.aligned_before(run, name, trained(run))
+        aligned = Step("aligned", "dpo", "adapter", name, lambda _: before)
+        is_wanted = before is not None
+    else:
+        aligned = Step(
+            key="aligned",
+            stage="dpo",
+            kind="adapter",
+            name=name,
+            make=lambda made: training.align(run, name, made["pairs"], base(), made["adapter"]),
+            request=lambda made: training.align_request(run, name, made["pairs"], made["adapter"]),
+            needs=("adapter", "pairs"),
+        )
+        is_wanted = aligns(run, options)
+    scores = scores_step(
+        run, "aligned-scores", "evaluate-dpo", name, lambda made: aligned_model(run, made), ("aligned",)
+    )
+    return [aligned, scores] if is_wanted else []
+
+
+def last_steps(run: Run, options: Options, base: Base, *, aligns: bool) -> list[Step]:
+    """`base-scores` if the recipe wants them, and `bundle`."""
+    steps = []
+    if run.config.recipe.evaluation.base:
+        steps.append(scores_step(run, "base-scores", "evaluate-base", f"{run.name}-base", lambda _: (base(), None), ()))
+    if options.skip_export:
+        return [*steps, Step("bundle", "export", "bundle", run.name, lambda _: None)]
+
+    def request(made: Made) -> Request | None:
+        # Which of the two adapters is exported is known once both are scored.
+        if aligns and "aligned-scores" not in made:
+            return None
+        return export.bundle_request(run, *chosen(run, base, made), made["held-out"])
+
+    def make(made: Made) -> Artifact:
+        return export.export(run, *chosen(run, base, made), made["held-out"])
+
+    return [*steps, Step("bundle", "export", "bundle", run.name, make, request, ("adapter", "scores", "held-out"))]
+
+
+def scores_step(
+    run: Run, key: str, stage: str, name: str, model: Callable[[Made], Model], needs: tuple[str, ...]
+) -> Step:
+    """A model's answers to the held-out rows."""
+    return Step(
+        key=key,
+        stage=stage,
+        kind="scores",
+        name=name,
+        make=lambda made: scoring.evaluate(run, name, *model(made), made["held-out"]),
+        request=lambda made: scoring.evaluate_request(run, name, *model(made), made["held-out"]),
+        needs=(*needs, "held-out"),
+    )
+
+
+def base_of(run: Run, options: Options) -> base_models.BaseModel:
+    """The base model of the chain."""
     if options.skip_train:
         # The adapter's own, whatever the recipe says now: on another one it would answer something, and wrongly.
         return models.note_hub(run, models.base_of(trained(run), run.store))
-    base = base_models.resolve(run.config.recipe.tier_model.local_model)
-    check_training(run, options, base)
-    if not options.skip_export:
-        export.check_formats(run, base)
-    return models.note_hub(run, base)
+    return models.note_hub(run, base_models.resolve(run.config.recipe.tier_model.local_model))
 
 
-def check_training(run: Run, options: Options, base: base_models.BaseModel) -> None:
-    """Refuse settings that no training on this model and place can have."""
-    preparation.check(run, "sft", base)
-    preparation.check_batch(run, "sft")
-    if aligns(run, options):
-        preparation.check(run, "dpo", base)
-        preparation.check_batch(run, "dpo")
-    recipe = run.config.recipe
-    if options.tune and recipe.tuning.tiers not in (None, [recipe.tier]):
-        raise ConfigError(
-            "the chain trains one tier, and tunes that one",
-            where="tuning.tiers",
-            expected=f"null or [{recipe.tier}], the run's tier",
-            found=str(recipe.tuning.tiers),
-        )
-    if options.tune:
-        if recipe.tuning.search == "optuna":
-            requirements.require_packages("optuna")
-        space.planned(recipe.tuning, "sft", recipe.sft)
+def chosen(run: Run, base: Base, made: Made) -> Model:
+    """The adapter that the chain goes on with, and its base: DPO's, unless it lost more F1 than the recipe allows."""
+    if "aligned-scores" in made and keeps_dpo(run, made["scores"], made["aligned-scores"]):
+        return aligned_model(run, made)
+    return base(), made["adapter"]
 
 
-def check_rows(run: Run, options: Options) -> None:
-    """Refuse rows to train on, to score on or to align with that are not there, or are not what they should be."""
-    if (options.skip_generate or options.data_dir is not None) and given_files(run, options) is None:
-        made_before(run)
-    # What the chain itself makes may be named before it is there.
-    own = {run.name, f"{run.name}-teacher", f"{run.name}-mix"}
-    reference = run.config.recipe.evaluation.data
-    if reference is not None and reference not in own:
-        datasets.check_held_out(run, reference)
-    preferred = preference_reference(run, options)
-    if preferred is not None and preferred not in own and not (options.skip_dpo or options.skip_train):
-        preferences.check(run, preferred)
+def told(run: Run, before: Artifact, after: Artifact) -> Artifact:
+    """The scores after DPO; says so where they are too low to go on with."""
+    if not keeps_dpo(run, before, after):
+        lost = scoring.f1_of(before) - scoring.f1_of(after)
+        log.warning("dpo: F1 fell by %.3f: the chain goes on with the adapter before it", lost)
+    return after
 
 
-def copies(directory: Path) -> tuple[Path, Path]:
-    """Where `--output-dir` puts the merged model and the bundle."""
-    return directory, directory.with_name(directory.name + "-onnx")
+def aligned_model(run: Run, made: Made) -> Model:
+    """What DPO made, and the merged model that it is an adapter of."""
+    return models.base_of(made["aligned"], run.store), made["aligned"]
 
 
-def check_teacher(run: Run, options: Options, *, ask: bool = False) -> None:
-    """Refuse a recipe that wants rows of a teacher that cannot be asked: after hours of training it is too late.
-
-    With `ask` a teacher that is to write pairs only is asked for its models now; of rows it is asked at once anyway.
-    """
-    want = None if options.skip_generate or options.data_dir is not None else teacher_rows(run)
-    rows = want is not None and synthesis.will_run(run, synthesis.request(run, want))
-    pairs = False
-    if not (options.skip_dpo or options.skip_train) and preference_reference(run, options) is None:
-        wanted = run.config.recipe.generation.preferences_in_pipeline
-        pairs = bool(wanted and run.store.find("dataset", f"{run.name}-preference") is None)
-    if pairs and not rows and ask:
-        teachers.checked(run)
-    elif rows or pairs:
-        teachers.configured(run)
+def keeps_dpo(run: Run, before: Artifact, after: Artifact) -> bool:
+    """Whether DPO lost no more F1 than the recipe allows, by the scores before and after it."""
+    return scoring.f1_of(before) - scoring.f1_of(after) <= run.config.recipe.training.dpo_max_f1_loss
 
 
-def execute(run: Run, options: Options) -> dict[str, Any]:
-    """Run the chain; return the figures of the last line."""
-    base = check(run, options)
-    check_teacher(run, options, ask=True)
-    dataset = dataset_stage(run, options)
-    # Read it before the long part: a wrong path should not cost a training run.
-    data = datasets.held_out(run, run.config.recipe.evaluation.data, dataset)
-    sweep = tune_stage(run, options, dataset)
-    adapter = adapter_stage(run, options, dataset, base)
-    tuned = scoring.scores_of(scoring.evaluate(run, run.name, base, adapter, data))
-    original, before_dpo = base, tuned
-    aligned = dpo_stage(run, options, base, adapter, dataset)
-    if aligned is not None:
-        aligned_base = models.base_of(aligned, run.store)
-        after = scoring.scores_of(scoring.evaluate(run, aligned.manifest.name, aligned_base, aligned, data))
-        if keeps_dpo(run, before_dpo, after):
-            base, adapter, tuned = aligned_base, aligned, after
-    result: dict[str, Any] = {"adapter": str(adapter.path)}
-    if sweep is not None:
-        result["sweep"] = str(sweep.path)
-    if aligned is not None:
-        f1 = {"sft_f1": before_dpo["overall"]["f1"], "f1": after["overall"]["f1"]}
-        result["dpo"] = {**f1, "kept": adapter is aligned, **aligned.manifest.metrics}
-    figures = {"base_f1": None, **headline(tuned)}
-    if run.config.recipe.evaluation.base:
-        before = scoring.scores_of(scoring.evaluate(run, f"{run.name}-base", original, None, data))
-        figures["base_f1"] = headline(before)["tuned_f1"]
-        result["base"] = {key: before["overall"][key] for key in ("f1", "f1_low", "f1_high", "valid_answers")}
-    result |= figures
-    result["tuned"] = {key: tuned["overall"][key] for key in ("f1", "f1_low", "f1_high", "valid_answers")}
-    result |= {"parity": None, "bundle": None}
-    if not options.skip_export:
-        bundle = export.export(run, base, adapter, data)
-        parity = json.loads((bundle.path / "parity.json").read_text(encoding="utf-8"))
-        result |= {"parity": not parity["missed"], "bundle": str(bundle.path)}
-        result["max_logit_difference"] = parity["figures"]["max_logit_difference"]
-        result["artifact"] = str(bundle.path)
-        if options.output_dir is not None:
-            made = (run.store.get("model", run.name), bundle)
-            for artifact, directory in zip(made, copies(options.output_dir), strict=True):
-                outputs.copy_out(artifact, directory)
-    else:
-        result["artifact"] = str(adapter.path)
-    return result
-
-
-def dataset_stage(run: Run, options: Options) -> Artifact:
-    """The training rows: the user's files, the graph, or with `--skip-generate` alone the dataset of this name."""
-    if options.data_dir is not None or options.skip_generate:
-        files = given_files(run, options)
-        return datasets.import_rows(run, *files) if files else made_before(run)
-    graph, want = graphs.import_graph(run), teacher_rows(run)
-    if want is None:
-        return graph
-    return datasets.mix(run, graph, synthesis.accepted(run, want))
-
-
-def made_before(run: Run) -> Artifact:
-    """What `--skip-generate` alone goes on with: the rows as an earlier chain of this recipe left them."""
-    name = run.name if teacher_rows(run) is None else f"{run.name}-mix"
-    if run.store.find("dataset", name) is None:
-        raise MissingArtifact(
-            f"--skip-generate needs the dataset '{name}'",
-            where=str(run.store.root),
-            found=", ".join(run.store.names("dataset")) or "no dataset at all",
-            next_step="leave --skip-generate away: what was paid for is not paid again",
-        )
-    return run.store.get("dataset", name, accept_rejected=run.accept_rejected)
-
-
-def teacher_rows(run: Run) -> synthesis.Wanted | None:
-    """The rows that the recipe wants from a teacher beside those of the graph."""
-    count = run.config.recipe.generation.in_pipeline
-    return synthesis.wanted(run, "relation_extraction", count, None, name=f"{run.name}-teacher") if count else None
-
-
-def tune_stage(run: Run, options: Options, dataset: Artifact) -> Artifact | None:
-    """With `--tune` the sweep of the run's tier; from then on the run has the settings that it chose."""
-    if not options.tune:
-        return None
-    made = tuning.tune(run, subjects.sft_subject(run, dataset))
-    run.config = tuning.with_winner(run, made)
-    return made
-
-
-def adapter_stage(run: Run, options: Options, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
-    """The trained adapter; with `--skip-train` the one that is there already."""
-    return trained(run) if options.skip_train else training.sft(run, dataset, base)
+def aligns(run: Run, options: Options) -> bool:
+    """Whether the chain is to align with preferences: pairs are at hand, or the recipe wants some of a teacher."""
+    wanted = preference_reference(run, options) or run.config.recipe.generation.preferences_in_pipeline
+    return bool(wanted) and not options.skip_dpo
 
 
 def trained(run: Run) -> Artifact:
@@ -222,99 +296,58 @@ def trained(run: Run) -> Artifact:
     return run.store.get("adapter", run.name, accept_rejected=run.accept_rejected)
 
 
-def dpo_stage(
-    run: Run, options: Options, base: base_models.BaseModel, adapter: Artifact, dataset: Artifact
-) -> Artifact | None:
-    """The adapter aligned with preferences; None where none are at hand and no teacher is asked for any.
-
-    With `--skip-train` the one that an earlier chain made of this adapter.
-    """
-    if options.skip_dpo:
-        return None
-    if options.skip_train:
-        return aligned_before(run, adapter)
-    reference = preference_reference(run, options)
-    data = teacher_pairs(run, dataset) if reference is None else preferences.data_of(run, reference)
-    if data is None:
-        return None
-    return training.dpo(run, f"{run.name}-dpo", preferences.pairs_of(run, data, base, adapter), base, adapter)
-
-
-def aligns(run: Run, options: Options) -> bool:
-    """Whether the recipe and the flags want the trained model aligned with preferences."""
-    wanted = preference_reference(run, options) or run.config.recipe.generation.preferences_in_pipeline
-    return bool(wanted) and not options.skip_dpo
-
-
-def teacher_pairs(run: Run, dataset: Artifact) -> Artifact | None:
-    """The preference pairs that the recipe wants of a teacher; None where it wants none, or they cannot be built."""
-    count = run.config.recipe.generation.preferences_in_pipeline
-    if not count:
-        return None
-    if not datasets.holds_relations_only(dataset):
-        log.warning("dpo: skipped: a teacher's pairs are built on relation rows, and some of these are others")
-        return None
-    want = synthesis.wanted(run, "preference", count, dataset.manifest.name, name=f"{run.name}-preference")
-    rows = teacher_rows(run)
-    return synthesis.accepted(run, want, after=[synthesis.request(run, rows)] if rows else [])
-
-
-def aligned_before(run: Run, adapter: Artifact) -> Artifact | None:
-    """What DPO made of this very adapter under the chain's name, if the store has it."""
-    found = run.store.find("adapter", f"{run.name}-dpo")
-    start = datasets.started_from(run, found) if found is not None else None
-    if found is None or start is None or start.manifest.content != adapter.manifest.content:
-        return None
-    return run.store.get("adapter", found.manifest.name, accept_rejected=run.accept_rejected)
-
-
-def keeps_dpo(run: Run, before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Whether DPO lost no more F1 than the recipe allows; else the chain goes on with the SFT adapter, and says so."""
-    lost = before["overall"]["f1"] - after["overall"]["f1"]
-    kept = lost <= run.config.recipe.training.dpo_max_f1_loss
-    if not kept:
-        log.warning("dpo: F1 fell by %.3f: the chain goes on with the adapter before it", lost)
-    return bool(kept)
-
-
 def preference_reference(run: Run, options: Options) -> str | None:
     """The pairs that are at hand: `train_dpo.jsonl` of the data directory, else what the recipe names."""
-    if options.data_dir is not None and (options.data_dir / PREFERENCE_FILE).is_file():
-        return str(options.data_dir / PREFERENCE_FILE)
+    if options.data_dir is not None and (options.data_dir / datasets.GUIDE_PAIRS).is_file():
+        return str(options.data_dir / datasets.GUIDE_PAIRS)
     return run.config.recipe.training.preference_data
 
 
-def headline(scores: dict[str, Any]) -> dict[str, float | None]:
-    """F1 on the rows marked `seen` (on all where none is), on those marked `unseen`, and valid answers."""
-    groups, overall = scores["groups"], scores["overall"]
-    seen = groups.get(scoring.HEADLINE_GROUP, overall)
-    unseen = groups.get(scoring.SECOND_GROUP)
-    return {
-        "tuned_f1": seen["f1"],
-        "tuned_f1_unseen": unseen["f1"] if unseen else None,
-        "valid_answers": overall["valid_answers"],
-    }
+def copies(directory: Path) -> dict[Path, artifacts.Kind]:
+    """Where `--output-dir` puts the merged model and the bundle."""
+    return {directory: "model", directory.with_name(directory.name + "-onnx"): "bundle"}
 
 
-def given_files(run: Run, options: Options) -> tuple[Path, Path | None] | None:
-    """The guide's two files; None where `--skip-generate` means the dataset of this name in the store."""
-    directory = options.data_dir
-    if directory is None:
-        if run.store.find("dataset", run.name) is not None or run.store.find("dataset", f"{run.name}-mix") is not None:
-            return None
-        directory = Path(run.config.place.output.data_dir)
-    train, val = directory / TRAIN_FILE, directory / VAL_FILE
-    if not train.is_file():
-        raise InputError(
-            "there is no training data to go on with",
-            where=str(directory),
-            expected=f"{TRAIN_FILE} (and {VAL_FILE}, if you have it)",
-            found=", ".join(sorted(path.name for path in directory.iterdir())[:8])
-            if directory.is_dir()
-            else "no directory",
-            next_step="pass --data-dir, or leave --skip-generate away",
-        )
-    jsonl.read_training_rows(train)
-    if val.is_file():
-        jsonl.read_training_rows(val)
-    return train, val if val.is_file() else None
+def check(run: Run, options: Options) -> None:
+    """Everything that can be found wrong before anything is started or paid. Raises UserError of some kind."""
+    check_rows(run, options)
+    if options.remote:
+        vendor.check(run)
+        return
+    needed = ["ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf"]
+    needed += [] if options.skip_export else ["optimum", "onnx", "onnxruntime"]
+    requirements.require_packages(*needed)
+    if options.output_dir is not None:
+        for directory, kind in copies(options.output_dir).items():
+            outputs.refuse_mixing(directory, run.store.root, kind)
+    base = base_of(run, options)
+    if options.skip_train:
+        return
+    for stage in ("sft", "dpo") if aligns(run, options) else ("sft",):
+        preparation.check(run, stage, base)
+        preparation.check_batch(run, stage)
+    if options.tune:
+        tuning.check_tier(run)
+    if not options.skip_export:
+        export.check_formats(run, base)
+
+
+def check_teacher(run: Run, options: Options, *, ask: bool) -> None:
+    """Refuse a teacher that cannot be asked for what the chain wants of it; with `ask`, as `synthesis.chain.check`."""
+    rows = not options.skip_generate and options.data_dir is None
+    pairs = not (options.skip_dpo or options.skip_train) and preference_reference(run, options) is None
+    teacher.check(run, rows=rows, pairs=pairs, ask=ask)
+
+
+def check_rows(run: Run, options: Options) -> None:
+    """Refuse rows to train on, to score on or to align with that are not there, or are not what they should be."""
+    if (options.skip_generate or options.data_dir is not None) and datasets.guide_files(run, options.data_dir) is None:
+        teacher.rows_before(run)
+    # What the chain itself makes may be named before it is there.
+    own = {run.name, f"{run.name}-teacher", f"{run.name}-mix"}
+    reference = run.config.recipe.evaluation.data
+    if reference is not None and reference not in own:
+        datasets.check_held_out(run, reference)
+    preferred = preference_reference(run, options)
+    if preferred is not None and preferred not in own and not (options.skip_dpo or options.skip_train):
+        preferences.check(run, preferred)

@@ -1,11 +1,18 @@
 """The verb `pipeline`."""
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ucotron_ray.core import flags
-from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.errors import AuthError, ConfigError, Stopped
+
+if TYPE_CHECKING:
+    from ucotron_ray.core.run import Run
+    from ucotron_ray.core.steps import Made, Step
+    from ucotron_ray.pipeline import Options
 
 
 def add_pipeline(verbs: Any) -> None:
@@ -48,35 +55,112 @@ def add_pipeline(verbs: Any) -> None:
 
 
 def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray import pipeline, pipeline_plan
-    from ucotron_ray.fireworks import pipeline as remote_pipeline
-    from ucotron_ray.planning import forecast
+    from ucotron_ray import pipeline
+    from ucotron_ray.core import steps as engine
+    from ucotron_ray.planning import forecast, rates
 
-    options = pipeline.Options(
-        args.skip_generate,
-        args.skip_train,
-        args.skip_dpo,
-        args.skip_export,
-        args.data_dir,
-        args.output_dir,
-        tune=args.tune,
-    )
+    _refuse_contradictions(args)
+    names = ("skip_generate", "skip_train", "skip_dpo", "skip_export", "data_dir", "output_dir", "tune", "remote")
+    options = pipeline.Options(**{name: getattr(args, name) for name in names})
+    with flags.run_of(args) as run:
+        pipeline.check(run, options)
+        pipeline.check_teacher(run, options, ask=not (args.dry_run or args.remote))
+        steps = pipeline.chain(run, options)
+        if args.dry_run:
+            return _planned(run, engine.planned(run, steps))
+        known = rates.measured(run.store)
+        expected = forecast.before(run, steps, known)
+        made = _made(steps, options)
+        result = _remote_summary(made) if options.remote else _summary(run, options, made)
+        result["estimate"] = forecast.shown(forecast.settle(run, expected, known))
+    return {**result, "mlflow_run": run.mlflow_run()}
+
+
+def _made(steps: "Sequence[Step]", options: "Options") -> "Made":
+    """Make the chain. At the vendor a key that is refused in the middle is no mistake of this command's: Stopped."""
+    from ucotron_ray.core import steps as engine
+
+    try:
+        return engine.make(steps)
+    except AuthError as error:
+        if not options.remote:
+            raise
+        raise Stopped(
+            f"stopped: {error.problem}",
+            where=error.where,
+            found=error.found,
+            next_step=f"{error.next_step}; then run the same command again: nothing is made twice",
+        ) from error
+
+
+def _summary(run: "Run", options: "Options", made: "Made") -> dict[str, Any]:
+    """The last line of a chain that trained here. Copies what was exported to `--output-dir`."""
+    from ucotron_ray import pipeline
+    from ucotron_ray.core import outputs
+    from ucotron_ray.evaluation import stage as scoring
+
+    adapter, tuned = made["adapter"], made["scores"]
+    result: dict[str, Any] = {}
+    if "sweep" in made:
+        result["sweep"] = str(made["sweep"].path)
+    if "aligned-scores" in made:
+        aligned, after = made["aligned"], made["aligned-scores"]
+        kept = pipeline.keeps_dpo(run, tuned, after)
+        f1 = {"sft_f1": scoring.f1_of(tuned), "f1": scoring.f1_of(after)}
+        result["dpo"] = {**f1, "kept": kept, **aligned.manifest.metrics}
+        adapter, tuned = (aligned, after) if kept else (adapter, tuned)
+    result |= {"adapter": str(adapter.path), "artifact": str(adapter.path)}
+    result |= {"base_f1": None, **scoring.headline(scoring.scores_of(tuned))}
+    shown = ("f1", "f1_low", "f1_high", "valid_answers")
+    for name, scores in (("base", made.get("base-scores")), ("tuned", tuned)):
+        if scores is not None:
+            result[name] = {key: scoring.scores_of(scores)["overall"][key] for key in shown}
+    if "base-scores" in made:
+        result["base_f1"] = scoring.headline(scoring.scores_of(made["base-scores"]))["tuned_f1"]
+    result |= {"parity": None, "bundle": None}
+    if "bundle" in made:
+        bundle = made["bundle"]
+        parity = json.loads((bundle.path / "parity.json").read_text(encoding="utf-8"))
+        result |= {"parity": not parity["missed"], "bundle": str(bundle.path), "artifact": str(bundle.path)}
+        result["max_logit_difference"] = parity["figures"]["max_logit_difference"]
+        if options.output_dir is not None:
+            for directory, kind in pipeline.copies(options.output_dir).items():
+                outputs.copy_out(run.store.get(kind, run.name), directory)
+    return result
+
+
+def _remote_summary(made: "Made") -> dict[str, Any]:
+    """The last line of a chain that trained at the vendor."""
+    from ucotron_ray.evaluation import stage as scoring
+    from ucotron_ray.fireworks import pipeline as remote
+    from ucotron_ray.fireworks import stage as vendor
+
+    trained = remote.trained(made)
+    result: dict[str, Any] = {"artifact": str(trained.path), "model": vendor.remote_model(trained), "base_f1": None}
+    result |= scoring.headline(scoring.scores_of(made["scores"]))
+    if "base-scores" in made:
+        result["base_f1"] = scoring.headline(scoring.scores_of(made["base-scores"]))["tuned_f1"]
+    jobs = [made[key] for key in ("remote-sft", "remote-dpo") if key in made]
+    result["cost_usd"] = sum(job.manifest.metrics.get("cost_usd", 0.0) for job in jobs)
+    return {**result, "parity": None, "bundle": None}
+
+
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    """Raise ConfigError for flags that cannot stand together."""
     if args.output_dir is not None and args.skip_export:
         raise ConfigError("--output-dir is for what is exported", found="--skip-export")
     if args.tune and (args.remote or args.skip_train):
         raise ConfigError("--tune is for training here", found="--remote" if args.remote else "--skip-train")
-    with flags.run_of(args) as run:
-        if args.dry_run:
-            steps = (remote_pipeline if args.remote else pipeline_plan).plan(run, options)
-            for step in steps:
-                print(f"{step['stage']:<14} {step['action']:<9} {step['artifact']}")
-            conflicts = any(step["action"] == "conflict" for step in steps)
-            ends = {"status": "conflict", "exit_code": 3} if conflicts else {"status": "planned"}
-            return {**ends, "plan": steps, "config": run.config.model_dump()}
-        if args.remote:
-            result = remote_pipeline.execute(run, options)
-        else:
-            expected = forecast.before(run, skip_train=args.skip_train, skip_export=args.skip_export)
-            result = pipeline.execute(run, options)
-            result["estimate"] = forecast.shown(forecast.settle(run, expected))
-    return {**result, "mlflow_run": run.mlflow_run()}
+    if args.remote and (args.skip_train or args.output_dir is not None):
+        flag = "--skip-train" if args.skip_train else "--output-dir"
+        raise ConfigError(
+            f"{flag} is for training here", found="--remote", expected="without it: the model stays at the vendor"
+        )
+
+
+def _planned(run: Any, steps: list[dict[str, str]]) -> dict[str, Any]:
+    for step in steps:
+        print(f"{step['stage']:<16} {step['action']:<9} {step['artifact']}")
+    conflicts = any(step["action"] == "conflict" for step in steps)
+    ends = {"status": "conflict", "exit_code": 3} if conflicts else {"status": "planned"}
+    return {**ends, "plan": steps, "config": run.config.model_dump()}

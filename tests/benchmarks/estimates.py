@@ -16,6 +16,7 @@ from typing import Any
 
 from tests.benchmarks.run import PLACE, RECIPE, processor, ucotron
 from tests.benchmarks.table import RESULTS
+from ucotron_ray import pipeline
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Store, provenance
 from ucotron_ray.core.run import Run
@@ -57,7 +58,7 @@ def compared(calibration: Path, store: Path, name: str, sizes: dict[str, Any]) -
     place = Path(PLACE[1])
     settings = config.load(recipe=Path(RECIPE[1]), place=place, overrides=overrides)
     run = Run(settings, verb="pipeline", name=name)
-    expected = forecast.every_stage(run, rates.measured(Store(calibration)))
+    expected = forecast.every_stage(run, pipeline.chain(run, pipeline.Options()), rates.measured(Store(calibration)))
     stages = [asdict(stage) for stage in forecast.taken(run, expected)]
     for stage in stages:
         for figure, within in (("tokens", TOKENS_WITHIN), ("usd", TOKENS_WITHIN), ("minutes", MINUTES_WITHIN)):

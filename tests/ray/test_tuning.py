@@ -237,7 +237,7 @@ def test_a_trial_whose_process_is_killed_goes_on_and_sigterm_ends_with_75(place,
 def test_the_chain_with_tune_trains_with_what_the_sweep_chose(place, ray_head):
     arguments = [*common(place["recipe"], place["store"], *TWO_AT_ONCE), "--name", "chain", "--tune", "--skip-export"]
     planned = finished(start(ray_head, "pipeline", *arguments, "--dry-run"))
-    assert [step["stage"] for step in planned["plan"]][:3] == ["import-graph", "tune", "sft"]
+    assert [step["stage"] for step in planned["plan"]][:4] == ["import-graph", "import-held-out", "tune", "sft"]
     finished(start(ray_head, "pipeline", *arguments))
     store = Store(place["store"])
     best = yaml.safe_load((store.get("sweep", "chain").path / "best.yaml").read_text(encoding="utf-8"))

@@ -138,6 +138,7 @@ def test_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys, tiny_model,
     assert code == 0
     assert [(step["stage"], step["action"]) for step in result["plan"]] == [
         ("import-graph", "run"),
+        ("import-held-out", "run"),
         ("sft", "run"),
         ("evaluate", "run"),
         ("evaluate-base", "run"),
@@ -146,7 +147,7 @@ def test_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys, tiny_model,
     assert not list((tmp_path / "store").glob("*/*/manifest.json"))
     call(tmp_path, capsys, "import-graph", str(demo_files[0]), "--name", "d")
     code, result, _ = call(tmp_path, capsys, *arguments)
-    assert [step["action"] for step in result["plan"]] == ["reuse", "run", "run", "run", "run"]
+    assert [step["action"] for step in result["plan"]] == ["reuse", "run", "run", "run", "run", "run"]
     code, result, _ = call(tmp_path, capsys, *arguments, "--set", "graph.max_samples=7")
     assert (code, result["status"], result["plan"][0]["action"]) == (3, "conflict", "conflict")
 

@@ -42,7 +42,7 @@ def test_readme_names_only_targets_verbs_and_files_that_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
-    parser = cli._parser()
+    parser = cli._parser([])
     verbs = next(action for action in parser._actions if action.dest == "verb").choices
     for verb in set(re.findall(r"ucotron-ray ([a-z]+(?:-[a-z]+)*)", README)):
         assert verb in verbs, verb
@@ -51,14 +51,14 @@ def test_readme_names_only_targets_verbs_and_files_that_exist():
 
 
 def test_every_verb_is_in_the_readme():
-    parser = cli._parser()
+    parser = cli._parser([])
     verbs = next(action for action in parser._actions if action.dest == "verb").choices
     for verb in verbs:
         assert f"ucotron-ray {verb}" in README, verb
 
 
 def test_readme_flags_exist():
-    parser = cli._parser()
+    parser = cli._parser([])
     verbs = next(action for action in parser._actions if action.dest == "verb").choices
     nested = [
         inner for verb in verbs.values() for a in verb._actions if a.dest == "action" for inner in a.choices.values()

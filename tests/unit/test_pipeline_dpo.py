@@ -10,7 +10,7 @@ from tests.unit import test_cli
 from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by being there
 from tests.unit.training.test_dpo import ROWS
 from ucotron_ray import pipeline
-from ucotron_ray.core import config
+from ucotron_ray.core import config, steps
 from ucotron_ray.core.artifacts import Artifact, Request, Result, Store
 from ucotron_ray.core.errors import ArtifactError, MissingArtifact, Stopped
 from ucotron_ray.core.run import Run
@@ -19,7 +19,9 @@ from ucotron_ray.data import stage as datasets
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
 from ucotron_ray.simulators import demo_world
+from ucotron_ray.synthesis import chain as teacher_chain
 from ucotron_ray.synthesis import stage as synthesis
+from ucotron_ray.teacher import stage as teachers
 from ucotron_ray.teacher.endpoint import Endpoint
 from ucotron_ray.teacher.stage import Teacher
 from ucotron_ray.training import preferences
@@ -66,9 +68,13 @@ def test_pairs_that_cannot_be_read_end_the_chain_before_it_begins(tmp_path, caps
 
 
 @pytest.mark.parametrize(("after", "kept"), [(0.81, True), (0.80, True), (0.796, True), (0.79, False)])
-def test_dpo_is_kept_if_it_costs_no_more_f1_than_allowed(after, kept):
+def test_dpo_is_kept_if_it_costs_no_more_f1_than_allowed(tmp_path, after, kept):
     run = SimpleNamespace(config=config.load())
-    assert pipeline.keeps_dpo(run, {"overall": {"f1": 0.80}}, {"overall": {"f1": after}}) is kept
+    scores = [SimpleNamespace(path=tmp_path / str(f1)) for f1 in (0.80, after)]
+    for made in scores:
+        made.path.mkdir(exist_ok=True)
+        (made.path / "scores.json").write_text(json.dumps({"overall": {"f1": float(made.path.name)}}))
+    assert pipeline.keeps_dpo(run, *scores) is kept
 
 
 def test_a_teacher_without_a_key_is_refused_before_anything_is_made(tmp_path, capsys, tiny_model, data):
@@ -177,8 +183,8 @@ def test_a_teacher_of_pairs_alone_is_asked_for_its_models_before_the_training(tm
     overrides += [("api.inference_base_url", "http://127.0.0.1:9/v1")]
     run = Run(config.load(overrides=overrides), verb="pipeline", name="p")
     asked = []
-    monkeypatch.setattr(pipeline.teachers, "checked", asked.append)
-    pipeline.check_teacher(run, pipeline.Options())
+    monkeypatch.setattr(teachers, "checked", asked.append)
+    pipeline.check_teacher(run, pipeline.Options(), ask=False)
     assert asked == []
     pipeline.check_teacher(run, pipeline.Options(skip_dpo=True), ask=True)
     assert asked == []
@@ -207,7 +213,7 @@ def test_the_pairs_of_a_teacher_have_what_its_rows_left_of_the_budget(tmp_path, 
 
     monkeypatch.setattr(synthesis, "_fill", fill)
     with pytest.raises(Stopped):
-        pipeline.teacher_pairs(run, dataset)
+        teacher_chain.pairs(run, dataset)
     budget = jobs[0].budget
     assert (budget.max_usd, budget.spent_before, budget.unsettled_before) == (5, 1.75, 0.5)
 
@@ -240,12 +246,17 @@ def test_without_generating_the_rows_are_those_that_the_chain_trains_on(tmp_path
         with run.store.building(Request("dataset", name, {})) as build:
             build.publish(Result({}, {}, []))
     with pytest.raises(MissingArtifact, match="p-mix"):
-        pipeline.dataset_stage(run, pipeline.Options(skip_generate=True))
+        rows_made(run)
     with run.store.building(Request("dataset", "p-mix", {})) as build:
         build.publish(Result({}, {}, []))
-    assert pipeline.dataset_stage(run, pipeline.Options(skip_generate=True)).manifest.name == "p-mix"
+    assert rows_made(run).manifest.name == "p-mix"
     run.config = config.load(overrides=overrides[:1])
-    assert pipeline.dataset_stage(run, pipeline.Options(skip_generate=True)).manifest.name == "p"
+    assert rows_made(run).manifest.name == "p"
+
+
+def rows_made(run: Run) -> Artifact:
+    """What the chain goes on with."""
+    return steps.make(pipeline.rows_steps(run, pipeline.Options(skip_generate=True)))["rows"]
 
 
 def aligned(store: Store, start: Artifact) -> Artifact:
@@ -265,14 +276,21 @@ def test_without_training_the_chain_goes_on_with_what_dpo_made_of_this_very_adap
     fields = {"base": {"reference": own.reference, "identity": own.identity}}
     with run.store.building(Request("adapter", "p", fields)) as build:
         start = build.publish(Result({}, {}, []))
-    options = pipeline.Options(skip_train=True)
-    assert pipeline.dpo_stage(run, options, own, start, start) is None
+
+    def dpo(**options: bool) -> list[str]:
+        """The artifacts of alignment in a chain that trains nothing."""
+        chain = pipeline.chain(run, pipeline.Options(skip_train=True, skip_generate=True, **options))
+        return [step.artifact for step in chain if step.key == "aligned" and step.make({}) is not None]
+
+    with run.store.building(Request("dataset", "p", {})) as build:
+        build.publish(Result({}, {}, []))
+    assert dpo() == []
     made = aligned(run.store, start)
-    assert pipeline.dpo_stage(run, options, own, start, start).manifest.name == "p-dpo"
-    assert pipeline.dpo_stage(run, pipeline.Options(skip_train=True, skip_dpo=True), own, start, start) is None
+    assert dpo() == ["adapter/p-dpo"]
+    assert dpo(skip_dpo=True) == []
     # The base that it is compared with is the first one, not the merged model that DPO began from.
     assert models.original_base(made, run.store) == models.original_base(start, run.store) == own
     with run.store.building(Request("adapter", "p", {**fields, "again": 1}), replace=True) as build:
         (build.path / "other").touch()
-        other = build.publish(Result({}, {}, []))
-    assert pipeline.dpo_stage(run, options, own, other, other) is None
+        build.publish(Result({}, {}, []))
+    assert dpo() == []

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 
 TRAIN, VAL, ROWS = "train.jsonl", "val.jsonl", "rows.jsonl"
+GUIDE_TRAIN, GUIDE_VAL, GUIDE_PAIRS = "train_sft.jsonl", "val_sft.jsonl", "train_dpo.jsonl"
 
 
 def rows_request(train: Path, val: Path | None) -> Request:
@@ -264,3 +265,30 @@ def row_key(row: Row) -> str:
         return "\n".join(message.content for message in row.messages if message.role == "user")
     assert isinstance(row, PreferenceRow)
     return row.prompt
+
+
+def guide_files(run: Run, directory: Path | None) -> tuple[Path, Path | None] | None:
+    """The guide's two files in a directory (None = `output.data_dir`), for training and for validation.
+
+    None where no directory is given and the store has the dataset of the run's name. Raises InputError for files that
+    are not there or cannot be read.
+    """
+    if directory is None:
+        if run.store.find("dataset", run.name) is not None or run.store.find("dataset", f"{run.name}-mix") is not None:
+            return None
+        directory = Path(run.config.place.output.data_dir)
+    train, val = directory / GUIDE_TRAIN, directory / GUIDE_VAL
+    if not train.is_file():
+        raise InputError(
+            "there is no training data to go on with",
+            where=str(directory),
+            expected=f"{GUIDE_TRAIN} (and {GUIDE_VAL}, if you have it)",
+            found=", ".join(sorted(path.name for path in directory.iterdir())[:8])
+            if directory.is_dir()
+            else "no directory",
+            next_step="pass --data-dir, or leave --skip-generate away",
+        )
+    jsonl.read_training_rows(train)
+    if val.is_file():
+        jsonl.read_training_rows(val)
+    return train, val if val.is_file() else None

@@ -162,3 +162,20 @@ def _questions(source: Source, num_sample: int, num_rows: int, run: Run) -> list
         picked = random.Random(settings.seed).sample(range(num_sample), min(others[layout], num_sample))
         questions += [(index, layout) for index in sorted(picked)]
     return questions
+
+
+def headline(scores: dict[str, Any]) -> dict[str, float | None]:
+    """F1 on the rows marked `seen` (on all where none is), on those marked `unseen`, and valid answers."""
+    groups, overall = scores["groups"], scores["overall"]
+    seen = groups.get(HEADLINE_GROUP, overall)
+    unseen = groups.get(SECOND_GROUP)
+    return {
+        "tuned_f1": seen["f1"],
+        "tuned_f1_unseen": unseen["f1"] if unseen else None,
+        "valid_answers": overall["valid_answers"],
+    }
+
+
+def f1_of(artifact: Artifact) -> float:
+    """The F1 of a scores artifact over all of its rows."""
+    return float(scores_of(artifact)["overall"]["f1"])

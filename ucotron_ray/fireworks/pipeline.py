@@ -1,111 +1,73 @@
-"""The chain with training at the vendor: rows → upload → SFT job → DPO job → scores of the deployed model.
+"""The part of the chain that runs at the vendor: SFT job → DPO job → scores of the deployed model, as steps.
 
-Every step is an artifact, so the same command goes on wherever it was stopped: a job that was created is found again.
+A job that was created is found again, so the same command goes on wherever it was stopped.
 """
 
-import logging
-from typing import Any
+from collections.abc import Callable
+from functools import cache
 
-from ucotron_ray import pipeline, pipeline_plan
-from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Request
-from ucotron_ray.core.errors import AuthError, ConfigError, Stopped
 from ucotron_ray.core.run import Run
-from ucotron_ray.data import stage as datasets
-from ucotron_ray.evaluation import stage as scoring
+from ucotron_ray.core.steps import Made, Step
 from ucotron_ray.fireworks import stage as remote
 from ucotron_ray.fireworks.account import Account
-from ucotron_ray.pipeline import Options
-from ucotron_ray.planning import forecast
-from ucotron_ray.training import preferences
-
-log = logging.getLogger(__name__)
 
 
-def execute(run: Run, options: Options) -> dict[str, Any]:
-    """Run the chain; return the figures of the last line.
-
-    Raises AuthError for a key that is refused at the first probe, and Stopped for one that is refused later.
-    """
-    who = _checked(run, options)
-    try:
-        return _execute(run, options, who)
-    except AuthError as error:
-        raise Stopped(
-            f"stopped: {error.problem}",
-            where=error.where,
-            found=error.found,
-            next_step=f"{error.next_step}; then run the same command again: nothing is made twice",
-        ) from error
+def steps(run: Run, *, aligns: bool) -> list[Step]:
+    """From `rows`, `held-out` and, if it `aligns`, `pairs` to the scores of what was trained and of its base."""
+    return [*training_steps(run, aligns=aligns), *scoring_steps(run, aligns=aligns)]
 
 
-def _checked(run: Run, options: Options) -> Account:
-    """Everything that can be found wrong before anything is made or paid; returns the account."""
-    here_only = {"--skip-train": options.skip_train, "--output-dir": options.output_dir is not None}
-    for flag, given in here_only.items():
-        if given:
-            raise ConfigError(
-                f"{flag} is for training here",
-                found="--remote",
-                expected="without it: the model stays at the vendor",
-            )
-    pipeline.check_rows(run, options)
-    pipeline.check_teacher(run, options)
-    return remote.check(run)
+def training_steps(run: Run, *, aligns: bool) -> list[Step]:
+    """From `rows` (and `pairs`, if it `aligns`) to the model that is scored: `remote-sft`, `remote-dpo`."""
+    who = _account(run)
+    sft = Step(
+        key="remote-sft",
+        stage="remote-sft",
+        kind="model",
+        name=f"{run.name}-remote-sft",
+        needs=("rows",),
+        request=lambda made: remote.sft_request(run, made["rows"]),
+        make=lambda made: remote.sft(run, who(), made["rows"]),
+    )
+    dpo = Step(
+        key="remote-dpo",
+        stage="remote-dpo",
+        kind="model",
+        name=f"{run.name}-remote-dpo",
+        needs=("pairs", "remote-sft"),
+        request=lambda made: remote.dpo_request(run, made["pairs"], made["remote-sft"]),
+        make=lambda made: remote.dpo(run, who(), made["pairs"], made["remote-sft"]),
+    )
+    return [sft, dpo] if aligns else [sft]
 
 
-def _execute(run: Run, options: Options, who: Account) -> dict[str, Any]:
-    dataset = pipeline.dataset_stage(run, options)
-    data = datasets.held_out(run, run.config.recipe.evaluation.data, dataset)
-    pairs = _pairs(run, options, dataset)
-    expected = forecast.before_remote(run, _count(dataset), _count(pairs) if pairs else 0)
-    trained = remote.sft(run, who, dataset)
-    supervised = trained
-    if pairs is not None:
-        trained = remote.dpo(run, who, pairs, trained)
-    result: dict[str, Any] = {"artifact": str(trained.path), "model": remote.remote_model(trained)}
-    tuned = scoring.scores_of(remote.evaluate(run, who, trained, data))
-    figures: dict[str, Any] = {"base_f1": None, **pipeline.headline(tuned)}
+def scoring_steps(run: Run, *, aligns: bool) -> list[Step]:
+    """The trained model on the held-out rows, and the vendor's base model beside it if the recipe wants it."""
+    who = _account(run)
+
+    def scores(key: str, name: str, model: Callable[[Made], Artifact | None], needs: tuple[str, ...]) -> Step:
+        def request(made: Made) -> Request | None:
+            # Which model that will be is known once it is known whether there were pairs.
+            waits = key == "scores" and aligns and "remote-dpo" not in made
+            return None if waits else remote.evaluate_request(run, model(made), made["held-out"])
+
+        def make(made: Made) -> Artifact:
+            return remote.evaluate(run, who(), model(made), made["held-out"])
+
+        return Step(key, "remote-evaluate", "scores", name, make, request, (*needs, "held-out"))
+
+    steps = [scores("scores", f"{run.name}-remote", trained, ("remote-sft",))]
     if run.config.recipe.evaluation.base:
-        before = scoring.scores_of(remote.evaluate(run, who, None, data))
-        figures["base_f1"] = pipeline.headline(before)["tuned_f1"]
-    jobs = [supervised] if trained is supervised else [supervised, trained]
-    figures["cost_usd"] = sum(job.manifest.metrics.get("cost_usd", 0.0) for job in jobs)
-    figures["estimate"] = forecast.shown(forecast.settle(run, expected))
-    return {**result, **figures, "parity": None, "bundle": None}
-
-
-def plan(run: Run, options: Options) -> list[dict[str, str]]:
-    """What `execute` would do, step by step. Asks the vendor for the base model, makes and pays nothing."""
-    _checked(run, options)
-    steps: list[dict[str, str]] = []
-    dataset = pipeline_plan.planned_dataset(run, options, steps)
-    names: list[tuple[str, artifacts.Kind, str]] = [("remote-sft", "model", f"{run.name}-remote-sft")]
-    if pipeline.aligns(run, options):
-        names.append(("remote-dpo", "model", f"{run.name}-remote-dpo"))
-    names.append(("remote-evaluate", "scores", f"{run.name}-remote"))
-    if run.config.recipe.evaluation.base:
-        names.append(("remote-evaluate", "scores", f"{run.name}-remote-base"))
-    for stage, kind, name in names:
-        request: Request | None = remote.sft_request(run, dataset) if dataset and stage == "remote-sft" else None
-        action = run.store.plan(request) if request else _guess(run, kind, name)
-        steps.append({"stage": stage, "artifact": f"{kind}/{name}", "action": action})
+        steps.append(scores("base-scores", f"{run.name}-remote-base", lambda made: None, ()))
     return steps
 
 
-def _count(dataset: Artifact) -> int:
-    return (dataset.path / datasets.TRAIN).read_bytes().count(b"\n")
+def trained(made: Made) -> Artifact:
+    """The model that training ended with."""
+    return made.get("remote-dpo") or made["remote-sft"]
 
 
-def _guess(run: Run, kind: artifacts.Kind, name: str) -> str:
-    if run.store.find(kind, name) is not None:
-        return "reuse"
-    return "resume" if run.store.partial(kind, name).exists() else "run"
-
-
-def _pairs(run: Run, options: Options, dataset: Artifact) -> Artifact | None:
-    """Preference pairs as in the chain that trains here: those at hand, those of a teacher, or None."""
-    if options.skip_dpo:
-        return None
-    reference = pipeline.preference_reference(run, options)
-    return pipeline.teacher_pairs(run, dataset) if reference is None else preferences.pairs_only(run, reference)
+def _account(run: Run) -> Callable[[], Account]:
+    """The account once it is asked for: an estimate needs none."""
+    return cache(lambda: remote.account(run.config))

@@ -131,12 +131,13 @@ def remote_model(artifact: Artifact) -> str:
     return name
 
 
-def evaluate_request(run: Run, name: str, model: str, trained: Artifact | None, data: Artifact) -> Request:
-    """What scoring a served model would make."""
+def evaluate_request(run: Run, trained: Artifact | None, data: Artifact) -> Request:
+    """What scoring a trained model, or the vendor's base model, would make: `scores/<name>-remote…`."""
     settings = run.config.recipe.evaluation.model_dump(exclude={"data", "base", "raw_rows", "end_to_end_rows"})
+    model = remote_model(trained) if trained else run.config.recipe.tier_model.model_id
     fields = {"remote": "evaluate", "evaluation": settings, "model": model, "prompt": prompt_identity()}
     inputs = (data.as_input("data"), *((trained.as_input("model"),) if trained else ()))
-    return Request("scores", name, fields, inputs)
+    return Request("scores", f"{run.name}-remote" + ("" if trained else "-base"), fields, inputs)
 
 
 def evaluate(run: Run, who: Account, trained: Artifact | None, data: Artifact) -> Artifact:
@@ -146,7 +147,6 @@ def evaluate(run: Run, who: Account, trained: Artifact | None, data: Artifact) -
     Deployments are billed by the GPU second: this one is taken down whatever happens.
     """
     model = remote_model(trained) if trained else run.config.recipe.tier_model.model_id
-    name = f"{run.name}-remote" + ("" if trained else "-base")
 
     def build(build: Build) -> Result:
         if trained is None:
@@ -162,7 +162,7 @@ def evaluate(run: Run, who: Account, trained: Artifact | None, data: Artifact) -
         finally:
             deployments.take_down(who, deployment)
 
-    return run.make("remote-evaluate", evaluate_request(run, name, model, trained, data), build)
+    return run.make("remote-evaluate", evaluate_request(run, trained, data), build)
 
 
 def _scored(run: Run, build: Build, served: str, data: Artifact) -> Result:

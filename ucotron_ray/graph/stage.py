@@ -74,3 +74,15 @@ def _refuse_namespace(namespace: str, settings: Graph) -> None:
             found=namespace,
             next_step="use --source export, which keeps to the namespace, or pass --all-namespaces if you may see all",
         )
+
+
+def known_request(run: Run) -> Request | None:
+    """What importing the recipe's graph would make; None for a server, which would have to be asked.
+
+    Raises InputError for a file that is no graph.
+    """
+    source = run.config.recipe.graph.source or variables.value("UCOTRON_SERVER_URL") or ""
+    if graph_export.is_server(source):
+        return None
+    graph_export.read_file(Path(source))
+    return graph_request(run, {"file": artifacts.file_hash(Path(source))})

@@ -28,7 +28,9 @@ def _estimate(args: argparse.Namespace) -> dict[str, Any]:
     with flags.run_of(args) as run:
         known = rates.measured(Store(args.calibrate) if args.calibrate else run.store)
         if args.run:
-            stages = forecast.forecast(run, known)
+            from ucotron_ray import pipeline
+
+            stages = forecast.before(run, pipeline.chain(run, pipeline.Options()), known)
             for line in forecast.table(stages):
                 print(line)
             return {"status": "estimated", "stages": forecast.shown(stages)}

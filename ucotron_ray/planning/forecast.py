@@ -4,14 +4,16 @@
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from ucotron_ray.core.artifacts import Artifact, Kind, write_json
 from ucotron_ray.core.run import Run
+from ucotron_ray.core.steps import Step
 from ucotron_ray.planning import estimate
-from ucotron_ray.planning.rates import Rates, measured
+from ucotron_ray.planning.rates import Rates
 
 log = logging.getLogger(__name__)
 
@@ -33,66 +35,39 @@ class Stage:
     actual_usd: float | None = None
 
 
-def forecast(run: Run, rates: Rates, *, skip_train: bool = False, skip_export: bool = False) -> list[Stage]:
-    """The stages that this run will build: those whose artifacts are not there yet."""
-    stages = every_stage(run, rates, skip_train=skip_train, skip_export=skip_export)
-    return [stage for stage in stages if _artifact(run, stage) is None]
+def every_stage(run: Run, steps: Sequence[Step], rates: Rates) -> list[Stage]:
+    """The stages of a chain that can be foretold, done or not."""
+    known: dict[str, Callable[[Run, Rates, Stage], Stage]] = {
+        "synthesize": partial(_synthesis, task="relation_extraction"),
+        "synthesize-pairs": partial(_synthesis, task="preference"),
+        "sft": _training,
+        "evaluate": _scoring,
+        "evaluate-dpo": _scoring,
+        "evaluate-base": _scoring,
+        "export": _export,
+        "remote-sft": partial(_remote, method="sft"),
+        "remote-dpo": partial(_remote, method="dpo"),
+    }
+    # What only looks takes no time.
+    worked = [step for step in steps if step.request is not None and step.stage in known]
+    return [known[step.stage](run, rates, Stage(step.stage, step.artifact)) for step in worked]
 
 
-def every_stage(run: Run, rates: Rates, *, skip_train: bool = False, skip_export: bool = False) -> list[Stage]:
-    """The stages of the chain with this recipe, done or not."""
-    recipe = run.config.recipe
-    stages = []
-    if recipe.generation.in_pipeline:
-        figures = estimate.synthesis(run.config, "relation_extraction", recipe.generation.in_pipeline, rates)
-        tokens, minutes = figures.prompt_tokens + figures.completion_tokens, figures.minutes
-        stages.append(Stage("synthesize", f"dataset/{run.name}-teacher", minutes, tokens, figures.usd))
-    if not skip_train:
-        tokens = _training_tokens(run, rates)
-        params = estimate.parameters(recipe.tier_model.params)
-        # Without a run of this machine only a GPU could be assumed, and of this run nobody knows that it has one.
-        trained = rates.training.get("sft")
-        is_known = trained is not None and estimate.measured_billions(run.config, trained.base) is not None
-        gpu = estimate.tables()["assumed_gpu"]
-        seconds = estimate.training_seconds(run.config, params, tokens, rates, gpu)[0] if params and is_known else None
-        stages.append(Stage("sft", f"adapter/{run.name}", seconds / 60 if seconds is not None else None, tokens))
-    settings = recipe.evaluation
-    answers = (settings.max_rows or 0) + settings.raw_rows + settings.end_to_end_rows + GUIDE_PROMPTS
-    for stage, name in (("evaluate", run.name), ("evaluate-base", f"{run.name}-base")):
-        if stage == "evaluate" or recipe.evaluation.base:
-            rate = rates.seconds_per_answer.get(stage)
-            minutes = answers * rate / 60 if rate is not None and recipe.evaluation.max_rows else None
-            stages.append(Stage(stage, f"scores/{name}", minutes))
-    if not skip_export:
-        seconds = rates.seconds.get("export")
-        stages.append(Stage("export", f"bundle/{run.name}", seconds / 60 if seconds is not None else None))
-    return stages
-
-
-def before(run: Run, *, skip_train: bool = False, skip_export: bool = False) -> list[Stage]:
-    """The forecast by the rates of the run's own store, logged."""
-    stages = forecast(run, measured(run.store), skip_train=skip_train, skip_export=skip_export)
+def before(run: Run, steps: Sequence[Step], rates: Rates) -> list[Stage]:
+    """The stages that this run will build, those whose artifacts are not there yet; logged."""
+    stages = [stage for stage in every_stage(run, steps, rates) if _artifact(run, stage) is None]
     known = [stage.minutes for stage in stages if stage.minutes is not None]
     if known:
         log.info("estimate: %.0f minutes for %d of %d stages", sum(known), len(known), len(stages))
     return stages
 
 
-def before_remote(run: Run, rows: int, pairs: int) -> list[Stage]:
-    """The jobs that `pipeline --remote` will create for so many rows and pairs (0 = no preference job)."""
-    rates, recipe = measured(run.store), run.config.recipe
-    stages = []
-    for method, count, epochs in (("sft", rows, recipe.sft.epochs), ("dpo", pairs, recipe.dpo.epochs)):
-        if count:
-            figures = estimate.remote_training(run.config, recipe.tier, method, count, epochs, rates)
-            name = f"model/{run.name}-remote-{method}"
-            stages.append(Stage(f"remote-{method}", name, figures.minutes, figures.tokens, figures.usd))
-    return [stage for stage in stages if _artifact(run, stage) is None]
+def settle(run: Run, stages: Sequence[Stage], rates: Rates) -> list[Stage]:
+    """What the stages took; stored beside what was expected, and logged as a table.
 
-
-def settle(run: Run, stages: Sequence[Stage]) -> list[Stage]:
-    """What the stages took; stored beside what was expected, and logged as a table."""
-    settled = taken(run, stages)
+    How many rows a job at the vendor would get was not known before: by the same rates it is told now.
+    """
+    settled = taken(run, [_remote_again(run, rates, stage) for stage in stages])
     if settled:
         folder = run.store.root / ESTIMATES
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +113,58 @@ def _with_actual(stage: Stage, artifact: Artifact) -> Stage:
     resumed = manifest.provenance.get("resumed")
     minutes = None if resumed else float(manifest.provenance["seconds"]) / 60
     return replace(stage, actual_minutes=minutes, actual_tokens=tokens, actual_usd=metrics.get("cost_usd"))
+
+
+def _synthesis(run: Run, rates: Rates, stage: Stage, *, task: str) -> Stage:
+    generation = run.config.recipe.generation
+    count = generation.in_pipeline if task == "relation_extraction" else generation.preferences_in_pipeline
+    figures = estimate.synthesis(run.config, task, count, rates)
+    tokens = figures.prompt_tokens + figures.completion_tokens
+    return replace(stage, minutes=figures.minutes, tokens=tokens, usd=figures.usd)
+
+
+def _training(run: Run, rates: Rates, stage: Stage) -> Stage:
+    tokens = _training_tokens(run, rates)
+    params = estimate.parameters(run.config.recipe.tier_model.params)
+    # Without a run of this machine only a GPU could be assumed, and of this run nobody knows that it has one.
+    trained = rates.training.get("sft")
+    is_known = trained is not None and estimate.measured_billions(run.config, trained.base) is not None
+    if not params or not is_known:
+        return replace(stage, tokens=tokens)
+    gpu = estimate.tables()["assumed_gpu"]
+    seconds, _ = estimate.training_seconds(run.config, params, tokens, rates, gpu)
+    return replace(stage, tokens=tokens, minutes=seconds / 60)
+
+
+def _scoring(run: Run, rates: Rates, stage: Stage) -> Stage:
+    settings = run.config.recipe.evaluation
+    rate = rates.seconds_per_answer.get("evaluate-base" if stage.stage == "evaluate-base" else "evaluate")
+    if rate is None or not settings.max_rows:
+        return stage
+    answers = settings.max_rows + settings.raw_rows + settings.end_to_end_rows + GUIDE_PROMPTS
+    return replace(stage, minutes=answers * rate / 60)
+
+
+def _export(run: Run, rates: Rates, stage: Stage) -> Stage:
+    seconds = rates.seconds.get("export")
+    return replace(stage, minutes=seconds / 60 if seconds is not None else None)
+
+
+def _remote(run: Run, rates: Rates, stage: Stage, *, method: str) -> Stage:
+    """A job at the vendor, for as many rows as it was sent; not known before it was."""
+    artifact = _artifact(run, stage)
+    rows = artifact.manifest.counts.get("rows") if artifact is not None else None
+    if not rows:
+        return stage
+    recipe = run.config.recipe
+    epochs = recipe.sft.epochs if method == "sft" else recipe.dpo.epochs
+    figures = estimate.remote_training(run.config, recipe.tier, method, rows, epochs, rates)
+    return replace(stage, minutes=figures.minutes, tokens=figures.tokens, usd=figures.usd)
+
+
+def _remote_again(run: Run, rates: Rates, stage: Stage) -> Stage:
+    method = stage.stage.removeprefix("remote-")
+    return _remote(run, rates, stage, method=method) if method in ("sft", "dpo") and method != stage.stage else stage
 
 
 def _training_tokens(run: Run, rates: Rates) -> float:

@@ -9,7 +9,7 @@ from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import PreferenceRow
-from ucotron_ray.data.stage import TRAIN, VAL, import_rows
+from ucotron_ray.data.stage import TRAIN, VAL, import_rows, rows_request
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
 from ucotron_ray.models.stage import prompt_identity
@@ -64,11 +64,17 @@ def pairs_of(run: Run, data: Artifact, base: base_models.BaseModel, adapter: Art
     return _on_policy(run, data, models.merge(run, base, adapter, name=f"{adapter.manifest.name}-merged"))
 
 
+def import_request(run: Run, path: Path) -> Request:
+    """What importing a file of pairs, or of relation rows, would make."""
+    if not isinstance(jsonl.read_rows(path)[0], PreferenceRow):
+        return rows_request(path, None)
+    fields = {"file": artifacts.file_hash(path), "seed": run.config.recipe.dpo.seed}
+    return Request("dataset", f"pairs-{Request('dataset', 'pairs', fields).recipe[:12]}", fields)
+
+
 def _import_pairs(run: Run, path: Path) -> Artifact:
     rows = jsonl.read_preferences(path)
     seed = run.config.recipe.dpo.seed
-    fields = {"file": artifacts.file_hash(path), "seed": seed}
-    name = f"pairs-{Request('dataset', 'pairs', fields).recipe[:12]}"
 
     def build(build: Build) -> Result:
         # By the prompt: two pairs of one text stay on one side.
@@ -79,7 +85,7 @@ def _import_pairs(run: Run, path: Path) -> Artifact:
         jsonl.write_rows(build.path / VAL, val)
         return Result({}, {"train": len(train), "val": len(val)}, [f"from {path}"])
 
-    return run.make("import-pairs", Request("dataset", name, fields), build)
+    return run.make("import-pairs", import_request(run, path), build)
 
 
 def _on_policy(run: Run, data: Artifact, merged: Artifact) -> Artifact:

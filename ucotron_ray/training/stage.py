@@ -9,11 +9,12 @@ from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Spool
+from ucotron_ray.data import stage as datasets
 from ucotron_ray.data.stage import TRAIN, VAL
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
 from ucotron_ray.models.stage import prompt_identity
-from ucotron_ray.training import preparation
+from ucotron_ray.training import preferences, preparation
 from ucotron_ray.training.preparation import Prepared
 
 if TYPE_CHECKING:
@@ -160,3 +161,23 @@ def name_base(path: Path, reference: str) -> None:
     """An adapter names its base by reference, not by a path of the machine that it was trained on."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     artifacts.write_json(path, {**settings, "base_model_name_or_path": reference})
+
+
+def aligned_before(run: Run, name: str, adapter: Artifact) -> Artifact | None:
+    """What DPO made of this very adapter under a name, if the store has it."""
+    found = run.store.find("adapter", name)
+    start = datasets.started_from(run, found) if found is not None else None
+    if found is None or start is None or start.manifest.content != adapter.manifest.content:
+        return None
+    return run.store.get("adapter", name, accept_rejected=run.accept_rejected)
+
+
+def align(run: Run, name: str, data: Artifact, base: base_models.BaseModel, adapter: Artifact) -> Artifact:
+    """DPO on pairs, or on pairs of relation rows and the adapter's own wrong answers to them → `adapter/<name>`."""
+    return dpo(run, name, preferences.pairs_of(run, data, base, adapter), base, adapter)
+
+
+def align_request(run: Run, name: str, data: Artifact, adapter: Artifact) -> Request | None:
+    """What aligning would make; None until its pairs and the merged model that it starts from are there."""
+    merged = run.store.find("model", f"{adapter.manifest.name}-merged")
+    return dpo_request(run, name, data, merged) if merged is not None and preferences.is_pairs(data) else None

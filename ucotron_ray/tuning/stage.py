@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from ucotron_ray.core import requirements
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
-from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.core.place import Workers
 from ucotron_ray.core.recipe import LoraSettings, Projection
@@ -179,9 +178,9 @@ def shares(run: Run, tiers: list[str]) -> tuple[dict[str, Workers], dict[str, in
     return workers, at_once
 
 
-def with_winner(run: Run, made: Artifact) -> Config:
-    """The run's configuration with what a sweep chose over it."""
-    return winners.over(run.config, made)
+def adopt(run: Run, made: Artifact) -> None:
+    """From now on the run has the settings that a sweep chose."""
+    run.config = winners.over(run.config, made)
 
 
 def _begun(run: Run, subject: Subject, plan: sweep.Plan, templates: Mapping[str, Template]) -> Record:
@@ -253,3 +252,17 @@ def _job(run: Run, subject: Subject, template: Template, record: Record, trial: 
         run=f"{run.spool.child('tune').run}/{trial.id}",
         log_file=run.log_file,
     )
+
+
+def check_tier(run: Run) -> None:
+    """Refuse a sweep that a chain, which trains the run's tier, cannot take its settings from. Raises ConfigError."""
+    recipe = run.config.recipe
+    if recipe.tuning.tiers not in (None, [recipe.tier]):
+        raise ConfigError(
+            "the chain trains one tier, and tunes that one",
+            where="tuning.tiers",
+            expected=f"null or [{recipe.tier}], the run's tier",
+            found=str(recipe.tuning.tiers),
+        )
+    requirements.require_packages("matplotlib", *(["optuna"] if recipe.tuning.search == "optuna" else []))
+    space.planned(recipe.tuning, "sft", recipe.sft)

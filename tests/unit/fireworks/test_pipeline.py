@@ -66,12 +66,18 @@ def test_the_plan_makes_nothing(tmp_path, rows, monkeypatch, capsys):
         code, result, _ = chain(vendor, rows, tmp_path, capsys, "--dry-run")
         assert code == 0
         assert {step["action"] for step in result["plan"]} == {"run"}
-        stages = ["import-rows", "remote-sft", "remote-dpo", "remote-evaluate", "remote-evaluate"]
+        training = ["import-pairs", "remote-sft", "remote-dpo", "remote-evaluate", "remote-evaluate"]
+        stages = ["import-rows", *training]
         assert [step["stage"] for step in result["plan"]] == stages
         unaligned = chain(vendor, rows, tmp_path, capsys, "--dry-run", "--skip-dpo", "--set", "evaluation.base=false")[
             1
         ]["plan"]
-        assert [step["stage"] for step in unaligned] == ["import-rows", "remote-sft", "remote-evaluate"]
+        assert [step["stage"] for step in unaligned] == [
+            "import-rows",
+            "import-held-out",
+            "remote-sft",
+            "remote-evaluate",
+        ]
         assert vendor.control()["created"] == {}
     assert not (tmp_path / "store").exists()
 

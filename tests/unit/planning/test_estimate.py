@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ucotron_ray import cli
+from ucotron_ray import cli, pipeline
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Input, Request, Result, Store
 from ucotron_ray.core.run import Run
+from ucotron_ray.core.steps import Step
 from ucotron_ray.models.shape import Shape
 from ucotron_ray.planning import estimate, forecast, rates
 from ucotron_ray.planning.rates import Rates, SynthesisRate, TrainingRate
@@ -183,10 +184,14 @@ def run_of(tmp_path: Path, name: str, rows: int) -> Run:
     return Run(config.load(overrides=list(values.items())), verb="pipeline", name=name)
 
 
+def chain(run: Run) -> tuple[list[Step], Rates]:
+    return pipeline.chain(run, pipeline.Options()), rates.measured(run.store)
+
+
 def test_one_finished_run_calibrates_the_next_one(tmp_path):
     run = run_of(tmp_path, "second", 300)
     finished(run.store, "first", rows=100, speed=5.0)
-    stages = {stage.stage: stage for stage in forecast.before(run)}
+    stages = {stage.stage: stage for stage in forecast.before(run, *chain(run))}
     assert stages["synthesize"].tokens == pytest.approx(300 * 400)
     # 300 x 300 prompt tokens at $0.50 and 300 x 100 at $1.50 a million.
     assert stages["synthesize"].usd == pytest.approx(0.045 + 0.045)
@@ -203,9 +208,10 @@ def test_estimate_and_actual_are_stored_and_shown(tmp_path, caplog):
     caplog.set_level("INFO")
     run = run_of(tmp_path, "second", 300)
     finished(run.store, "first", rows=100, speed=5.0)
-    expected = forecast.before(run)
+    steps, expected_by = chain(run)
+    expected = forecast.before(run, steps, expected_by)
     finished(run.store, "second", rows=300, speed=4.0)
-    settled = {stage.stage: stage for stage in forecast.settle(run, expected)}
+    settled = {stage.stage: stage for stage in forecast.settle(run, expected, expected_by)}
     assert settled["synthesize"].actual_usd == pytest.approx(0.09)
     assert settled["synthesize"].actual_tokens == 120_000
     assert settled["sft"].actual_tokens == settled["sft"].tokens == 150_000
@@ -218,14 +224,14 @@ def test_estimate_and_actual_are_stored_and_shown(tmp_path, caplog):
 def test_what_is_there_is_not_forecast(tmp_path):
     run = run_of(tmp_path, "first", 100)
     finished(run.store, "first", rows=100, speed=5.0)
-    assert forecast.before(run) == []
-    assert forecast.settle(run, []) == []
+    assert forecast.before(run, *chain(run)) == []
+    assert forecast.settle(run, [], Rates()) == []
 
 
 def test_without_a_finished_run_nothing_is_claimed_to_be_measured(tmp_path):
     run = run_of(tmp_path, "new", 100)
     assert rates.measured(run.store) == Rates()
-    stages = {stage.stage: stage for stage in forecast.before(run)}
+    stages = {stage.stage: stage for stage in forecast.before(run, *chain(run))}
     assert stages["export"].minutes is None
     assert stages["synthesize"].minutes is not None
 
@@ -266,7 +272,7 @@ def test_another_models_speed_is_no_measure_of_this_one(tmp_path):
     run = run_of(tmp_path, "second", 300)
     finished(run.store, "first", rows=100, speed=5.0)
     run.config = config.load(overrides=[("store", str(tmp_path / "store")), ("generation.in_pipeline", 300)])
-    stages = {stage.stage: stage for stage in forecast.before(run)}
+    stages = {stage.stage: stage for stage in forecast.before(run, *chain(run))}
     assert stages["sft"].minutes is None
 
 
