@@ -49,9 +49,9 @@ def add_pipeline(verbs: Any) -> None:
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="also write the merged model to DIR and the bundle to DIR-onnx"
     )
-    parser.add_argument("--max-samples", type=int)
-    parser.add_argument("--max-usd", type=float, help="hard budget in dollars for what a teacher is asked")
-    flags.add_training_flags(parser)
+    flags.add_setting(parser, "--max-samples", "graph.max_samples")
+    flags.add_setting(parser, "--max-usd", "api.max_usd")
+    flags.add_training_settings(parser)
 
 
 def _pipeline(args: argparse.Namespace) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ucotron_ray.synthesis import gate, job, journal
 from ucotron_ray.synthesis.plan import Answer, Done, Ended, Task, request_body, request_id
 from ucotron_ray.synthesis.rows import RowKind
 from ucotron_ray.synthesis.seeds import is_held_out
-from ucotron_ray.teacher.chat import Kind
+from ucotron_ray.teacher.outcome import Kind
 
 GENERATION = config.load().recipe.generation
 ROWS = 3000

@@ -21,7 +21,7 @@ from ucotron_ray.core.artifacts import provenance, write_json
 from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Need, Settings
 from ucotron_ray.synthesis.journal import SYNC_SECONDS, Record, Writer
 from ucotron_ray.synthesis.worker import EXCHANGE_SECONDS
-from ucotron_ray.teacher.chat import Kind
+from ucotron_ray.teacher.outcome import Kind
 
 NODES = (8, 64, 512)
 RUN = "run"

@@ -13,7 +13,7 @@ from typing import Any
 from tests.benchmarks.run import REAL
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Request, Store, file_hash
-from ucotron_ray.core.recipe import SftSettings
+from ucotron_ray.core.hyperparameters import SftSettings
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import ChatRow, PreferenceRow, RawRow
 from ucotron_ray.models import base as base_models
@@ -76,9 +76,16 @@ def fields_of(directory: Path, given: dict[str, Any], stage: str) -> dict[str, A
         "val_file": None,
         "directory": str(run),
         "settings": settings.model_dump(),
-        "dtype": given.get("dtype", "float32"),
-        "per_device_batch": given["batch"] // given.get("workers", 1),
-        "tokens_per_step": 100_000,
+        "workers": config.load()
+        .place.workers.model_copy(
+            update={
+                "dtype": given.get("dtype", "float32"),
+                "per_device_batch": given["batch"] // given.get("workers", 1),
+                "max_tokens_per_microbatch": 100_000,
+                **given.get("levers", {}),
+            }
+        )
+        .model_dump(),
         "num_threads": given.get("threads"),
     }
 
@@ -215,14 +222,15 @@ def gpu(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
 
     base = random_model(directory.parent / given["shape"].replace("/", "-"), given["shape"])
     batch = given["tokens"] // GPU_LENGTH
-    fields = fields_of(directory, {"rows": 1, "batch": batch, "dtype": "bfloat16", "base": str(base)}, "sft")
+    wanted = {"rows": 1, "batch": batch, "dtype": "bfloat16", "base": str(base), "levers": given.get("levers", {})}
+    fields = fields_of(directory, wanted, "sft")
     # Almost all of a row is the sentence, as it is in the real ones; 256 empty lists stand for the answer.
     turns = [{"role": "user", "content": " Ana" * GPU_WORDS}, {"role": "assistant", "content": "[]" * 256}]
     row = ChatRow.model_validate({"messages": turns})
     jsonl.write_rows(directory / "train.jsonl", [row] * (GPU_STEPS * batch))
     fields["settings"] |= {"max_context_length": GPU_LENGTH, "quantize": given.get("quantize", "none")}
     torch.cuda.reset_peak_memory_stats()
-    job = SftJob(**fields, **given.get("levers", {}))
+    job = SftJob(**fields)
     metrics = sft.train(job, lambda _: None)
     reserved = torch.cuda.max_memory_reserved() / 1e9
     return {**metrics, "memory_reserved_gb": reserved, **predicted(job, directory)}
@@ -275,7 +283,7 @@ def predicted(job: Any, directory: Path) -> dict[str, Any]:
     work = plan.work_of(
         *tokens.lengths(rows.train),
         global_batch=settings.global_batch,
-        per_device=job.per_device_batch,
+        per_device=job.place.per_device_batch,
         seed=settings.seed,
     )
     shape = shape_of(base)
@@ -285,7 +293,7 @@ def predicted(job: Any, directory: Path) -> dict[str, Any]:
         settings,
         work,
         bytes_per_value=2 if dtype == "bfloat16" else 4,
-        gradient_checkpointing=job.gradient_checkpointing,
+        gradient_checkpointing=bool(job.place.gradient_checkpointing),
         on_gpu=torch.cuda.is_available(),
     )
     return {"memory_predicted_gb": sum(parts.values()) / 1e9, "dtype": dtype, "step_tokens": work.step_tokens}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.tiny_models import save_tiny
+from tests.training_jobs import changed, workers
 from ucotron_ray.core import config
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import PreferenceRow
@@ -39,12 +40,10 @@ def job(directory: Path, model: Path, **changes: object) -> SftJob:
         val_file=None,
         directory=str(directory),
         settings=SETTINGS.model_dump(),
-        dtype="float32",
-        per_device_batch=4,
-        tokens_per_step=4096,
+        workers=workers(per_device_batch=4),
         num_threads=1,
     )
-    return replace(made, **changes)
+    return changed(made, **changes)
 
 
 def losses(directory: Path) -> list[float]:
@@ -136,9 +135,7 @@ def test_preference_training_begins_at_ln_2(tmp_path, model, quantize):
         val_file=None,
         directory=str(tmp_path / "reference"),
         settings=settings.model_dump(),
-        dtype="bfloat16",
-        per_device_batch=None,
-        tokens_per_step=4096,
+        workers=workers(dtype="bfloat16", per_device_batch=None),
         num_threads=1,
     )
     dpo.write_reference(common)

@@ -100,7 +100,7 @@ def test_a_layer_that_misses_its_target_is_not_bundled(place, ray_head):
 @pytest.mark.faults
 def test_kill_9_while_encoding_loses_no_finished_shard(place, ray_head, tmp_path):
     given = ("encode", "--input", str(place["texts.txt"]))
-    settings = {"workers.tokens_per_step": 32, "workers.num_workers": 2}
+    settings = {"workers.max_tokens_per_microbatch": 32, "workers.num_workers": 2}
     straight = finished(start(ray_head, *arguments(place, *given, **settings, store=tmp_path / "straight")))
     process = start(ray_head, *arguments(place, *given, **settings, store=tmp_path / "killed"))
     found: list[Path] = []

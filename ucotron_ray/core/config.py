@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-from ucotron_ray.core import strict_yaml
+from ucotron_ray.core import generators, sections, strict_yaml
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.place import Place
 from ucotron_ray.core.recipe import Recipe
@@ -18,6 +19,10 @@ from ucotron_ray.core.sections import Section
 
 WHERE_SECTIONS = ("api", "output", "polling", "tracking")
 """Sections that may stand in a recipe (existing files have them there) or in a place, and are never hashed."""
+
+
+RENAMED = {("workers", "tokens_per_step"): "max_tokens_per_microbatch"}
+"""Section and old name of a setting → its name now."""
 
 
 class Config(Section):
@@ -40,22 +45,23 @@ def load(
     """
     merged = read_yaml(Path(__file__).parent / "defaults.yaml")
     for file in (*filter(None, (recipe,)), *overlays):
-        merged = _merge(merged, _checked_file(file, forbidden=PLACE_ONLY, home="a place file"))
+        merged = sections.merged(merged, _checked_file(file, forbidden=PLACE_ONLY, home="a place file"))
     if place is not None:
-        merged = _merge(merged, _checked_file(place, forbidden=RECIPE_ONLY, home="a recipe file"))
+        merged = sections.merged(merged, _checked_file(place, forbidden=RECIPE_ONLY, home="a recipe file"))
     for key, value in overrides:
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
+        nested = _with_new_names(nested)
         _check_keys(nested, where=f"--set {key}")
-        merged = _merge(merged, nested)
+        merged = sections.merged(merged, nested)
     return _validated(merged)
 
 
 def with_overlay(config: Config, overlay: Mapping[str, Any]) -> Config:
     """The same configuration with some recipe settings over it, checked like a file's."""
     _check_keys(overlay, where="the overlay")
-    return _validated(_merge({**config.recipe.model_dump(), **config.place.model_dump()}, overlay))
+    return _validated(sections.merged({**config.recipe.model_dump(), **config.place.model_dump()}, overlay))
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -98,7 +104,7 @@ RECIPE_ONLY = tuple(Recipe.model_fields)
 
 
 def _checked_file(path: Path, *, forbidden: tuple[str, ...], home: str) -> dict[str, Any]:
-    data = read_yaml(path)
+    data = _with_new_names(read_yaml(path))
     misplaced = [key for key in data if key in forbidden]
     if misplaced:
         raise ConfigError(
@@ -111,15 +117,14 @@ def _checked_file(path: Path, *, forbidden: tuple[str, ...], home: str) -> dict[
     return data
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        # `polling:` with nothing below it leaves the section as it is.
-        if isinstance(old, dict) and value is None:
-            continue
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
+def _with_new_names(data: dict[str, Any]) -> dict[str, Any]:
+    """The same with settings that were renamed under their new names: places that people have go on working."""
+    made = dict(data)
+    for (section, old), new in RENAMED.items():
+        values = made.get(section)
+        if isinstance(values, dict) and old in values and new not in values:
+            made[section] = {new if key == old else key: value for key, value in values.items()}
+    return made
 
 
 def _validated(merged: Mapping[str, Any]) -> Config:
@@ -163,8 +168,21 @@ def _check_keys(data: object, *, where: str, model: type[BaseModel] | None = Non
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if annotation is Section:
+        # Declared by the generators themselves.
+        return generators.settings_model()
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return next(filter(None, map(_section_of, typing.get_args(annotation))), None)
     return None
+
+
+def field_of(key: str) -> FieldInfo:
+    """The declaration of a setting of recipe or place, by its key. Raises KeyError for one that does not exist."""
+    fields = {**Recipe.model_fields, **Place.model_fields}
+    *above, last = key.split(".")
+    for part in above:
+        inner = _section_of(fields[part].annotation)
+        fields = dict(inner.model_fields) if inner is not None else {}
+    return fields[last]

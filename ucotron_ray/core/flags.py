@@ -1,62 +1,24 @@
 """What all verbs share: common options, flags that are another way to say --set, and the run that they give."""
 
 import argparse
+import types
+import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from ucotron_ray.core import config
 
 Handler = Callable[[argparse.Namespace], dict[str, Any]]
 
-SHORTHANDS = {
-    "model_name": "models.fine_tuning.{tier}.local_model",
-    "epochs": "training.sft.{tier}.epochs",
-    "batch_size": "training.sft.{tier}.batch_size",
-    "learning_rate": "training.sft.{tier}.learning_rate",
-    "max_seq_length": "training.sft.{tier}.max_context_length",
-    "max_samples": "graph.max_samples",
-    "train_ratio": "graph.train_ratio",
-    "min_relations": "graph.min_relations",
-    "max_text_length": "graph.max_text_length",
-    "graph_seed": "graph.seed",
-    "namespace": "graph.namespace",
-    "graph_kind": "graph.kind",
-    "data": "evaluation.data",
-    "dpo_epochs": "training.dpo.{tier}.epochs",
-    "dpo_learning_rate": "training.dpo.{tier}.learning_rate",
-    "dpo_batch_size": "training.dpo.{tier}.batch_size",
-    "dpo_lora_rank": "training.dpo.{tier}.lora_rank",
-    "dpo_max_seq_length": "training.dpo.{tier}.max_context_length",
-    "dpo_beta": "training.dpo.{tier}.beta",
-    "lora_rank": "training.sft.{tier}.lora_rank",
-    "poll_interval": "polling.interval",
-    "poll_timeout": "polling.timeout",
-    "wandb_project": "tracking.wandb_project",
-    "max_usd": "api.max_usd",
-    "max_rounds": "api.max_rounds",
-    "generation_seed": "generation.seed",
-    "max_rows": "evaluation.max_rows",
-    "registry_uri": "tracking.registry_uri",
-    "registered_model": "tracking.registered_model",
-    "search": "tuning.search",
-    "trials": "tuning.trials",
-    "projection_epochs": "projection.epochs",
-    "projection_batch_size": "projection.batch_size",
-    "projection_learning_rate": "projection.learning_rate",
-    "projection_dropout": "projection.dropout",
-    "projection_hidden_dim": "projection.hidden_dim",
-    "projection_val_split": "projection.val_split",
-    "projection_patience": "projection.patience",
-    "projection_seed": "projection.seed",
-    "projection_opset": "projection.opset",
-    "serve_host": "serving.host",
-    "serve_port": "serving.port",
-    "serve_replicas": "serving.num_replicas",
-    "serve_variant": "serving.variant",
-    "serve_key": "serving.key_variable",
-}
-"""Flags of the guide that are another way to say --set KEY=VALUE."""
+Parser = argparse._ActionsContainer
+"""A parser, or a group of one."""
+
+TIERS = ("slm", "small", "medium")
+SETTING = "setting:"
+"""Before the key of a setting, in the names that argparse keeps values under."""
+
+METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def verb(verbs: Any, name: str, help_text: str, handler: Handler) -> argparse.ArgumentParser:
@@ -91,40 +53,72 @@ def verb(verbs: Any, name: str, help_text: str, handler: Handler) -> argparse.Ar
     return parser
 
 
-def add_training_flags(parser: argparse.ArgumentParser) -> None:
+def add_setting(parser: Parser, flag: str, key: str, *, alias: str | None = None, const: object = None) -> None:
+    """A flag that is another way to say --set KEY=VALUE; `{tier}` in the key stands for the run's tier.
+
+    Type, choices and help are those of the setting in its typed model. `const`: the value that the flag alone stands
+    for; `alias`: another name of the flag.
+    """
+    names = [flag, *([alias] if alias else [])]
+    field = config.field_of(key.format(tier=TIERS[0]))
+    kind = _kind_of(field.annotation)
+    text = " ".join((field.description or "").split())
+    help_text = f"{text} [{key.format(tier='TIER')}]".strip().replace("%", "%%")
+    shared: dict[str, Any] = {"dest": f"{SETTING}{key}", "default": None, "help": help_text}
+    if const is not None:
+        parser.add_argument(*names, action="store_const", const=const, **shared)
+    elif typing.get_origin(kind) is Literal:
+        parser.add_argument(*names, choices=typing.get_args(kind), **shared)
+    else:
+        take = str if typing.get_origin(kind) is list else kind
+        parser.add_argument(*names, type=take, metavar=METAVARS.get(take, "VALUE"), **shared)
+
+
+def add_training_settings(parser: argparse.ArgumentParser) -> None:
     """The guide's flags of a training."""
-    flags = parser.add_argument_group("the guide's flags (each is another way to say --set)")
-    flags.add_argument("--tier", choices=("slm", "small", "medium"), help="model tier: 0.5B, 1.5B, 7B")
-    flags.add_argument(
-        "--model-name", metavar="MODEL", help="hub name, directory, .gguf file or package://NAME/FILE.gguf"
-    )
-    flags.add_argument("--epochs", type=int)
-    flags.add_argument("--batch-size", type=int, help="rows per optimizer step over all workers")
-    flags.add_argument("--learning-rate", type=float)
-    flags.add_argument("--max-seq-length", type=int, metavar="TOKENS")
+    group = settings_group(parser)
+    add_setting(group, "--tier", "tier")
+    add_setting(group, "--model-name", "models.fine_tuning.{tier}.local_model")
+    add_setting(group, "--epochs", "training.sft.{tier}.epochs")
+    add_setting(group, "--batch-size", "training.sft.{tier}.batch_size")
+    add_setting(group, "--learning-rate", "training.sft.{tier}.learning_rate")
+    add_setting(group, "--max-seq-length", "training.sft.{tier}.max_context_length")
+
+
+def settings_group(parser: argparse.ArgumentParser) -> Parser:
+    """Where --help lists the flags that are settings."""
+    return parser.add_argument_group("the guide's flags (each is another way to say --set [key])")
+
+
+def given(args: argparse.Namespace, key: str) -> Any:
+    """What a flag says of a setting; None where it is not given."""
+    return getattr(args, f"{SETTING}{key}", None)
 
 
 def config_of(args: argparse.Namespace) -> config.Config:
     """Recipe and place of an invocation, its flags over its files. Raises ConfigError."""
     overrides = [config.parse_override(text) for text in args.overrides]
-    tier = getattr(args, "tier", None)
-    if tier:
-        overrides.append(("tier", tier))
     files = {"recipe": args.recipe, "place": args.place, "overlays": args.overlay}
-    loaded = config.load(**files, overrides=overrides)
-    for flag, key in SHORTHANDS.items():
-        value = getattr(args, flag, None)
-        if value is not None:
-            overrides.append((key.format(tier=loaded.recipe.tier), value))
-    if getattr(args, "wandb_project", None):
+    tier = given(args, "tier")
+    tiers: list[tuple[str, Any]] = [("tier", tier)] if tier else []
+    chosen = config.load(**files, overrides=[*overrides, *tiers]).recipe.tier
+    for name, value in vars(args).items():
+        if name.startswith(SETTING) and value is not None:
+            key = name.removeprefix(SETTING).format(tier=chosen)
+            is_list = typing.get_origin(_kind_of(config.field_of(key).annotation)) is list
+            overrides.append((key, value.split(",") if is_list else value))
+    if given(args, "tracking.wandb_project"):
         overrides.append(("tracking.enabled", True))
-    if getattr(args, "all_namespaces", False):
-        overrides.append(("graph.all_namespaces", True))
-    if getattr(args, "tiers", None):
-        overrides.append(("tuning.tiers", args.tiers.split(",")))
-    if getattr(args, "no_base", False):
-        overrides.append(("evaluation.base", False))
     return config.load(**files, overrides=overrides)
+
+
+def _kind_of(annotation: Any) -> Any:
+    """The type that a flag's text is read as: what is left of an annotation without `| None` and its bounds."""
+    if typing.get_origin(annotation) is Annotated:
+        return _kind_of(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return _kind_of(next(kind for kind in typing.get_args(annotation) if kind is not type(None)))
+    return annotation
 
 
 def run_of(args: argparse.Namespace, *, name: str | None = None) -> Any:

@@ -32,7 +32,9 @@ class Api(Section):
     generated_tokens_per_minute: Positive | None
     give_up_after: Positive
     max_usd: Annotated[float, Field(ge=0)] | None
+    """Hard budget in dollars: nothing is sent that could pass it; null = none."""
     max_rounds: Count
+    """Rounds of further samples for those that were not accepted."""
     num_actors: Count
 
 
@@ -49,7 +51,9 @@ class Polling(Section):
     """Waiting for remote jobs."""
 
     interval: Positive
+    """Seconds between two looks at a job."""
     timeout: Annotated[float, Field(ge=0)]
+    """Seconds until a job is left to itself (exit 75); 0 = no limit."""
     verbose: bool
 
 
@@ -58,10 +62,13 @@ class Tracking(Section):
 
     enabled: bool
     wandb_project: str | None
+    """Project at Weights & Biases; its key is in WANDB_API_KEY."""
     mlflow_uri: str | None
     experiment: Text
     registry_uri: str | None
+    """MLflow server or database that has the versions; null = mlflow_uri."""
     registered_model: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^([^'\"/:{}]|\{tier\})+$")]
+    """Name of the registered model."""
 
 
 class RayPlace(Section):
@@ -82,7 +89,7 @@ class Workers(Section):
     cpus_per_worker: Positive | None
     gpus_per_worker: Annotated[float, Field(ge=0)] | None
     per_device_batch: Count | None
-    tokens_per_step: Count
+    max_tokens_per_microbatch: Count
     eval_batch: Count
     dtype: Literal["auto", "bfloat16", "float32"]
     memory_gb: Positive | None
@@ -98,12 +105,17 @@ class Serving(Section):
     """The endpoint that the Ucotron server calls."""
 
     host: Text
+    """Address to listen on; any other than loopback needs a key."""
     port: Port
+    """Port to listen on."""
     key_variable: VariableName | None
+    """Variable with the key that is required as bearer token; null = nobody is asked for one."""
     backend: Literal["auto", "onnx", "transformers"]
     variant: Literal["fp32", "int8", "int4"]
+    """Which graph of the bundle answers."""
     decoding: Literal["auto", "free", "entities", "vocabulary"]
     num_replicas: Count
+    """Processes that hold the model."""
     cpus_per_replica: Positive | None
     gpus_per_replica: Annotated[float, Field(ge=0)] | None
     max_batch: Count

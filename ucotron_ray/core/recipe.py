@@ -3,11 +3,13 @@
 What the values mean stands beside their defaults, in `defaults.yaml`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from ucotron_ray.core.sections import Count, NonNegative, Positive, Section, Share, Temperature, Text
+from ucotron_ray.core import generators
+from ucotron_ray.core.hyperparameters import DpoSettings, SftSettings
+from ucotron_ray.core.sections import Count, NonNegative, Positive, Sampling, Section, Share, Temperature, Text
 
 Tier = Literal["slm", "small", "medium"]
 
@@ -28,6 +30,7 @@ class TierModel(Section):
     params: str | float | None = None
     use_case: str | None = None
     local_model: Text
+    """What is trained here: a hub name, a directory, a .gguf file or package://NAME/FILE.gguf."""
 
 
 class TierModels(Section):
@@ -43,62 +46,6 @@ class Models(Section):
 
     generation: GenerationModel
     fine_tuning: TierModels
-
-
-class LoraSettings(Section):
-    """Hyperparameters of a LoRA training. All of them change the result."""
-
-    epochs: Count
-    learning_rate: Positive
-    lora_rank: Count
-    max_context_length: Annotated[int, Field(ge=128)]
-    batch_size: Count | None
-    lora_alpha: Count | None
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-    target_modules: Text | list[Text]
-    weight_decay: Annotated[float, Field(ge=0)]
-    warmup_ratio: Share
-    lr_scheduler: Literal["linear", "cosine", "constant"]
-    max_grad_norm: Positive
-    max_rows: Count | None
-    eval_rows: NonNegative
-    eval_f1_rows: NonNegative
-    eval_steps: Count | None
-    save_steps: Count
-    quantize: Literal["none", "nf4"]
-    seed: NonNegative
-
-    @property
-    def global_batch(self) -> int:
-        """Rows per optimizer step over all workers."""
-        return self.batch_size or 16
-
-    @property
-    def alpha(self) -> int:
-        """LoRA alpha; twice the rank unless given."""
-        return self.lora_alpha or 2 * self.lora_rank
-
-
-class SftSettings(LoraSettings):
-    """Hyperparameters of supervised fine-tuning."""
-
-    raw_share: Share
-
-
-class OnPolicy(Section):
-    """Rejected answers that the model itself gives. `max_tokens` of one answer."""
-
-    samples: Count
-    temperature: Annotated[float, Field(gt=0, le=2)]
-    max_tokens: Count
-
-
-class DpoSettings(LoraSettings):
-    """Hyperparameters of preference training."""
-
-    beta: Positive
-    max_longer_share: Annotated[float, Field(ge=0.5, le=1)] | None
-    on_policy: OnPolicy
 
 
 class SftTiers(Section):
@@ -124,72 +71,6 @@ class Training(Section):
     dpo: DpoTiers
     preference_data: str | None
     dpo_max_f1_loss: Share
-
-
-class Sampling(Section):
-    """Sampling parameters of one request."""
-
-    temperature: Temperature
-    max_tokens: Count
-    top_p: Share | None = None
-
-
-class SampledTask(Section):
-    """A generator with one kind of request."""
-
-    temperature: Temperature
-    max_tokens: Count
-    top_p: Share | None = None
-    target_samples: Count
-
-
-class RelationTask(SampledTask):
-    """Relation extraction: a text, then its relations. `relations` None = all twenty."""
-
-    extract: Sampling
-    relations: list[Text] | None = None
-
-
-class PreferenceTask(Section):
-    """Chosen and rejected answers."""
-
-    chosen: Sampling
-    rejected: Sampling
-    target_samples: Count
-    margin: Share
-
-
-class ContradictionTask(SampledTask):
-    """Pairs of facts: written, then read back."""
-
-    read: Sampling
-
-
-class EntityTask(SampledTask):
-    """Pairs of names. `positive_share` is exact."""
-
-    positive_share: Share
-
-
-class PathTask(Section):
-    """Paths through a graph: the graph of `graph.source`, or a generated one of so many nodes and edges."""
-
-    target_samples: Count
-    max_hops: Annotated[int, Field(ge=1, le=8)]
-    max_paths: Count
-    nodes: Annotated[int, Field(ge=2)]
-    edges: Count
-
-
-class Tasks(Section):
-    """The six generators."""
-
-    relation_extraction: RelationTask
-    preference: PreferenceTask
-    contradiction: ContradictionTask
-    entity_resolution: EntityTask
-    path_reward: PathTask
-    projection: SampledTask
 
 
 class Judge(Section):
@@ -218,11 +99,12 @@ class Gate(Section):
 
 
 class Generation(Section):
-    """Synthesis settings."""
+    """Synthesis settings. `tasks`: a section for each generator, which its own file declares."""
 
     defaults: Sampling
-    tasks: Tasks
+    tasks: Annotated[SerializeAsAny[Section], BeforeValidator(generators.settings_of)]
     seed: NonNegative
+    """Of all that is drawn: facts, names, styles, the split."""
     val_ratio: Share
     near_duplicate: Annotated[float, Field(gt=0, le=1)]
     max_answer_tokens: Count
@@ -231,30 +113,45 @@ class Generation(Section):
     licence: Text
     gate: Gate
 
+    def task(self, name: str) -> Any:
+        """The settings of a generator, of the class that its file declares."""
+        return getattr(self.tasks, name)
+
 
 class Graph(Section):
     """Training rows from a Ucotron knowledge graph."""
 
     source: str | None
     kind: Literal["export", "generate-dataset"]
+    """Which call of a server; generate-dataset is the server's own."""
     namespace: str | None
+    """Namespace on the server; null = UCOTRON_NAMESPACE, else default."""
     all_namespaces: bool
+    """generate-dataset mixes the texts of all namespaces: say that you may see them."""
     max_samples: Count
+    """Most rows that are taken."""
     train_ratio: Annotated[float, Field(gt=0, le=1)]
+    """Share of the rows for training; the others are for validation."""
     min_relations: NonNegative
+    """Texts with fewer relations are left out."""
     max_text_length: Annotated[int, Field(ge=16)]
+    """Characters; a longer text is cut at a space."""
     seed: NonNegative
+    """Of the order and the split."""
 
 
 class Evaluation(Section):
     """Scoring."""
 
     data: str | None
+    """Held-out rows: a file or a dataset's name; null = the validation rows of the training data."""
     max_rows: Count | None
+    """A seeded sample of so many rows; null = all."""
     raw_rows: NonNegative
     end_to_end_rows: NonNegative
     max_new_tokens: Count
     base: bool
+    """Whether the base model is scored beside the tuned one."""
     resamples: Count
     seed: NonNegative
 
@@ -299,22 +196,31 @@ class Projection(Section):
     clip: Text
     text: Text
     hidden_dim: Count
+    """Width of the hidden layer."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the hidden layer that is left out in training."""
     epochs: Count
+    """Passes over the training pairs."""
     batch_size: Count
+    """Pairs of an optimizer step over all workers."""
     learning_rate: Positive
+    """Of AdamW, at its highest."""
     lr_scheduler: Literal["cosine", "constant"]
     warmup_ratio: Share
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Positive | None
     patience: NonNegative
+    """Epochs without a better validation loss until training stops; 0 = never."""
     noise: Annotated[float, Field(ge=0)]
     whiten: bool
     val_split: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the descriptions for validation."""
     test_split: Annotated[float, Field(gt=0, lt=1)]
     target: Positive
     opset: Annotated[int, Field(ge=17, le=20)]
+    """ONNX operator set of the exported layer."""
     seed: NonNegative
+    """Of split, order and weights."""
 
 
 class Span(Section):
@@ -347,8 +253,11 @@ class Tuning(Section):
     """A sweep. Its time unit is the optimizer step."""
 
     tiers: list[Tier] | None
+    """Several tiers in one sweep, for example slm,small; null = the run's tier."""
     search: Literal["grid", "random", "optuna"]
+    """grid: every combination of the lists; random; optuna (pip install optuna)."""
     trials: Count
+    """Of each tier; a grid has as many as it has combinations."""
     seed: NonNegative
     space: Space
     scheduler: Literal["asha", "none"]
@@ -373,6 +282,7 @@ class Recipe(Section):
     """What a run makes."""
 
     tier: Tier
+    """Which model tier: slm 0.5B, small 1.5B, medium 7B."""
     models: Models
     training: Training
     generation: Generation

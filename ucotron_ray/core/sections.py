@@ -1,6 +1,7 @@
 """What all sections of recipe and place are made of: frozen, typed, unknown keys refused."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
@@ -29,4 +30,37 @@ VariableName = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r
 class Section(BaseModel):
     """Base of all sections."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class Sampling(Section):
+    """Sampling parameters of one request."""
+
+    temperature: Temperature
+    max_tokens: Count
+    top_p: Share | None = None
+
+
+class TaskSettings(Section):
+    """What the settings of every generator have."""
+
+    target_samples: Count
+
+
+class SampledTask(TaskSettings):
+    """Settings of a generator with one kind of request."""
+
+    temperature: Temperature
+    max_tokens: Count
+    top_p: Share | None = None
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping of sections with another one over it, key by key. `polling:` with nothing below it changes nothing."""
+    both = dict(base)
+    for key, value in over.items():
+        old = both.get(key)
+        if isinstance(old, dict) and value is None:
+            continue
+        both[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both

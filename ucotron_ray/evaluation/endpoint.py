@@ -17,8 +17,9 @@ from ucotron_ray.core.errors import AuthError, FireworksError, NotFoundError
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.evaluation.scoring import RowScore, score_row, summary
-from ucotron_ray.teacher.chat import FATAL, FINAL, Kind, Outcome, chat, client_timeout
+from ucotron_ray.teacher.chat import chat, client_timeout
 from ucotron_ray.teacher.endpoint import Endpoint
+from ucotron_ray.teacher.outcome import FATAL, FINAL, Kind, Outcome
 
 IN_FLIGHT = 8
 CONNECT_SECONDS = 10.0

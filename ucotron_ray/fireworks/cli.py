@@ -7,11 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core import flags
+from ucotron_ray.core import flags, generators
 from ucotron_ray.core.errors import ConfigError
-from ucotron_ray.synthesis import cli as data
 
-TASKS = tuple(task for task in data.TASKS if task != "path_reward")
 """The tasks that a teacher answers: that one is computed. A test compares them."""
 
 
@@ -32,23 +30,26 @@ def add_fireworks(verbs: Any) -> None:
 def _add_jobs(actions: Any) -> None:
     sft = _verb(actions, "sft", "Create a supervised fine-tuning job with the tier's numbers, or find it.", _sft)
     dpo = _verb(actions, "dpo", "Create a preference job with the tier's numbers, or find it.", _dpo)
-    for parser, prefix in ((sft, ""), (dpo, "dpo_")):
+    for parser, method in ((sft, "sft"), (dpo, "dpo")):
         parser.add_argument("--dataset", required=True, metavar="ID|FILE", help="a dataset at the vendor, or a file")
-        parser.add_argument("--tier", "--model-size", choices=("slm", "small", "medium"), help="model tier")
+        flags.add_setting(parser, "--tier", "tier", alias="--model-size")
         parser.add_argument("--output-model", metavar="ID", help="what the trained model is called (default: the job)")
-        parser.add_argument("--epochs", type=int, dest=f"{prefix}epochs")
-        parser.add_argument("--learning-rate", type=float, dest=f"{prefix}learning_rate")
-        parser.add_argument("--lora-rank", type=int, dest=f"{prefix}lora_rank")
-        parser.add_argument("--context-length", type=int, dest=f"{prefix}max_seq_length", metavar="TOKENS")
-        parser.add_argument("--batch-size", type=int, dest=f"{prefix}batch_size", metavar="ROWS")
-        parser.add_argument("--wandb-project", metavar="NAME", help="track there; the key is in WANDB_API_KEY")
+        for flag, name in (
+            ("--epochs", "epochs"),
+            ("--learning-rate", "learning_rate"),
+            ("--lora-rank", "lora_rank"),
+            ("--context-length", "max_context_length"),
+            ("--batch-size", "batch_size"),
+        ):
+            flags.add_setting(parser, flag, f"training.{method}.{{tier}}.{name}")
+        flags.add_setting(parser, "--wandb-project", "tracking.wandb_project")
         parser.add_argument("--again", type=int, default=1, metavar="N", help="the N-th job of the same request")
         parser.add_argument("--wait", action="store_true", help="wait for its end")
         _add_waiting(parser)
     sft.add_argument("--base-model", metavar="MODEL", help="default: the tier's model")
     sft.add_argument("--evaluation-dataset", metavar="ID|FILE")
     dpo.add_argument("--base-model", required=True, metavar="MODEL", help="a base model, or that of a supervised job")
-    dpo.add_argument("--beta", type=float, dest="dpo_beta")
+    flags.add_setting(dpo, "--beta", "training.dpo.{tier}.beta")
     for name, text, handler in (
         ("status", "Show a job.", _status),
         ("wait", "Wait for a job: 0 completed, 1 ended otherwise, 75 paused or too late.", _wait),
@@ -66,11 +67,12 @@ def _add_jobs(actions: Any) -> None:
 
 def _add_batch(actions: Any) -> None:
     parser = _verb(actions, "batch", "Ask a task's requests at half the price, into the journal of synthesis.", _batch)
-    parser.add_argument("task", choices=TASKS, metavar="TASK", help="a task of `synthesize`: %(choices)s")
+    tasks = tuple(generators.ASKED)
+    parser.add_argument("task", choices=tasks, metavar="TASK", help="a task of `synthesize`: %(choices)s")
     parser.add_argument("--count", type=int, help="samples (default: the task's target_samples)")
     parser.add_argument("--input", metavar="NAME|FILE", help="relation rows to build on")
-    parser.add_argument("--max-usd", type=float, help="hard budget in dollars")
-    parser.add_argument("--seed", type=int, dest="generation_seed")
+    flags.add_setting(parser, "--max-usd", "api.max_usd")
+    flags.add_setting(parser, "--seed", "generation.seed")
     parser.add_argument(
         "--pending-timeout", type=float, default=1800.0, metavar="SECONDS", help="give up on a job that stays queued"
     )
@@ -101,8 +103,8 @@ def _verb(actions: Any, name: str, text: str, handler: flags.Handler) -> argpars
 
 
 def _add_waiting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--poll-interval", type=float, metavar="SECONDS")
-    parser.add_argument("--timeout", type=float, dest="poll_timeout", metavar="SECONDS", help="0 = no limit")
+    flags.add_setting(parser, "--poll-interval", "polling.interval")
+    flags.add_setting(parser, "--timeout", "polling.timeout")
 
 
 def _opened(args: argparse.Namespace) -> tuple[Any, Any]:

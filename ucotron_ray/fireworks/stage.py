@@ -16,7 +16,7 @@ from ucotron_ray.core import variables
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, write_json
 from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import NotFoundError, Stopped
-from ucotron_ray.core.recipe import DpoSettings, LoraSettings
+from ucotron_ray.core.hyperparameters import DpoSettings, LoraSettings
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import ROWS, TRAIN, VAL, rows_file

@@ -14,18 +14,11 @@ def add_import_graph(verbs: Any) -> None:
     parser.add_argument(
         "source", nargs="?", metavar="SOURCE", help="export file or server URL (default: UCOTRON_SERVER_URL)"
     )
-    parser.add_argument(
-        "--source", dest="graph_kind", choices=("export", "generate-dataset"), help="which call of a server"
-    )
-    parser.add_argument("--namespace", help="namespace on the server (default: UCOTRON_NAMESPACE, else default)")
-    parser.add_argument(
-        "--all-namespaces", action="store_true", help="generate-dataset mixes namespaces: say that you may"
-    )
-    parser.add_argument("--max-samples", type=int)
-    parser.add_argument("--train-ratio", type=float)
-    parser.add_argument("--min-relations", type=int)
-    parser.add_argument("--max-text-length", type=int, metavar="CHARACTERS")
-    parser.add_argument("--seed", type=int, dest="graph_seed")
+    flags.add_setting(parser, "--source", "graph.kind")
+    flags.add_setting(parser, "--namespace", "graph.namespace")
+    flags.add_setting(parser, "--all-namespaces", "graph.all_namespaces", const=True)
+    for name in ("max_samples", "train_ratio", "min_relations", "max_text_length", "seed"):
+        flags.add_setting(parser, f"--{name.replace('_', '-')}", f"graph.{name}")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="also write the training rows as the guide's chat JSONL"
     )

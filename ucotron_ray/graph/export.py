@@ -8,9 +8,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
+if TYPE_CHECKING:
+    import aiohttp
 
 from ucotron_ray.core.errors import InputError, ServerRefused
 
@@ -92,6 +93,8 @@ def call(
     body: Mapping[str, Any] | None = None,
 ) -> Any:
     """One request to a Ucotron server and its JSON answer. The key goes into the header and nowhere else."""
+    import aiohttp  # noqa: PLC0415 - 0.1 s, and who reads a file asks nobody
+
     headers = {"X-Ucotron-Namespace": namespace}
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
@@ -126,7 +129,7 @@ def call(
         ) from error
 
 
-async def _whole_body(response: aiohttp.ClientResponse, where: str) -> bytes:
+async def _whole_body(response: "aiohttp.ClientResponse", where: str) -> bytes:
     """The body to its end: `content.read(n)` gives what has arrived. Raises ServerRefused for one without end."""
     parts: list[bytes] = []
     size = 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ucotron_ray.core.errors import InputError
-from ucotron_ray.core.recipe import LoraSettings
+from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.models import base as base_models
 
 if TYPE_CHECKING:

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ucotron_ray.core import generators
 from ucotron_ray.core.config import Config, read_yaml
-from ucotron_ray.core.recipe import LoraSettings
+from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.models.shape import KNOWN, Shape
 from ucotron_ray.planning.rates import Rates
+from ucotron_ray.synthesis.generator import generator
 from ucotron_ray.teacher import prices
 from ucotron_ray.training import plan
 
@@ -51,8 +53,7 @@ def synthesis(settings: Config, task: str, rows: int, rates: Rates) -> Figures:
     facts = tables()
     api = settings.place.api
     rate = rates.synthesis.get(task)
-    assumed = facts["tokens_per_sample"][task]
-    per_row = {key: float(assumed[key]) for key in ("requests", "prompt", "completion")}
+    per_row = asdict(generator(task).USUAL)
     basis = "tokens assumed"
     if rate is not None:
         per_row = {"requests": rate.requests, "prompt": rate.prompt, "completion": rate.completion}
@@ -159,8 +160,10 @@ def beside_the_guide(settings: Config, rates: Rates) -> list[dict[str, Any]]:
     facts = tables()
     guide = facts["guide"]
     lines = []
-    for task, row in guide["generation"].items():
-        lines.append(_beside("generation", row, synthesis(settings, task, row["rows"], rates)))
+    for task in generators.NAMES:
+        row = generator(task).GUIDE
+        if row is not None:
+            lines.append(_beside("generation", asdict(row), synthesis(settings, task, row.rows, rates)))
     for tier in TIERS:
         for method, row in guide["remote"][tier].items():
             asked = guide["remote_rows"][method]
@@ -187,8 +190,8 @@ def overview(settings: Config, rates: Rates, *, rows: int | None = None) -> list
     guide = tables()["guide"]
     recipe = settings.recipe
     figures = []
-    for task in tables()["tokens_per_sample"]:
-        target = getattr(recipe.generation.tasks, task).target_samples
+    for task in generators.NAMES:
+        target = recipe.generation.task(task).target_samples
         figures.append(synthesis(settings, task, target, rates))
     for tier in TIERS:
         for method in ("sft", "dpo"):

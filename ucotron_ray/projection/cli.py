@@ -19,6 +19,19 @@ STEPS = ("encode", "train", "evaluate", "export")
 SUFFIXES = {"encode": ".jsonl", "train": ".safetensors", "evaluate": ".json", "export": ".onnx", None: ".onnx"}
 
 
+PROJECTION_SETTINGS = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "dropout",
+    "hidden_dim",
+    "val_split",
+    "patience",
+    "seed",
+    "opset",
+)
+
+
 def add_projection(verbs: Any) -> None:
     """`projection`: encode, train, evaluate, export; all four without a step."""
     parser = flags.verb(
@@ -35,16 +48,9 @@ def add_projection(verbs: Any) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write .jsonl, .safetensors, .json or .onnx")
     parser.add_argument("--checkpoint", metavar="NAME|PATH", help="a trained layer (evaluate, export); an old .pt too")
-    same = parser.add_argument_group("the guide's flags (each is another way to say --set)")
-    same.add_argument("--epochs", type=int, dest="projection_epochs")
-    same.add_argument("--batch-size", type=int, dest="projection_batch_size")
-    same.add_argument("--learning-rate", type=float, dest="projection_learning_rate")
-    same.add_argument("--dropout", type=float, dest="projection_dropout")
-    same.add_argument("--hidden-dim", type=int, dest="projection_hidden_dim")
-    same.add_argument("--val-split", type=float, dest="projection_val_split")
-    same.add_argument("--patience", type=int, dest="projection_patience")
-    same.add_argument("--seed", type=int, dest="projection_seed")
-    same.add_argument("--opset", type=int, dest="projection_opset")
+    group = flags.settings_group(parser)
+    for name in PROJECTION_SETTINGS:
+        flags.add_setting(group, f"--{name.replace('_', '-')}", f"projection.{name}")
 
 
 def _projection(args: argparse.Namespace) -> dict[str, Any]:

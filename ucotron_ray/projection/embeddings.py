@@ -120,7 +120,7 @@ def encode(run: Run, data: Artifact) -> Artifact:
             clip_is_stand_in=encoders.clip_is_stand_in,
             text=text,
             dtype=workers.dtype,
-            tokens_per_step=workers.tokens_per_step,
+            max_tokens_per_microbatch=workers.max_tokens_per_microbatch,
             num_threads=session.worker_resources(workers).threads,
             log_file=run.log_file,
         )

@@ -53,7 +53,7 @@ class Encoders:
 
     clip: TextTower
     text: TextTower
-    tokens_per_step: int
+    max_tokens_per_microbatch: int
 
     def encode(self, texts: Sequence[str], images: Sequence[str | None]) -> tuple[Floats, Floats, int]:
         """CLIP [N, 512] and MiniLM [N, 384] vectors, and how many texts were cut.
@@ -64,13 +64,13 @@ class Encoders:
         captions, clip = list(texts), np.empty((len(texts), CLIP_DIM), np.float32)
         plain = [row for row, image in enumerate(images) if not image]
         if plain:
-            clip[plain], seen = embed(self.clip, [texts[row] for row in plain], self.tokens_per_step)
+            clip[plain], seen = embed(self.clip, [texts[row] for row in plain], self.max_tokens_per_microbatch)
             for row, end in zip(plain, seen, strict=True):
                 captions[row] = texts[row][:end]
         shown = {row: Path(image) for row, image in enumerate(images) if image}
         if shown:
             clip[list(shown)] = embed_images(self.clip.model, list(shown.values()))
-        minilm, _ = embed(self.text, captions, self.tokens_per_step)
+        minilm, _ = embed(self.text, captions, self.max_tokens_per_microbatch)
         return clip, minilm, sum(caption != text for caption, text in zip(captions, texts, strict=True))
 
 
@@ -82,7 +82,7 @@ def load(job: EncodeJob, dtype: Dtype) -> Encoders:
     torch_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     device = "cuda" if torch.cuda.is_available() else "cpu"
     clip = (load_stand_in if job.clip_is_stand_in else load_clip)(job.clip, torch_dtype, device)
-    return Encoders(clip, load_sentences(job.text, torch_dtype, device), job.tokens_per_step)
+    return Encoders(clip, load_sentences(job.text, torch_dtype, device), job.max_tokens_per_microbatch)
 
 
 def load_clip(reference: str, dtype: torch.dtype, device: str) -> TextTower:
@@ -122,7 +122,7 @@ def load_stand_in(reference: str, dtype: torch.dtype, device: str) -> TextTower:
     return TextTower(tokenizer, model, pool, CLIP_DIM, CLIP_TOKENS)
 
 
-def embed(tower: TextTower, texts: Sequence[str], tokens_per_step: int) -> tuple[Floats, list[int]]:
+def embed(tower: TextTower, texts: Sequence[str], max_tokens_per_microbatch: int) -> tuple[Floats, list[int]]:
     """Vectors of length 1 [N, size] in the order of the texts, and for each text the character up to which it was seen.
 
     Rows of like length share a batch: padding costs as much as text.
@@ -142,7 +142,7 @@ def embed(tower: TextTower, texts: Sequence[str], tokens_per_step: int) -> tuple
     vectors = np.empty((len(ids), tower.size), np.float32)
     device = tower.model.device
     with torch.inference_mode():
-        for rows in batches([len(row) for row in ids], tokens_per_step):
+        for rows in batches([len(row) for row in ids], max_tokens_per_microbatch):
             padded, mask = _padded([ids[row] for row in rows])
             pooled = tower.pool(tower.model, padded.to(device), mask.to(device)).float()
             vectors[rows] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
@@ -178,12 +178,12 @@ def pixel_values(path: Path) -> Floats:
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
 
 
-def batches(lengths: Sequence[int], tokens_per_step: int) -> Iterator[list[int]]:
-    """Row numbers, longest rows first, as many in a batch as fit `tokens_per_step` padded tokens (at least one)."""
+def batches(lengths: Sequence[int], max_tokens_per_microbatch: int) -> Iterator[list[int]]:
+    """Row numbers, longest rows first, as many in a batch as fit `max_tokens_per_microbatch` padded tokens (at least one)."""
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     start = 0
     while start < len(order):
-        size = max(1, tokens_per_step // max(1, lengths[order[start]]))
+        size = max(1, max_tokens_per_microbatch // max(1, lengths[order[start]]))
         yield order[start : start + size]
         start += size
 

@@ -23,7 +23,7 @@ class EncodeJob:
     clip_is_stand_in: bool
     text: str
     dtype: str
-    tokens_per_step: int
+    max_tokens_per_microbatch: int
     num_threads: int | None
     log_file: str
 

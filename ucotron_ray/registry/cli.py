@@ -18,8 +18,8 @@ def add_promote(verbs: Any) -> None:
         _promote,
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's name or directory")
-    parser.add_argument("--data", metavar="NAME|FILE", help="held-out rows for all (default: evaluation.data)")
-    parser.add_argument("--max-rows", type=int, help="a seeded sample of so many rows")
+    flags.add_setting(parser, "--data", "evaluation.data")
+    flags.add_setting(parser, "--max-rows", "evaluation.max_rows")
     parser.add_argument("--upload", action="store_true", help="log the files at MLflow (a server gets them anyway)")
 
 
@@ -37,15 +37,8 @@ def add_pull(verbs: Any) -> None:
 
 def _verb(verbs: Any, name: str, text: str, handler: flags.Handler) -> argparse.ArgumentParser:
     parser = flags.verb(verbs, name, text, handler)
-    parser.add_argument(
-        "--registry",
-        metavar="URI",
-        dest="registry_uri",
-        help="MLflow server or database (default: tracking.registry_uri)",
-    )
-    parser.add_argument(
-        "--registered-model", metavar="NAME", help="default: tracking.registered_model, ucotron-re-TIER"
-    )
+    flags.add_setting(parser, "--registry", "tracking.registry_uri")
+    flags.add_setting(parser, "--registered-model", "tracking.registered_model")
     return parser
 
 

@@ -24,19 +24,11 @@ def add_serve(verbs: Any) -> None:
         help="a bundle's name or path, or an alias (champion, candidate, previous); an adapter's path or a base model "
         "runs on transformers",
     )
-    parser.add_argument(
-        "--host", dest="serve_host", help="address to listen on (default: 127.0.0.1; any other needs a key)"
-    )
-    parser.add_argument("--port", dest="serve_port", type=int, help="port to listen on (default: 8000)")
-    parser.add_argument(
-        "--replicas", dest="serve_replicas", type=int, metavar="N", help="processes that hold the model (default: 1)"
-    )
-    parser.add_argument(
-        "--variant", dest="serve_variant", choices=("fp32", "int8", "int4"), help="graph of the bundle (default: fp32)"
-    )
-    parser.add_argument(
-        "--api-key-env", dest="serve_key", metavar="VARIABLE", help="require the key in this variable as bearer token"
-    )
+    flags.add_setting(parser, "--host", "serving.host")
+    flags.add_setting(parser, "--port", "serving.port")
+    flags.add_setting(parser, "--replicas", "serving.num_replicas")
+    flags.add_setting(parser, "--variant", "serving.variant")
+    flags.add_setting(parser, "--api-key-env", "serving.key_variable")
 
 
 def _serve(args: argparse.Namespace) -> dict[str, Any]:

@@ -15,13 +15,14 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from aiohttp import web
 
+from ucotron_ray.core import generators
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.data import wire
 from ucotron_ray.simulators import fireworks_defects as defects
@@ -209,9 +210,15 @@ def answer_to(body: dict[str, Any], rng: random.Random) -> defects.Asked:
         answer = json.dumps(language.extraction(found), ensure_ascii=False)
     else:
         ways = (scenes.describe, facts.write_facts, facts.name_form, language.write_text)
-        written = (way(user, rng) for way in ways)
+        written = (way(user, rng) for way in (*ways, *_of_generators()))
         answer = facts.read_values(user) or next(filter(None, written), None) or language.judged(user, rng) or UNKNOWN
     return defects.Asked(system, user, answer)
+
+
+def _of_generators() -> list[Callable[[str, random.Random], str | None]]:
+    """How generators that bring a simulated answer say it: a function of the prompt, None for another's prompt."""
+    modules = map(generators.module_of, generators.ASKED)
+    return [module.simulated for module in modules if hasattr(module, "simulated")]
 
 
 def _spoiled(answer: str, rng: random.Random, share: float) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 from ucotron_ray.core.artifacts import canonical_hash, write_json, write_text
 from ucotron_ray.synthesis.journal import Reader, Record
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Facts, Task, request_body, request_id
-from ucotron_ray.teacher.chat import FINAL, Kind, most_prompt_tokens, read_completion
+from ucotron_ray.teacher.chat import most_prompt_tokens, read_completion
+from ucotron_ray.teacher.outcome import FINAL, Kind
 from ucotron_ray.teacher.prices import BATCH_SHARE, Price
 
 MAX_BYTES = 450 * 1024**2

@@ -5,18 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core import flags
+from ucotron_ray.core import flags, generators
 from ucotron_ray.core.errors import ConfigError
-
-TASKS = (
-    "relation_extraction",
-    "preference",
-    "contradiction",
-    "entity_resolution",
-    "projection",
-    "path_reward",
-)
-"""The generators; spelled out here, since --help imports no stage. A test compares them."""
 
 
 def add_synthesize(verbs: Any) -> None:
@@ -24,7 +14,7 @@ def add_synthesize(verbs: Any) -> None:
     parser = flags.verb(
         verbs, "synthesize", "Let a teacher model write training rows. Nothing is paid twice.", _synthesize
     )
-    parser.add_argument("task", choices=(*TASKS, "all"), metavar="TASK", help="%(choices)s")
+    parser.add_argument("task", choices=(*generators.NAMES, "all"), metavar="TASK", help="%(choices)s")
     parser.add_argument("--count", type=int, help="accepted rows wanted (default: the task's target_samples)")
     parser.add_argument(
         "--input", metavar="NAME|FILE", help="relation rows to build on (preference); a graph (path_reward)"
@@ -35,16 +25,16 @@ def add_synthesize(verbs: Any) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="also write the rows as the guide's JSONL; with `all`: DIR"
     )
-    parser.add_argument("--max-usd", type=float, help="hard budget in dollars; nothing is sent that could pass it")
-    parser.add_argument("--max-rounds", type=int, help="rounds of further samples for those not accepted")
-    parser.add_argument("--seed", type=int, dest="generation_seed")
+    flags.add_setting(parser, "--max-usd", "api.max_usd")
+    flags.add_setting(parser, "--max-rounds", "api.max_rounds")
+    flags.add_setting(parser, "--seed", "generation.seed")
     parser.add_argument("--dry-run", action="store_true", help="print the plan with tokens and dollars; send nothing")
 
 
 def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
     from ucotron_ray.data import stage as datasets
-    from ucotron_ray.synthesis import generators
+    from ucotron_ray.synthesis import generators as synthesis
 
     requirements.require_packages("ray", "aiohttp", "datasketch", "json_repair", "pyarrow")
     if args.task == "all":
@@ -52,12 +42,12 @@ def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
     if args.output:
         outputs.check_file(args.output)
     with flags.run_of(args, name=None if args.name or args.recipe else args.task) as run:
-        wanted = generators.wanted(run, args.task, args.count, args.input)
+        wanted = synthesis.wanted(run, args.task, args.count, args.input)
         if args.dry_run:
-            estimate = generators.estimate(run, wanted)
+            estimate = synthesis.estimate(run, wanted)
             _print(estimate)
             return estimate
-        outcome = generators.make(run, wanted)
+        outcome = synthesis.make(run, wanted)
         assert outcome.artifact is not None
         if args.output:
             datasets.copy_file(outcome.artifact.path / f"{args.task}.jsonl", args.output)
@@ -71,7 +61,7 @@ def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
 def _synthesize_all(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs
     from ucotron_ray.data import stage as datasets
-    from ucotron_ray.synthesis import generators
+    from ucotron_ray.synthesis import generators as synthesis
 
     if args.output:
         outputs.check_directory(args.output)
@@ -86,10 +76,10 @@ def _synthesize_all(args: argparse.Namespace) -> dict[str, Any]:
     prefix = args.name or (args.recipe.stem if args.recipe else None)
     with flags.run_of(args, name="all") as run:
         if args.dry_run:
-            estimate = generators.estimate_all(run, share=args.scale, prefix=prefix)
+            estimate = synthesis.estimate_all(run, share=args.scale, prefix=prefix)
             _print(estimate)
             return estimate
-        outcomes = generators.make_all(run, share=args.scale, prefix=prefix)
+        outcomes = synthesis.make_all(run, share=args.scale, prefix=prefix)
         for outcome in outcomes:
             if args.output and outcome.artifact is not None:
                 name = f"{outcome.task}.jsonl"

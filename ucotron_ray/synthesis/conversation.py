@@ -6,13 +6,12 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import json_repair
 from pydantic import BaseModel, ValidationError
 
 from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended
 from ucotron_ray.synthesis.rows import DEFECTS, strings
-from ucotron_ray.teacher.chat import Kind
+from ucotron_ray.teacher.outcome import Kind
 
 Value = TypeVar("Value")
 Model = TypeVar("Model", bound=BaseModel)
@@ -106,6 +105,8 @@ def parse_object(text: str) -> tuple[dict[str, Any], list[str]]:
     start = body.find("{")
     mended: object = None
     if start >= 0:
+        import json_repair  # noqa: PLC0415 - a node that only serves reads recipes too, and has it not
+
         try:
             mended = json_repair.loads(body[start:], skip_json_loads=True)
         except (ValueError, RecursionError):

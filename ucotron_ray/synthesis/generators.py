@@ -8,10 +8,11 @@ from typing import Any
 
 from ucotron_ray.core.artifacts import Artifact, Request
 from ucotron_ray.core.errors import ArtifactError, ConfigError
+from ucotron_ray.core.generators import NAMES
 from ucotron_ray.core.run import Run
 from ucotron_ray.synthesis import path_reward
 from ucotron_ray.synthesis import stage as synthesis
-from ucotron_ray.synthesis.job import TASKS
+from ucotron_ray.synthesis.generator import builds_on_rows
 from ucotron_ray.synthesis.path_reward import WantedPaths
 from ucotron_ray.synthesis.stage import Wanted
 from ucotron_ray.synthesis.tasks import path_reward as path_task
@@ -21,8 +22,6 @@ from ucotron_ray.teacher.stage import Shared, Teacher
 log = logging.getLogger(__name__)
 
 ALL = "all"
-NAMES = (*TASKS, path_task.NAME)
-"""In the order in which `all` runs them."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _all_without_input(run: Run, share: float, prefix: str | None) -> list[Wante
     return [
         wanted(run, task, _count(run, task, share), None, name=_name(task, prefix))
         for task in NAMES
-        if task not in TASKS or not TASKS[task].BUILDS_ON_ROWS
+        if not builds_on_rows(task)
     ]
 
 
@@ -130,7 +129,7 @@ def _on_rows(run: Run, task: str, share: float, prefix: str | None, outcomes: li
 
 
 def _count(run: Run, task: str, share: float) -> int:
-    target: int = getattr(run.config.recipe.generation.tasks, task).target_samples
+    target: int = run.config.recipe.generation.task(task).target_samples
     return max(1, round(target * share))
 
 

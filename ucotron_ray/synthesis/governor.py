@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from functools import reduce
 from typing import Any
 
-from ucotron_ray.teacher.chat import FATAL, FINAL, Kind, Limits
+from ucotron_ray.teacher.outcome import FATAL, FINAL, Kind, Limits
 from ucotron_ray.teacher.prices import Price
 
 CUT, HARD_CUT = 0.5, 0.25

@@ -1,43 +1,19 @@
 """What travels to the processes that synthesize: a task by name with its settings, and how it is sent. No secrets."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ucotron_ray.core.recipe import Generation
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
+from ucotron_ray.synthesis.generator import asked
 from ucotron_ray.synthesis.governor import Budget, Settings
 from ucotron_ray.synthesis.plan import Task
-from ucotron_ray.synthesis.tasks import (
-    contradiction,
-    entity_resolution,
-    judge,
-    preference,
-    projection,
-    relation_extraction,
-)
+from ucotron_ray.synthesis.tasks import judge
 from ucotron_ray.synthesis.worker import Sending
 from ucotron_ray.teacher.endpoint import Endpoint
 from ucotron_ray.teacher.prices import Price
-
-
-class TaskModule(Protocol):
-    """What a file in `tasks/` declares, if a teacher answers its requests."""
-
-    NAME: str
-    VERSION: int
-    BUILDS_ON_ROWS: bool
-
-    def make_task(self, generation: Generation, rows: Sequence[Any]) -> Task:
-        """The task for these settings, over these rows if it builds on some."""
-        ...
-
-
-_MODULES: tuple[TaskModule, ...] = (relation_extraction, preference, contradiction, entity_resolution, projection)
-TASKS: dict[str, TaskModule] = {module.NAME: module for module in _MODULES}
-"""The tasks that a teacher answers, in the order in which `all` runs them: what builds on rows comes after them."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +53,7 @@ def task_of(name: str, generation: Generation, input_files: tuple[str, ...] = ()
     """A task by its name. Raises ConfigError or InputError for settings or inputs that cannot be used."""
     if name == judge.NAME:
         return judge.make_task(generation, judge.read_rows(input_files))
-    module = TASKS[name]
+    module = asked(name)
     return module.make_task(generation, _rows(input_files) if module.BUILDS_ON_ROWS else [])
 
 

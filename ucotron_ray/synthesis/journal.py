@@ -28,7 +28,7 @@ from typing import Any
 from ucotron_ray.core.artifacts import file_hash, fsync_directory, write_json
 from ucotron_ray.core.errors import ArtifactError, CorruptArtifact
 from ucotron_ray.synthesis.plan import ID_BYTES
-from ucotron_ray.teacher.chat import Kind
+from ucotron_ray.teacher.outcome import Kind
 
 MANIFEST = "manifest.json"
 SYNC_SECONDS = 0.2

@@ -3,33 +3,28 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ucotron_ray.core import generators
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import ChatRow, RawRow
 from ucotron_ray.data.wire import relations_of_chat
+from ucotron_ray.synthesis.generator import generator
 from ucotron_ray.synthesis.rows import Fields, RowKind
-from ucotron_ray.synthesis.tasks import (
-    contradiction,
-    entity_resolution,
-    path_reward,
-    preference,
-    projection,
-    relation_extraction,
-)
 
 TRAINS = {"relations": "sft", "chat": "sft", "relation_extraction": "sft", "preference": "dpo"}
 """Which stage trains on rows of a kind; descriptions are encoded first, and the other kinds are for other programs."""
 
 
 def all_kinds() -> tuple[RowKind, ...]:
-    """The kinds of the six generators, the server's relation rows and chat rows."""
-    own = (relation_extraction, preference, contradiction, entity_resolution, projection, path_reward)
-    return (*(module.row_kind() for module in own), _relations(), _chat())
+    """The kinds of all generators, the server's relation rows and chat rows."""
+    return (*(generator(name).row_kind() for name in generators.NAMES), _relations(), _chat())
 
 
 def kind_of(value: Mapping[str, Any], kinds: tuple[RowKind, ...]) -> RowKind | None:
     """The kind of an object, by the key that tells it; None if it is of none."""
     model = jsonl.kind_of(value)
-    return next((kind for kind in kinds if kind.model is model), None)
+    if model is not None:
+        return next((kind for kind in kinds if kind.model is model), None)
+    return next((kind for kind in kinds if kind.key is not None and kind.key in value), None)
 
 
 def _relations() -> RowKind:

@@ -34,7 +34,7 @@ from ucotron_ray.synthesis.outcomes import OUTCOMES, REJECTED, append_outcomes
 from ucotron_ray.synthesis.plan import Done
 from ucotron_ray.synthesis.tasks import judge as judge_task
 from ucotron_ray.synthesis.worker import Result, Worker
-from ucotron_ray.teacher.chat import FATAL
+from ucotron_ray.teacher.outcome import FATAL
 
 log = logging.getLogger(__name__)
 

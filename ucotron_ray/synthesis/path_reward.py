@@ -49,7 +49,7 @@ def wanted(run: Run, count: int | None, source: str | None, *, name: str | None 
 
     Raises ConfigError or InputError for a graph that cannot be read.
     """
-    settings = run.config.recipe.generation.tasks.path_reward
+    settings = run.config.recipe.generation.task(path_reward.NAME)
     count = settings.target_samples if count is None else count
     if count < 1:
         raise ConfigError("there is nothing to make", where="--count", expected="1 or more", found=str(count))
@@ -72,7 +72,7 @@ def wanted(run: Run, count: int | None, source: str | None, *, name: str | None 
 def request(run: Run, want: WantedPaths) -> Request:
     """What computing would make."""
     generation = run.config.recipe.generation
-    settings = generation.tasks.path_reward.model_dump(include={"max_hops", "max_paths"})
+    settings = generation.task(path_reward.NAME).model_dump(include={"max_hops", "max_paths"})
     fields = {
         "task": want.task,
         "version": path_reward.VERSION,
@@ -129,7 +129,7 @@ def _rounds(
     from ucotron_ray.synthesis import release
 
     generation = run.config.recipe.generation
-    max_hops = generation.tasks.path_reward.max_hops
+    max_hops = generation.task(path_reward.NAME).max_hops
     draw = partial(path_reward.draw, generation.model_dump())
     drawn: list[dict[str, Any]] = []
     balanced = path_reward.row_kind(max_hops)
@@ -168,7 +168,7 @@ def _write(directory: Path, made: Iterator[dict[str, Any]]) -> None:
 def _graph(run: Run, source: str | None) -> tuple[paths.PathGraph, list[str], list[str]]:
     """The graph with the contents and kinds of its nodes."""
     if source is None:
-        settings, seed = run.config.recipe.generation.tasks.path_reward, run.config.recipe.generation.seed
+        settings, seed = run.config.recipe.generation.task(path_reward.NAME), run.config.recipe.generation.seed
         return paths.generated(settings.nodes, settings.edges, seed)
     if not graph_export.is_server(source):
         return paths.from_export(graph_export.read_file(Path(source)))

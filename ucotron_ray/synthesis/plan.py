@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ucotron_ray.synthesis.rows import RowKind
-from ucotron_ray.teacher.chat import Kind
+from ucotron_ray.teacher.outcome import Kind
 
 Facts = Mapping[str, Any]
 Status = Literal["accepted", "rejected", "duplicate", "quarantined", "pending"]

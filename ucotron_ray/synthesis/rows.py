@@ -63,6 +63,8 @@ class RowKind:
     """The row in the guide's layout."""
     shares: Mapping[str, float] | None = None
     """Exact shares of the classes, by their first label; None if any mixture is fine."""
+    key: str | None = None
+    """The key that tells such a row from others, for kinds that `data/jsonl.py` does not know."""
     repeats_nearly: bool = True
     """Whether nearly the same text is a repetition. Not for names, which are alike by nature."""
 

@@ -17,6 +17,7 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import ROWS, TRAIN, VAL, training_data
 from ucotron_ray.synthesis import job as jobs
+from ucotron_ray.synthesis.generator import builds_on_rows
 from ucotron_ray.synthesis.governor import Budget, Settings
 from ucotron_ray.synthesis.outcomes import unsettled
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Task, request_body
@@ -25,6 +26,7 @@ from ucotron_ray.synthesis.tasks import judge as judge_task
 from ucotron_ray.synthesis.worker import Sending
 from ucotron_ray.teacher import chat
 from ucotron_ray.teacher import stage as teachers
+from ucotron_ray.teacher.outcome import Kind
 from ucotron_ray.teacher.stage import Teacher
 
 if TYPE_CHECKING:
@@ -53,11 +55,11 @@ def wanted(run: Run, task: str, count: int | None, reference: str | None, *, nam
 
     Raises ConfigError where an input is missing or not needed.
     """
-    settings = getattr(run.config.recipe.generation.tasks, task)
+    settings = run.config.recipe.generation.task(task)
     count = settings.target_samples if count is None else count
     if count < 1:
         raise ConfigError("there is nothing to make", where="--count", expected="1 or more", found=str(count))
-    needs_input = jobs.TASKS[task].BUILDS_ON_ROWS
+    needs_input = builds_on_rows(task)
     if needs_input != (reference is not None):
         raise ConfigError(
             f"`synthesize {task}` needs relation rows to build on"
@@ -95,7 +97,7 @@ def request(run: Run, want: Wanted) -> Request:
         "count": want.count,
         "teacher": run.config.recipe.models.generation.model_id,
         "defaults": generation.defaults.model_dump(),
-        "settings": getattr(generation.tasks, want.task).model_dump(exclude={"target_samples"}),
+        "settings": generation.task(want.task).model_dump(exclude={"target_samples"}),
         "max_answer_tokens": generation.max_answer_tokens,
         **what_is_published(generation),
     }
@@ -212,7 +214,7 @@ def _asks(task: Task, number: int) -> list[Ask]:
     asks: list[Ask] = []
     with contextlib.suppress(StopIteration, Ended):
         asks.append(next(conversation))
-        asks.append(conversation.send(Answer(chat.Kind.ANSWER, _stand_in(asks[0]))))
+        asks.append(conversation.send(Answer(Kind.ANSWER, _stand_in(asks[0]))))
     conversation.close()
     return asks
 

@@ -24,9 +24,10 @@ from ucotron_ray.synthesis.governor import Finished, Grant, Need, Reserved
 from ucotron_ray.synthesis.journal import Reader, Record, Writer
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Facts, Task, request_body, request_id
 from ucotron_ray.synthesis.poison import DEATHS, Mark
-from ucotron_ray.teacher.chat import FATAL, FINAL, Kind, Outcome, chat, client_timeout, most_prompt_tokens
+from ucotron_ray.teacher.chat import chat, client_timeout, most_prompt_tokens
 from ucotron_ray.teacher.chat import prompt_tokens as count_prompt_tokens
 from ucotron_ray.teacher.endpoint import OPTIONAL_KEYS, Endpoint
+from ucotron_ray.teacher.outcome import FATAL, FINAL, Kind, Outcome
 from ucotron_ray.teacher.prices import Price
 
 log = logging.getLogger(__name__)

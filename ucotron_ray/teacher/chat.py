@@ -9,11 +9,11 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import aiohttp
+
+from ucotron_ray.teacher.outcome import Kind, Limits, Outcome, Usage
 
 MAX_RETRY_AFTER_SECONDS = 60.0
 DETAIL_CHARACTERS = 300
@@ -21,28 +21,6 @@ DETAIL_CHARACTERS = 300
 CHARACTERS_PER_TOKEN = 4
 """Rule of thumb for servers that report no usage."""
 
-
-class Kind(StrEnum):
-    """What became of a request."""
-
-    ANSWER = "answer"
-    TRUNCATED = "truncated"  # finish_reason=length: paid, and not whole
-    REFUSED = "refused"  # an empty answer, a refusal, a content filter
-    RATE_LIMITED = "rate_limited"  # 429
-    OVERLOADED = "overloaded"  # 503, 529
-    TRANSIENT = "transient"  # other 5xx, 408, a reset, a timeout, a body that is no chat completion
-    POISON = "poison"  # 400, 413, 422: this request will never be answered
-    AUTH = "auth"  # 401, 403
-    BILLING = "billing"  # 402, 412
-    MODEL_MISSING = "model_missing"  # 404
-    MISDIRECTED = "misdirected"  # 3xx, 405 and the like: this is not the server's address
-
-
-FINAL = (Kind.ANSWER, Kind.TRUNCATED, Kind.REFUSED)
-"""Paid answers of the model."""
-
-FATAL = (Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING, Kind.MISDIRECTED)
-"""No other request will fare better."""
 
 _KINDS = {
     400: Kind.POISON,
@@ -60,42 +38,6 @@ _KINDS = {
     503: Kind.OVERLOADED,
     529: Kind.OVERLOADED,
 }
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one answer. `estimated` where the server did not say."""
-
-    prompt: int = 0
-    cached: int = 0
-    completion: int = 0
-    estimated: bool = False
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the server's headers say about its limits, per minute; None where they say nothing."""
-
-    requests: float | None = None
-    prompt_tokens: float | None = None
-    uncached_prompt_tokens: float | None = None
-    generated_tokens: float | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one request. `detail` is safe to print: it never holds a header."""
-
-    kind: Kind
-    text: str = ""
-    finish: str | None = None
-    usage: Usage = field(default_factory=Usage)
-    limits: Limits | None = None
-    status: int | None = None
-    retry_after: float | None = None
-    maybe_billed: bool = False
-    seconds: float = 0.0
-    detail: str = ""
 
 
 def read_completion(message: object, body: Mapping[str, Any]) -> Outcome:

@@ -17,7 +17,7 @@ def add_sft(verbs: Any) -> None:
     parser.add_argument("--val-data", type=Path, metavar="FILE", help="validation JSONL, with a --train-data file")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the merged model there")
     _add_common(parser)
-    flags.add_training_flags(parser)
+    flags.add_training_settings(parser)
 
 
 def add_dpo(verbs: Any) -> None:
@@ -25,8 +25,8 @@ def add_dpo(verbs: Any) -> None:
     parser = flags.verb(verbs, "dpo", "Teach an adapter's model which of two answers is better.", _dpo)
     parser.add_argument("--data", required=True, metavar="NAME|FILE", help="preference pairs, or relation rows")
     parser.add_argument("--from", required=True, dest="start", metavar="ADAPTER", help="adapter of sft to start from")
-    parser.add_argument("--epochs", type=int, dest="dpo_epochs")
-    parser.add_argument("--learning-rate", type=float, dest="dpo_learning_rate")
+    flags.add_setting(parser, "--epochs", "training.dpo.{tier}.epochs")
+    flags.add_setting(parser, "--learning-rate", "training.dpo.{tier}.learning_rate")
     _add_common(parser)
 
 

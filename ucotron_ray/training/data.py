@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ucotron_ray.core.errors import InputError
-from ucotron_ray.core.recipe import SftSettings
+from ucotron_ray.core.hyperparameters import SftSettings
 from ucotron_ray.data.jsonl import TrainingRow
 from ucotron_ray.data.records import ChatRow, ModelRow, RawRow
 from ucotron_ray.data.wire import relations_of_chat

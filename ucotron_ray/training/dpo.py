@@ -20,7 +20,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 
 from ucotron_ray.core.errors import InputError
-from ucotron_ray.core.recipe import DpoSettings
+from ucotron_ray.core.hyperparameters import DpoSettings
 from ucotron_ray.models import base as base_models
 from ucotron_ray.training import batching, levers, loop, tokens
 from ucotron_ray.training.checkpoints import Checkpoints
@@ -120,12 +120,12 @@ def write_reference(job: TrainingJob) -> None:
         torch.set_num_threads(job.num_threads)
     base = base_models.resolve(job.base)
     tokenizer = base_models.load_tokenizer(base)
-    dtype = base_models.compute_dtype(job.dtype)
+    dtype = base_models.compute_dtype(job.place.dtype)
     model = levers.for_answers(base, dtype, quantize=settings.quantize)
     pairs = read_tokens(job, tokenizer, settings)
     for rows, target in ((pairs.train, TRAIN_REFERENCE), (pairs.val, VAL_REFERENCE)):
         made = tokens.as_pairs(rows)
-        size = max(1, job.tokens_per_step // max(tokens.pair_lengths(rows)[0], default=1))
+        size = max(1, job.place.max_tokens_per_microbatch // max(tokens.pair_lengths(rows)[0], default=1))
         # As the training computes on a GPU.
         with torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available() and dtype == "bfloat16"):
             values = reference_log_probs(model, made, size=size, pad=cast(int, tokenizer.pad_token_id))

@@ -1,7 +1,10 @@
 """What travels to the workers of a training stage. Light: every actor of Ray Train imports it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ucotron_ray.core.place import Workers
 
 STOP = "stop"
 """The file in a job's directory that asks its workers to stop after their step, with a checkpoint."""
@@ -16,18 +19,18 @@ class TrainingJob:
     val_file: str | None
     directory: str
     settings: dict[str, Any]
-    dtype: str
-    """`auto`, `bfloat16` or `float32`; `auto` is decided by the worker's own processor."""
-    per_device_batch: int | None
-    tokens_per_step: int
+    workers: dict[str, Any]
+    """The section `workers` of the place, with what the plan settled of it."""
     num_threads: int | None
     tokens: str | None = None
     """Directory of the tokenized rows (`tokens.py`); None = the worker tokenizes the files itself."""
-    gradient_checkpointing: bool = False
-    attention: str = "auto"
-    shard_base: bool = False
-    compile: bool = False
-    liger: bool = False
+
+    @property
+    def place(self) -> "Workers":
+        """The levers of the place, typed."""
+        from ucotron_ray.core.place import Workers  # noqa: PLC0415 - pydantic, which not every actor needs
+
+        return Workers.model_validate(self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from ucotron_ray.core.artifacts import write_json, write_text
 from ucotron_ray.core.errors import StageFailed, Stopped
-from ucotron_ray.core.recipe import LoraSettings
+from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.shape import shape_of
@@ -74,8 +74,8 @@ def batches(
         settings,
         longest=max(lengths),
         world=worker.world,
-        wanted=job.per_device_batch,
-        tokens_per_step=job.tokens_per_step,
+        wanted=job.place.per_device_batch,
+        max_tokens_per_microbatch=job.place.max_tokens_per_microbatch,
     )
     epoch = plan.work_of(
         lengths, label_lengths, global_batch=settings.global_batch, per_device=per_device, seed=settings.seed
@@ -94,10 +94,10 @@ def batches(
 
 def adapted(worker: Worker, job: TrainingJob, settings: LoraSettings) -> Any:
     """The base with a fresh adapter, which is the same on every worker and in every run."""
-    model = levers.load(worker.base, worker.dtype, quantize=settings.quantize, attention=job.attention)
+    model = levers.load(worker.base, worker.dtype, quantize=settings.quantize, attention=job.place.attention)
     torch.manual_seed(settings.seed)
     adapted = lora.attach(model, settings)
-    if job.shard_base and worker.world > 1:
+    if job.place.shard_base and worker.world > 1:
         levers.spread(adapted)
     return adapted
 
@@ -196,7 +196,7 @@ def agreed_dtype(job: TrainingJob, directory: Path, rank: int, world: int) -> ba
     if rank == 0:
         if not record.is_file():
             directory.mkdir(parents=True, exist_ok=True)
-            write_json(record, base_models.compute_dtype(job.dtype))
+            write_json(record, base_models.compute_dtype(job.place.dtype))
         agreed = [json.loads(record.read_text(encoding="utf-8"))]
     if world > 1:
         torch.distributed.broadcast_object_list(agreed, src=0)
@@ -208,7 +208,7 @@ def arguments(
     job: TrainingJob, settings: LoraSettings, *, dtype: base_models.Dtype, per_device: int, world: int
 ) -> dict[str, Any]:
     """The arguments of transformers' trainer that follow from recipe and place."""
-    on_gpu = torch.cuda.is_available()
+    on_gpu, place = torch.cuda.is_available(), job.place
     return {
         "output_dir": str(Path(job.directory) / CHECKPOINTS),
         "num_train_epochs": settings.epochs,
@@ -222,12 +222,12 @@ def arguments(
         "gradient_accumulation_steps": settings.global_batch // (per_device * world),
         "remove_unused_columns": False,
         # Recomputing costs a third of the time: the plan says whether the memory asks for it.
-        "gradient_checkpointing": job.gradient_checkpointing,
+        "gradient_checkpointing": place.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "torch_compile": job.compile,
-        "use_liger_kernel": job.liger,
+        "torch_compile": place.compile,
+        "use_liger_kernel": place.liger,
         # Not Liger's fused loss: logits are computed where there is a label only, which saves more.
-        "liger_kernel_config": {"cross_entropy": False, "fused_linear_cross_entropy": False} if job.liger else None,
+        "liger_kernel_config": {"cross_entropy": False, "fused_linear_cross_entropy": False} if place.liger else None,
         "bf16": dtype == "bfloat16",
         "use_cpu": not on_gpu,
         "ddp_find_unused_parameters": False,

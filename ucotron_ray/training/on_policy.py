@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ucotron_ray.core.recipe import OnPolicy
+from ucotron_ray.core.hyperparameters import OnPolicy
 from ucotron_ray.data.jsonl import read_training_rows, write_rows
 from ucotron_ray.data.records import PreferenceRow, RawRow
 from ucotron_ray.data.wire import format_answer, user_prompt

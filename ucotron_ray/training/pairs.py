@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ucotron_ray.core.errors import InputError
-from ucotron_ray.core.recipe import DpoSettings
+from ucotron_ray.core.hyperparameters import DpoSettings
 from ucotron_ray.data.records import Entity, Message, ModelRow, PreferenceRow, Relation
 from ucotron_ray.data.wire import chat_messages, format_answer, parse_answer, parse_prompt
 from ucotron_ray.training.data import Example, example

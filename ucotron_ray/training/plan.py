@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ucotron_ray.core.errors import InputError, ResourceError
-from ucotron_ray.core.recipe import LoraSettings, Tier
+from ucotron_ray.core.hyperparameters import LoraSettings
+from ucotron_ray.core.recipe import Tier
 from ucotron_ray.models.shape import Shape
 from ucotron_ray.training.data import epoch_order
 
@@ -82,9 +83,9 @@ class Plan:
 
 
 def per_device_batch(
-    settings: LoraSettings, *, longest: int, world: int, wanted: int | None, tokens_per_step: int
+    settings: LoraSettings, *, longest: int, world: int, wanted: int | None, max_tokens_per_microbatch: int
 ) -> int:
-    """Rows of one forward pass of one worker: the largest divisor of its share that fits `tokens_per_step`.
+    """Rows of one forward pass of one worker: the largest divisor of its share that fits `max_tokens_per_microbatch`.
 
     Raises InputError if the global batch cannot be shared evenly, since the place must not change the result.
     """
@@ -98,7 +99,9 @@ def per_device_batch(
         )
     if wanted:
         return wanted
-    fitting = [size for size in range(1, share + 1) if share % size == 0 and size * longest <= tokens_per_step]
+    fitting = [
+        size for size in range(1, share + 1) if share % size == 0 and size * longest <= max_tokens_per_microbatch
+    ]
     return max(fitting, default=1)
 
 
@@ -184,7 +187,7 @@ def check_memory(plan: Plan, settings: LoraSettings) -> None:
     if plan.available is None or plan.memory_total <= plan.available:
         return
     parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in plan.memory.items())
-    steps = [f"lower workers.tokens_per_step (a forward pass has {plan.work.step_tokens:,} tokens now)"]
+    steps = [f"lower workers.max_tokens_per_microbatch (a forward pass has {plan.work.step_tokens:,} tokens now)"]
     if not plan.gradient_checkpointing:
         steps.append("set workers.gradient_checkpointing=true (a third more arithmetic)")
     if plan.workers > 1 and not plan.shard_base:
@@ -193,7 +196,7 @@ def check_memory(plan: Plan, settings: LoraSettings) -> None:
         steps.append(f"QLoRA: --set training.{plan.stage}.<tier>.quantize=nf4 (base in 4 bits; needs a GPU)")
     raise ResourceError(
         "a worker has too little memory for this training",
-        where="workers.memory_gb, workers.tokens_per_step",
+        where="workers.memory_gb, workers.max_tokens_per_microbatch",
         expected=f"{plan.memory_total / GB:.1f} GB ({parts})",
         found=f"{plan.available / GB:.1f} GB a worker",
         next_step="; or ".join(steps),

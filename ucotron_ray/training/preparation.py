@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import ConfigError, InputError, ResourceError
-from ucotron_ray.core.recipe import LoraSettings
+from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.core.requirements import require_packages
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.variables import is_set
@@ -89,7 +89,7 @@ def check_batch(run: Run, stage: Stage) -> None:
         longest=1,
         world=workers.num_workers,
         wanted=workers.per_device_batch,
-        tokens_per_step=workers.tokens_per_step,
+        max_tokens_per_microbatch=workers.max_tokens_per_microbatch,
     )
 
 
@@ -176,7 +176,7 @@ def plan_of(
         longest=max(lengths),
         world=workers.num_workers,
         wanted=workers.per_device_batch,
-        tokens_per_step=workers.tokens_per_step,
+        max_tokens_per_microbatch=workers.max_tokens_per_microbatch,
     )
     work = plans.work_of(lengths, labels, global_batch=settings.global_batch, per_device=per_device, seed=settings.seed)
     device = _device(run)

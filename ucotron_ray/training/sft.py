@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from ucotron_ray.core.recipe import SftSettings
+from ucotron_ray.core.hyperparameters import SftSettings
 from ucotron_ray.training import batching, levers, loop, tokens
 from ucotron_ray.training.checkpoints import Checkpoints
 from ucotron_ray.training.data import IGNORED, Example
@@ -125,7 +125,7 @@ class LabelOnlyTrainer(loop.CorrectedTrainer, SFTTrainer):  # type: ignore[misc]
 
 
 def _collator(job: SftJob, worker: loop.Worker) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
-    if job.attention == "flash_attention_2":
+    if job.place.attention == "flash_attention_2":
         return levers.collate_flat
     return partial(batching.collate, pad=cast(int, worker.tokenizer.pad_token_id))
 

@@ -36,20 +36,14 @@ def job_fields(run: Run, base: str, data: Artifact, directory: Path, prepared: P
     from ucotron_ray.core import session
 
     workers, val = run.config.place.workers, data.path / VAL
+    recompute = bool(prepared.plan and prepared.plan.gradient_checkpointing)
     return {
         "base": base,
         "train_file": str(data.path / TRAIN),
         "val_file": str(val) if val.is_file() and val.stat().st_size else None,
         "directory": str(directory),
         "tokens": str(prepared.tokens.path),
-        "gradient_checkpointing": bool(prepared.plan and prepared.plan.gradient_checkpointing),
-        "attention": workers.attention,
-        "compile": workers.compile,
-        "shard_base": workers.shard_base,
-        "liger": workers.liger,
-        "dtype": workers.dtype,
-        "per_device_batch": workers.per_device_batch,
-        "tokens_per_step": workers.tokens_per_step,
+        "workers": workers.model_copy(update={"gradient_checkpointing": recompute}).model_dump(),
         "num_threads": session.worker_resources(workers).threads,
     }
 

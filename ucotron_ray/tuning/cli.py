@@ -31,12 +31,12 @@ def add_tune(verbs: Any) -> None:
     parser.add_argument("--data", dest="pairs", metavar="NAME|FILE", help="dpo: preference pairs, or relation rows")
     parser.add_argument("--from", dest="start", metavar="ADAPTER", help="dpo: adapter of sft to start from")
     parser.add_argument("--input", metavar="NAME|PATH", help="projection: descriptions or encoded pairs")
-    parser.add_argument("--tiers", metavar="TIER,…", help="sft: several tiers in one sweep, for example slm,small")
-    parser.add_argument("--search", choices=("grid", "random", "optuna"), help="tuning.search")
-    parser.add_argument("--trials", type=int, help="tuning.trials, of each tier; a grid has its own number")
+    flags.add_setting(parser, "--tiers", "tuning.tiers")
+    flags.add_setting(parser, "--search", "tuning.search")
+    flags.add_setting(parser, "--trials", "tuning.trials")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write best.yaml there")
     parser.add_argument("--dry-run", action="store_true", help="the trials and what one costs; nothing is trained")
-    flags.add_training_flags(parser)
+    flags.add_training_settings(parser)
 
 
 def _tune(args: argparse.Namespace) -> dict[str, Any]:
@@ -86,20 +86,19 @@ def _subject(run: "Run", args: argparse.Namespace) -> "Subject":
 
 def _refuse_foreign(args: argparse.Namespace) -> None:
     """Flags of another stage would be passed over in silence, and what a stage needs must be there."""
-    own = {
-        # The guide's flags are those of sft.
-        "sft": ("train_data", "val_data", "tiers", "epochs", "batch_size", "learning_rate", "max_seq_length"),
-        "dpo": ("pairs", "start"),
-        "projection": ("input",),
-    }
+    trained = "training.sft.{tier}"
+    settings = {"tiers": "tuning.tiers", "max_seq_length": f"{trained}.max_context_length"}
+    settings |= {name: f"{trained}.{name}" for name in ("epochs", "batch_size", "learning_rate")}
+    # The guide's flags are those of sft.
+    own = {"sft": ("train_data", "val_data", *settings), "dpo": ("pairs", "start"), "projection": ("input",)}
     names = {"pairs": "--data", "start": "--from"}
     for stage, flags_of in own.items():
         for flag in flags_of:
-            given = getattr(args, flag) is not None
+            value = flags.given(args, settings[flag]) if flag in settings else getattr(args, flag)
             shown = names.get(flag, f"--{flag.replace('_', '-')}")
-            if given and stage != args.stage:
+            if value is not None and stage != args.stage:
                 raise ConfigError(f"{shown} belongs to `tune {stage}`", where=f"tune {args.stage}", found=shown)
-            if stage == args.stage == "dpo" and not given:
+            if stage == args.stage == "dpo" and value is None:
                 raise ConfigError(f"`tune dpo` needs {shown}", where="tune dpo", expected="--data PAIRS --from ADAPTER")
 
 

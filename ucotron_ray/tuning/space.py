@@ -14,7 +14,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from ucotron_ray.core.errors import ConfigError
-from ucotron_ray.core.recipe import DpoSettings, Projection, SftSettings, Span, Tuning
+from ucotron_ray.core.hyperparameters import DpoSettings, SftSettings
+from ucotron_ray.core.recipe import Projection, Span, Tuning
 
 Stage = Literal["sft", "dpo", "projection"]
 Params = dict[str, Any]

@@ -8,8 +8,9 @@ from typing import Any, cast
 from ucotron_ray.core import requirements
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import ConfigError, InputError
+from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.core.place import Workers
-from ucotron_ray.core.recipe import LoraSettings, Projection
+from ucotron_ray.core.recipe import Projection
 from ucotron_ray.core.run import Run
 from ucotron_ray.models import stage as models
 from ucotron_ray.models.shape import shape_of
@@ -76,7 +77,7 @@ def _check_batches(
                 longest=1,
                 world=share_of(run, tier).num_workers or workers.num_workers,
                 wanted=workers.per_device_batch,
-                tokens_per_step=workers.tokens_per_step,
+                max_tokens_per_microbatch=workers.max_tokens_per_microbatch,
             )
         except InputError as error:
             batch = f"tuning.space.{subject.stage}" if searched else f"training.{subject.stage}.{tier}"

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from ucotron_ray.core.artifacts import Artifact, Input
 from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import ConfigError, InputError
+from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.core.place import TrialShare, Workers
-from ucotron_ray.core.recipe import LoraSettings
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import VAL

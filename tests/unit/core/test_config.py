@@ -135,3 +135,11 @@ def test_missing_variable_names_it_and_never_shows_a_value(monkeypatch):
     assert variables.is_set("FIREWORKS_API_KEY")
     assert variables.value("UCOTRON_NAMESPACE") == "default"
     assert variables.value("UCOTRON_SERVER_URL") == "http://localhost:8420"
+
+
+def test_a_setting_that_was_renamed_is_read_by_its_old_name_too(tmp_path):
+    place = tmp_path / "place.yaml"
+    place.write_text("workers: {tokens_per_step: 512}\n", encoding="utf-8")
+    assert config.load(place=place).place.workers.max_tokens_per_microbatch == 512
+    said = config.load(overrides=[("workers.tokens_per_step", 256)]).place.workers
+    assert said.max_tokens_per_microbatch == 256

@@ -74,7 +74,6 @@ def test_the_plan_makes_nothing(tmp_path, rows, monkeypatch, capsys):
         ]["plan"]
         assert [step["stage"] for step in unaligned] == [
             "import-rows",
-            "import-held-out",
             "remote-sft",
             "remote-evaluate",
         ]

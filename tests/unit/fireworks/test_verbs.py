@@ -3,12 +3,7 @@
 import pytest
 
 from ucotron_ray import cli
-from ucotron_ray.fireworks import cli as fireworks
-from ucotron_ray.synthesis import job
-
-
-def test_a_batch_is_of_the_tasks_that_a_teacher_answers():
-    assert tuple(job.TASKS) == fireworks.TASKS
+from ucotron_ray.core import generators
 
 
 @pytest.mark.parametrize("task", ["relation_extractoin", "path_reward"])
@@ -18,4 +13,4 @@ def test_a_task_that_no_teacher_answers_is_refused_with_those_that_one_does(task
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert task in said
-    assert all(name in said for name in fireworks.TASKS)
+    assert all(name in said for name in generators.ASKED)

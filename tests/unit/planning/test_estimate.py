@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from ucotron_ray import cli, pipeline
-from ucotron_ray.core import config
+from ucotron_ray.core import config, generators
 from ucotron_ray.core.artifacts import Input, Request, Result, Store
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.steps import Step
 from ucotron_ray.models.shape import Shape
 from ucotron_ray.planning import estimate, forecast, rates
 from ucotron_ray.planning.rates import Rates, SynthesisRate, TrainingRate
+from ucotron_ray.synthesis.generator import GuideFigures, generator
 
 GUIDE_ROWS = 14
 """Five of generation, six of remote training, three of local training."""
@@ -125,7 +126,9 @@ def test_every_row_of_the_guides_tables_has_our_figure_and_a_verdict():
 def test_the_tables_are_the_guides():
     """Numbers of the guide's section «Cost and Timing Estimates», typed in here a second time."""
     guide = estimate.tables()["guide"]
-    assert [guide["generation"][task]["rows"] for task in guide["generation"]] == [10000, 5000, 3000, 2000, 50000]
+    rows = {task: figures.rows for task in generators.NAMES if (figures := generator(task).GUIDE) is not None}
+    assert list(rows.values()) == [10000, 5000, 3000, 2000, 50000]
+    assert GuideFigures(rows=5000, usd=(2, 4), minutes=(20, 20)) == generator("preference").GUIDE
     assert guide["remote"]["medium"] == {
         "sft": {"usd": [15, 40], "minutes": [120, 120]},
         "dpo": {"usd": [8, 20], "minutes": [60, 60]},

@@ -31,7 +31,7 @@ def tiny(tmp_path_factory, tiny_model):
 
 def job(tiny, **changes) -> EncodeJob:
     fields = {"descriptions": "", "directory": "", "dtype": "float32", "num_threads": 1, "log_file": ""}
-    fields |= {"clip": tiny["clip"], "clip_is_stand_in": False, "text": tiny["text"], "tokens_per_step": 64}
+    fields |= {"clip": tiny["clip"], "clip_is_stand_in": False, "text": tiny["text"], "max_tokens_per_microbatch": 64}
     return EncodeJob(**(fields | changes))
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from ucotron_ray.synthesis import conversation
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended
-from ucotron_ray.teacher.chat import Kind
+from ucotron_ray.teacher.outcome import Kind
 
 KEY = "sk-proj-0123456789abcdef0123"
 

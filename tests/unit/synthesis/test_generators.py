@@ -12,11 +12,10 @@ from ucotron_ray.core import config
 from ucotron_ray.data.readers import Entry
 from ucotron_ray.data.records import name_key
 from ucotron_ray.simulators import fireworks as simulator
-from ucotron_ray.synthesis import aliases, facts, gate, generators, job
-from ucotron_ray.synthesis import cli as data
+from ucotron_ray.synthesis import aliases, facts, gate
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Task, request_body, request_id
 from ucotron_ray.synthesis.tasks import contradiction, entity_resolution, projection
-from ucotron_ray.teacher.chat import Kind
+from ucotron_ray.teacher.outcome import Kind
 
 GENERATION = config.load().recipe.generation
 PAIRS = contradiction.make_task(GENERATION)
@@ -34,11 +33,6 @@ def answered(task: Task, number: int) -> Done:
         answers.append(Answer(Kind.ANSWER, text))
         step = play(task, facts, *answers)
     return step
-
-
-def test_the_verb_knows_the_generators_that_there_are():
-    assert data.TASKS == generators.NAMES
-    assert list(job.TASKS) == [name for name in generators.NAMES if name != "path_reward"]
 
 
 @pytest.mark.parametrize("task", [PAIRS, NAMES, SCENES], ids=lambda task: task.name)

@@ -4,7 +4,7 @@ import pytest
 
 from ucotron_ray.synthesis import governor as g
 from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Need, Reserved, Settings
-from ucotron_ray.teacher.chat import Kind, Limits
+from ucotron_ray.teacher.outcome import Kind, Limits
 from ucotron_ray.teacher.prices import Price
 
 NEED = Need("task.step", 100, 300, 400)

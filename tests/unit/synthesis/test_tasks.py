@@ -13,7 +13,7 @@ from ucotron_ray.simulators import fireworks_language as language
 from ucotron_ray.synthesis import conversation, plan, seeds
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Task
 from ucotron_ray.synthesis.tasks import entity_resolution, judge, preference, relation_extraction
-from ucotron_ray.teacher.chat import Kind
+from ucotron_ray.teacher.outcome import Kind
 
 GENERATION = config.load().recipe.generation
 TASK = relation_extraction.make_task(GENERATION)
@@ -162,7 +162,7 @@ def test_a_truncated_answer_is_asked_again_with_twice_the_tokens_and_then_given_
     cut = Answer(Kind.TRUNCATED, '{"entities": [')
     again = play(TASK, FACTS, TEXT, cut)
     assert isinstance(again, Ask)
-    assert again.max_tokens == 2 * GENERATION.tasks.relation_extraction.extract.max_tokens
+    assert again.max_tokens == 2 * GENERATION.task("relation_extraction").extract.max_tokens
     done = play(TASK, FACTS, TEXT, cut, cut)
     assert isinstance(done, Done)
     assert done.status == "quarantined"
@@ -203,7 +203,7 @@ def test_request_ids_hold_what_changes_the_answer():
 
 
 def test_a_relation_that_the_generator_does_not_have_is_refused():
-    settings = GENERATION.tasks.relation_extraction.model_copy(update={"relations": ["works_at", "zaps"]})
+    settings = GENERATION.task("relation_extraction").model_copy(update={"relations": ["works_at", "zaps"]})
     tasks = GENERATION.tasks.model_copy(update={"relation_extraction": settings})
     with pytest.raises(ConfigError, match="zaps"):
         relation_extraction.make_task(GENERATION.model_copy(update={"tasks": tasks}))

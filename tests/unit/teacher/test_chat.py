@@ -18,7 +18,7 @@ from ucotron_ray.core.place import Api
 from ucotron_ray.simulators.fireworks import TEACHER
 from ucotron_ray.teacher import chat as chats
 from ucotron_ray.teacher import endpoint as endpoints
-from ucotron_ray.teacher.chat import Kind, Limits, Outcome
+from ucotron_ray.teacher.outcome import Kind, Limits, Outcome
 
 CANARY = "fw-canary-4711"
 BODY = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training_jobs import workers
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import InputError
@@ -47,9 +48,7 @@ def jobs(directory: Path, model: Path) -> tuple[TrainingJob, DpoJob]:
         val_file=str(directory / "val.jsonl"),
         directory=str(directory / "reference"),
         settings=SETTINGS.model_dump(),
-        dtype="float32",
-        per_device_batch=None,
-        tokens_per_step=4096,
+        workers=workers(per_device_batch=None),
         num_threads=1,
     )
     fields = {**asdict(common), "directory": str(directory / "run")}

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from trl import SFTConfig
 
 from tests.tiny_models import save_tiny
+from tests.training_jobs import changed, workers
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import InputError
@@ -41,12 +41,10 @@ def job(directory: Path, model: Path, **changes: object) -> SftJob:
         val_file=str(rows),
         directory=str(directory),
         settings=SETTINGS.model_dump(),
-        dtype="float32",
-        per_device_batch=2,
-        tokens_per_step=4096,
+        workers=workers(),
         num_threads=1,
     )
-    return replace(made, **changes)
+    return changed(made, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +102,9 @@ def test_the_per_device_batch_is_place_and_does_not_change_the_result(straight, 
 
 def test_global_batch_that_cannot_be_shared_is_refused():
     def rows(*, longest: int, world: int) -> int:
-        return plan.per_device_batch(SETTINGS, longest=longest, world=world, wanted=None, tokens_per_step=4096)
+        return plan.per_device_batch(
+            SETTINGS, longest=longest, world=world, wanted=None, max_tokens_per_microbatch=4096
+        )
 
     with pytest.raises(InputError, match="4 rows, 3 workers"):
         rows(longest=100, world=3)

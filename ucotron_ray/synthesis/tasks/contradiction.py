@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ucotron_ray.core.recipe import Generation
+from ucotron_ray.core.sections import Count, SampledTask, Sampling, Temperature
 from ucotron_ray.data.records import ContradictionRow, RawRow, name_key
 from ucotron_ray.synthesis.conversation import alone, as_model, parsed
 from ucotron_ray.synthesis.facts import (
@@ -27,6 +28,7 @@ from ucotron_ray.synthesis.facts import (
     times_and_confidences,
     values,
 )
+from ucotron_ray.synthesis.generator import GuideFigures, UsualTokens
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Ended, Facts, Task
 from ucotron_ray.synthesis.rows import Fields, RowKind
 from ucotron_ray.synthesis.seeds import KINDS, STYLES, is_held_out, names
@@ -34,6 +36,19 @@ from ucotron_ray.synthesis.seeds import KINDS, STYLES, is_held_out, names
 NAME = "contradiction"
 VERSION = 1
 BUILDS_ON_ROWS = False
+
+GUIDE = GuideFigures(rows=3000, usd=(1, 2), minutes=(10, 10))
+USUAL = UsualTokens(requests=1, prompt=250, completion=256)
+
+
+class Settings(SampledTask):
+    """`generation.task(NAME)`: pairs of facts, written; then `read`: the values are read back."""
+
+    temperature: Temperature = 0.7
+    max_tokens: Count = 1024
+    target_samples: Count = 3000
+    read: Sampling = Sampling(temperature=0.0, max_tokens=256)
+
 
 MAX_TEXT_CHARACTERS = 300
 
@@ -157,7 +172,7 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _converse(generation: Generation, facts: Facts) -> Conversation:
-    task, cap = generation.tasks.contradiction, generation.max_answer_tokens
+    task, cap = generation.task(NAME), generation.max_answer_tokens
     head = f'Property: {facts["predicate"]} ({facts["description"]})\nSubject: "{facts["subject"]}"'
     first, second = facts["values"]
     user = f'Style: {facts["style"]}\n{head} ({facts["subject_type"]})\nFact A: "{first}"\nFact B: "{second}"'

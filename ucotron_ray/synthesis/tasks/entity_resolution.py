@@ -13,9 +13,11 @@ from functools import lru_cache, partial
 from typing import Any
 
 from ucotron_ray.core.recipe import Generation
+from ucotron_ray.core.sections import Count, SampledTask, Share, Temperature
 from ucotron_ray.data.records import EntityPairRow, RawRow, name_key
 from ucotron_ray.synthesis.aliases import can_be_one, distance, folded, known_aliases, near_names, shared_words
 from ucotron_ray.synthesis.conversation import alone, whole
+from ucotron_ray.synthesis.generator import GuideFigures, UsualTokens
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task
 from ucotron_ray.synthesis.rows import Fields, RowKind
 from ucotron_ray.synthesis.seeds import KINDS, is_held_out, names
@@ -23,6 +25,19 @@ from ucotron_ray.synthesis.seeds import KINDS, is_held_out, names
 NAME = "entity_resolution"
 VERSION = 1
 BUILDS_ON_ROWS = False
+
+GUIDE = GuideFigures(rows=2000, usd=(0.5, 1), minutes=(5, 5))
+USUAL = UsualTokens(requests=1, prompt=180, completion=128)
+
+
+class Settings(SampledTask):
+    """`generation.task(NAME)`: pairs of names. `positive_share` is exact."""
+
+    temperature: Temperature = 0.8
+    max_tokens: Count = 512
+    target_samples: Count = 2000
+    positive_share: Share = 0.6
+
 
 DIFFERENT = "different_entity"
 VARIATIONS = {
@@ -55,7 +70,7 @@ SYSTEM = (
 
 def make_task(generation: Generation, rows: Sequence[RawRow] = ()) -> Task:
     """The task for these settings; it builds on no rows."""
-    share = generation.tasks.entity_resolution.positive_share
+    share = generation.task(NAME).positive_share
     return Task(NAME, VERSION, partial(_sample, generation), partial(_converse, generation), row_kind(share))
 
 
@@ -91,7 +106,7 @@ def _defects(row: Fields) -> list[str]:
 
 def _sample(generation: Generation, number: int) -> Facts:
     seed, ratio = generation.seed, generation.val_ratio
-    share = generation.tasks.entity_resolution.positive_share
+    share = generation.task(NAME).positive_share
     rng = random.Random(f"{seed}/{NAME}/{number}")
     held_out = is_held_out(number, seed=seed, val_ratio=ratio)
     # Of the first n samples, n times the share are positive: never further off than one.
@@ -119,7 +134,7 @@ def _converse(generation: Generation, facts: Facts) -> Conversation:
         return _made(facts, _other_case(facts), "rule")
     if facts["near"] is not None:
         return _made(facts, facts["near"], "near_name")
-    task = generation.tasks.entity_resolution
+    task = generation.task(NAME)
     messages = (("system", SYSTEM), ("user", _request(facts)))
     ask = Ask("name", messages, task.temperature, task.max_tokens, task.top_p)
     answer = alone((yield from whole(ask, cap=generation.max_answer_tokens)), longest=MAX_NAME_CHARACTERS)

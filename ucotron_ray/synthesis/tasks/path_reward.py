@@ -8,19 +8,39 @@ stands in a training row. Pairs are drawn by a walk, so that long paths are as e
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
-from ucotron_ray.core.recipe import Generation, PathTask
+from ucotron_ray.core.recipe import Generation
+from ucotron_ray.core.sections import Count, TaskSettings
 from ucotron_ray.data.records import PathRow
 from ucotron_ray.graph import paths
 from ucotron_ray.graph.paths import EDGE_TYPES, PathGraph
+from ucotron_ray.synthesis.generator import GuideFigures, UsualTokens
 from ucotron_ray.synthesis.rows import Fields, RowKind
 from ucotron_ray.synthesis.seeds import is_held_out
 
 NAME = "path_reward"
 VERSION = 1
+
+GUIDE: GuideFigures | None = None
+USUAL = UsualTokens(requests=0, prompt=0, completion=0)
+
+
+class Settings(TaskSettings):
+    """`generation.task(NAME)`: of the graph of `graph.source`, or of a generated one of `nodes` and `edges`.
+
+    Hop lengths from 1 to `max_hops`, equally frequent; the search between two ends stops at `max_paths`.
+    """
+
+    target_samples: Count = 500
+    max_hops: Annotated[int, Field(ge=1, le=8)] = 4
+    max_paths: Count = 100
+    nodes: Annotated[int, Field(ge=2)] = 5000
+    edges: Count = 15000
+
 
 DIGITS = 6
 """To which rewards are rounded (reference §7.4)."""
@@ -49,7 +69,7 @@ def row_kind(max_hops: int | None = None) -> RowKind:
 def draw(generation: Mapping[str, Any], graph: PathGraph, number: int) -> dict[str, Any]:
     """The outcome of one sample: a row without contents, or why there is none. `generation`: the recipe's section."""
     settings = Generation.model_validate(generation)
-    task, seed = settings.tasks.path_reward, settings.seed
+    task, seed = settings.task(NAME), settings.seed
     rng = random.Random(f"{seed}/{NAME}/{number}")
     held_out = is_held_out(number, seed=seed, val_ratio=settings.val_ratio)
     split = "val" if held_out else "train"
@@ -103,7 +123,7 @@ def _walk(graph: PathGraph, side: int, hops: int, rng: random.Random) -> list[in
     return walk
 
 
-def _path_of(graph: PathGraph, walk: list[int], task: PathTask, rng: random.Random) -> paths.Path | None:
+def _path_of(graph: PathGraph, walk: list[int], task: Settings, rng: random.Random) -> paths.Path | None:
     """One of the paths of the walk's length between its ends, of those that the search finds."""
     found = paths.find(graph, walk[0], walk[-1], max_hops=task.max_hops, max_paths=task.max_paths)
     as_long = [path for path in found if len(path.nodes) == len(walk)]

@@ -12,10 +12,12 @@ from functools import partial
 from typing import Any
 
 from ucotron_ray.core.recipe import Generation
+from ucotron_ray.core.sections import Count, Sampling, Share, TaskSettings
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import PreferenceRow, RawRow, Relation, name_key
 from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.conversation import NotUsable, as_model, parse_object, parsed, whole
+from ucotron_ray.synthesis.generator import GuideFigures, UsualTokens
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task
 from ucotron_ray.synthesis.rows import DEFECTS, SPLIT_FILES, VENDOR, RowKind
 from ucotron_ray.synthesis.seeds import RELATION_TYPES
@@ -24,6 +26,19 @@ from ucotron_ray.synthesis.tasks.relation_extraction import Extraction, extract_
 NAME = "preference"
 VERSION = 2
 BUILDS_ON_ROWS = True
+
+GUIDE = GuideFigures(rows=5000, usd=(2, 4), minutes=(20, 20))
+USUAL = UsualTokens(requests=2, prompt=560, completion=113)
+
+
+class Settings(TaskSettings):
+    """`generation.task(NAME)`: a careful answer and a hurried one, whose F1 differ by `margin` at least."""
+
+    chosen: Sampling = Sampling(temperature=0.0, max_tokens=300)
+    rejected: Sampling = Sampling(temperature=0.7, max_tokens=150)
+    target_samples: Count = 5000
+    margin: Share = 0.2
+
 
 MOST_RELATIONS = 40
 """Names of relations in a prompt. A graph may have hundreds: the most frequent ones, and those of the row itself."""
@@ -122,7 +137,7 @@ def _sample(rows: Sequence[RawRow], names: Sequence[str], number: int) -> Facts:
 
 
 def _converse(generation: Generation, facts: Facts) -> Conversation:
-    task, cap = generation.tasks.preference, generation.max_answer_tokens
+    task, cap = generation.task(NAME), generation.max_answer_tokens
     text = facts["text"]
     # Of somebody's own file, perhaps: it was never looked at.
     unusable = found([text], UNUSABLE)

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from ucotron_ray.core.recipe import Generation
+from ucotron_ray.core.sections import Count, SampledTask, Share, Temperature
 from ucotron_ray.data.records import DescriptionRow, RawRow
 from ucotron_ray.synthesis.conversation import alone, whole
+from ucotron_ray.synthesis.generator import GuideFigures, UsualTokens
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Facts, Task
 from ucotron_ray.synthesis.rows import RowKind
 from ucotron_ray.synthesis.scenes import CATEGORIES, LIGHT, MOODS, PERSPECTIVES, WEATHER
@@ -19,6 +21,19 @@ from ucotron_ray.synthesis.seeds import is_held_out
 NAME = "projection"
 VERSION = 1
 BUILDS_ON_ROWS = False
+
+GUIDE = GuideFigures(rows=50000, usd=(5, 10), minutes=(60, 60))
+USUAL = UsualTokens(requests=0.1, prompt=20, completion=30)
+
+
+class Settings(SampledTask):
+    """`generation.task(NAME)`: one description a request."""
+
+    temperature: Temperature = 0.9
+    max_tokens: Count = 256
+    top_p: Share | None = 0.95
+    target_samples: Count = 50000
+
 
 MIN_CHARACTERS, MAX_WORDS = 40, 58
 """CLIP reads 77 tokens with its two marks, about 1.3 a word: of a longer text it would see the beginning only."""
@@ -64,7 +79,7 @@ def _sample(generation: Generation, number: int) -> Facts:
 
 
 def _converse(generation: Generation, facts: Facts) -> Conversation:
-    task = generation.tasks.projection
+    task = generation.task(NAME)
     first, second = facts["subjects"]
     user = (
         f"Scene: {facts['category']}\nIn it: {first}; {second}\nLight: {facts['light']}\nWeather: {facts['weather']}\n"

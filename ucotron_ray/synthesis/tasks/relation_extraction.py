@@ -15,9 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.recipe import Generation
+from ucotron_ray.core.sections import Count, SampledTask, Sampling, Temperature, Text
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import ChatRow, GeneratedRow, RawRow, name_key
 from ucotron_ray.synthesis.conversation import alone, as_model, parsed, whole
+from ucotron_ray.synthesis.generator import GuideFigures, UsualTokens
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Ended, Facts, Task
 from ucotron_ray.synthesis.rows import SPLIT_FILES, VENDOR, Fields, RowKind
 from ucotron_ray.synthesis.seeds import (
@@ -34,6 +36,20 @@ from ucotron_ray.synthesis.seeds import (
 NAME = "relation_extraction"
 VERSION = 1
 BUILDS_ON_ROWS = False
+
+GUIDE = GuideFigures(rows=10000, usd=(2, 5), minutes=(30, 30))
+USUAL = UsualTokens(requests=2, prompt=366, completion=384)
+
+
+class Settings(SampledTask):
+    """`generation.task(NAME)`: a text, then its relations. `relations` None = all twenty are drawn."""
+
+    temperature: Temperature = 0.7
+    max_tokens: Count = 2048
+    target_samples: Count = 10000
+    relations: list[Text] | None = None
+    extract: Sampling = Sampling(temperature=0.1, max_tokens=1024)
+
 
 MAX_TEXT_CHARACTERS = 1200
 WRITE_MAX_TOKENS = 512
@@ -92,12 +108,12 @@ def make_task(generation: Generation, rows: Sequence[RawRow] = ()) -> Task:
 
     Raises ConfigError for a relation that is not of the vocabulary.
     """
-    chosen = generation.tasks.relation_extraction.relations
+    chosen = generation.task(NAME).relations
     unknown = sorted(set(chosen or ()) - set(RELATION_TYPES))
     if unknown:
         raise ConfigError(
             f"'{unknown[0]}' is no relation of the generator",
-            where="generation.tasks.relation_extraction.relations",
+            where="generation.task(NAME).relations",
             expected=", ".join(RELATION_TYPES),
         )
     return Task(NAME, VERSION, partial(_sample, generation), partial(_converse, generation), row_kind())
@@ -217,12 +233,12 @@ def _draw(rng: random.Random, template: Template, subject: str, pick: Callable[[
 
 
 def _templates(generation: Generation) -> list[Template]:
-    chosen = generation.tasks.relation_extraction.relations
+    chosen = generation.task(NAME).relations
     return [template for template in TEMPLATES if not chosen or template.relation in chosen]
 
 
 def _converse(generation: Generation, facts: Facts) -> Conversation:
-    task, defaults, cap = generation.tasks.relation_extraction, generation.defaults, generation.max_answer_tokens
+    task, defaults, cap = generation.task(NAME), generation.defaults, generation.max_answer_tokens
     top_p = task.top_p if task.top_p is not None else defaults.top_p
     messages = (("system", WRITE_SYSTEM), ("user", _request(facts)))
     max_tokens = min(task.max_tokens, WRITE_MAX_TOKENS)

@@ -1,0 +1,64 @@
+"""What can become of one request to a teacher."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What became of a request."""
+
+    ANSWER = "answer"
+    TRUNCATED = "truncated"  # finish_reason=length: paid, and not whole
+    REFUSED = "refused"  # an empty answer, a refusal, a content filter
+    RATE_LIMITED = "rate_limited"  # 429
+    OVERLOADED = "overloaded"  # 503, 529
+    TRANSIENT = "transient"  # other 5xx, 408, a reset, a timeout, a body that is no chat completion
+    POISON = "poison"  # 400, 413, 422: this request will never be answered
+    AUTH = "auth"  # 401, 403
+    BILLING = "billing"  # 402, 412
+    MODEL_MISSING = "model_missing"  # 404
+    MISDIRECTED = "misdirected"  # 3xx, 405 and the like: this is not the server's address
+
+
+FINAL = (Kind.ANSWER, Kind.TRUNCATED, Kind.REFUSED)
+"""Paid answers of the model."""
+
+
+FATAL = (Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING, Kind.MISDIRECTED)
+"""No other request will fare better."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer. `estimated` where the server did not say."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server's headers say about its limits, per minute; None where they say nothing."""
+
+    requests: float | None = None
+    prompt_tokens: float | None = None
+    uncached_prompt_tokens: float | None = None
+    generated_tokens: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one request. `detail` is safe to print: it never holds a header."""
+
+    kind: Kind
+    text: str = ""
+    finish: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    limits: Limits | None = None
+    status: int | None = None
+    retry_after: float | None = None
+    maybe_billed: bool = False
+    seconds: float = 0.0
+    detail: str = ""
