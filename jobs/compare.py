@@ -1,8 +1,6 @@
-"""The job `compare`: `ray job submit --working-dir . -- python jobs/compare.py [flags of ucotron-ray compare]`."""
+"""The job `compare`: it takes the flags of `ucotron-ray compare`. How it gets to a cluster: README.md."""
 
-import sys
-
-from ucotron_ray.cli import main
+from ucotron_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(main(["compare", *sys.argv[1:]]))
+    job(__file__)

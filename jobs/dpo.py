@@ -1,8 +1,6 @@
-"""The job `dpo`: `ray job submit --working-dir . -- python jobs/dpo.py [flags of ucotron-ray dpo]`."""
+"""The job `dpo`: it takes the flags of `ucotron-ray dpo`. How it gets to a cluster: README.md."""
 
-import sys
-
-from ucotron_ray.cli import main
+from ucotron_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(main(["dpo", *sys.argv[1:]]))
+    job(__file__)

@@ -1,8 +1,6 @@
-"""The job `evaluate`: `ray job submit --working-dir . -- python jobs/evaluate.py [flags of ucotron-ray evaluate]`."""
+"""The job `evaluate`: it takes the flags of `ucotron-ray evaluate`. How it gets to a cluster: README.md."""
 
-import sys
-
-from ucotron_ray.cli import main
+from ucotron_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    job(__file__)

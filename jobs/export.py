@@ -1,8 +1,6 @@
-"""The job `export`: `ray job submit --working-dir . -- python jobs/export.py [flags of ucotron-ray export]`."""
+"""The job `export`: it takes the flags of `ucotron-ray export`. How it gets to a cluster: README.md."""
 
-import sys
-
-from ucotron_ray.cli import main
+from ucotron_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(main(["export", *sys.argv[1:]]))
+    job(__file__)

@@ -1,8 +1,6 @@
-"""The job `import-graph`: `ray job submit --working-dir . -- python jobs/import_graph.py [flags of the verb]`."""
+"""The job `import-graph`: it takes the flags of `ucotron-ray import-graph`. How it gets to a cluster: README.md."""
 
-import sys
-
-from ucotron_ray.cli import main
+from ucotron_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(main(["import-graph", *sys.argv[1:]]))
+    job(__file__)

@@ -1,8 +1,6 @@
-"""The job `pipeline`: `ray job submit --working-dir . -- python jobs/pipeline.py [flags of ucotron-ray pipeline]`."""
+"""The job `pipeline`: it takes the flags of `ucotron-ray pipeline`. How it gets to a cluster: README.md."""
 
-import sys
-
-from ucotron_ray.cli import main
+from ucotron_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(main(["pipeline", *sys.argv[1:]]))
+    job(__file__)

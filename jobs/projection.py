@@ -1,8 +1,6 @@
-"""The job `projection`: `ray job submit --working-dir . -- python jobs/projection.py [flags of the verb]`."""
+"""The job `projection`: it takes the flags of `ucotron-ray projection`. How it gets to a cluster: README.md."""
 
-import sys
-
-from ucotron_ray.cli import main
+from ucotron_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(main(["projection", *sys.argv[1:]]))
+    job(__file__)

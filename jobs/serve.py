@@ -1,8 +1,6 @@
-"""The job `serve`: `ray job submit --working-dir . -- python jobs/serve.py [flags of ucotron-ray serve]`."""
+"""The job `serve`: it takes the flags of `ucotron-ray serve`. How it gets to a cluster: README.md."""
 
-import sys
-
-from ucotron_ray.cli import main
+from ucotron_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(main(["serve", *sys.argv[1:]]))
+    job(__file__)

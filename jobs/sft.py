@@ -1,8 +1,6 @@
-"""The job `sft`: `ray job submit --working-dir . -- python jobs/sft.py [flags of ucotron-ray sft]`."""
+"""The job `sft`: it takes the flags of `ucotron-ray sft`. How it gets to a cluster: README.md."""
 
-import sys
-
-from ucotron_ray.cli import main
+from ucotron_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(main(["sft", *sys.argv[1:]]))
+    job(__file__)

@@ -1,8 +1,6 @@
-"""The job `synthesize`: `ray job submit --working-dir . -- python jobs/synthesize.py [flags of the verb]`."""
+"""The job `synthesize`: it takes the flags of `ucotron-ray synthesize`. How it gets to a cluster: README.md."""
 
-import sys
-
-from ucotron_ray.cli import main
+from ucotron_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(main(["synthesize", *sys.argv[1:]]))
+    job(__file__)

@@ -1,8 +1,6 @@
-"""The job `tune`: `ray job submit --working-dir . -- python jobs/tune.py STAGE [flags of ucotron-ray tune]`."""
+"""The job `tune`: it takes the flags of `ucotron-ray tune`. How it gets to a cluster: README.md."""
 
-import sys
-
-from ucotron_ray.cli import main
+from ucotron_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(main(["tune", *sys.argv[1:]]))
+    job(__file__)

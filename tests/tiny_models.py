@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from ucotron_ray.core.artifacts import Request, Result, Store, write_json
+from ucotron_ray.core.artifacts import Request, Result, Store
+from ucotron_ray.core.files import write_json
 from ucotron_ray.data import wire
 from ucotron_ray.export import bundle, exporter
 from ucotron_ray.models import base as base_models

@@ -8,7 +8,9 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from ucotron_ray import __version__
 from ucotron_ray.core import redaction, variables
@@ -108,3 +110,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 def _stop(signum: int, frame: FrameType | None) -> None:
     # Inside `ray.get` only this exception and SystemExit get through; any other would be swallowed.
     raise KeyboardInterrupt
+
+
+def job(file: str) -> NoReturn:
+    """The verb that an entrypoint of `jobs/` is named after, with the flags of this process; ends it."""
+    sys.exit(main([Path(file).stem.replace("_", "-"), *sys.argv[1:]]))

@@ -18,7 +18,8 @@ from tests.benchmarks.run import PLACE, RECIPE, processor, ucotron
 from tests.benchmarks.table import RESULTS
 from ucotron_ray import pipeline
 from ucotron_ray.core import config
-from ucotron_ray.core.artifacts import Store, provenance
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.provenance import provenance
 from ucotron_ray.core.run import Run
 from ucotron_ray.planning import forecast, rates
 

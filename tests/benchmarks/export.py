@@ -23,7 +23,8 @@ import torch
 from tests.benchmarks.run import processor
 from tests.benchmarks.table import RESULTS
 from ucotron_ray.core import config
-from ucotron_ray.core.artifacts import Store, provenance
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.provenance import provenance
 from ucotron_ray.core.recipe import Export
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow

@@ -21,7 +21,8 @@ from tests.benchmarks.run import ROOT, processor
 from tests.benchmarks.synthesis import Watched, events, ours, simulator
 from tests.benchmarks.table import RESULTS
 from ucotron_ray.core import config
-from ucotron_ray.core.artifacts import Store, provenance
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.provenance import provenance
 from ucotron_ray.data import readers
 from ucotron_ray.data.readers import Entry
 from ucotron_ray.simulators import fireworks as stand_in

@@ -22,7 +22,8 @@ import psutil
 
 from tests.benchmarks.run import PLACE, REAL, ROOT, processor
 from tests.benchmarks.table import RESULTS
-from ucotron_ray.core.artifacts import Store, provenance
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.provenance import provenance
 from ucotron_ray.simulators import demo_world
 
 ENCODERS = {

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.table import RESULTS, table
-from ucotron_ray.core.artifacts import Store, provenance
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.provenance import provenance
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data"

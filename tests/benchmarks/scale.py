@@ -17,7 +17,8 @@ from typing import Any
 from tests.benchmarks.run import processor
 from tests.benchmarks.table import RESULTS
 from ucotron_ray.core import config
-from ucotron_ray.core.artifacts import provenance, write_json
+from ucotron_ray.core.files import write_json
+from ucotron_ray.core.provenance import provenance
 from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Need, Settings
 from ucotron_ray.synthesis.journal import SYNC_SECONDS, Record, Writer
 from ucotron_ray.synthesis.worker import EXCHANGE_SECONDS

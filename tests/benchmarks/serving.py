@@ -25,8 +25,9 @@ from typing import Any
 from tests.benchmarks.run import processor
 from tests.benchmarks.table import RESULTS
 from tests.serving_load import ROOT, Asked, Load, Service, serving
-from ucotron_ray.core import artifacts
-from ucotron_ray.core.artifacts import Artifact, Request, Result, Store, provenance
+from ucotron_ray.core.artifacts import Artifact, Request, Result, Store
+from ucotron_ray.core.files import MANIFEST, write_json, write_text
+from ucotron_ray.core.provenance import provenance
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.wire import chat_messages, parse_answer
@@ -59,8 +60,8 @@ def publish(store: Path, bundle: Path, note: str) -> Artifact:
     """The bundle's files under our own name; another note makes it another one."""
     with Store(store).building(Request("bundle", NAME, {"note": note}), replace=True) as build:
         shutil.copytree(bundle, build.path, dirs_exist_ok=True, copy_function=_link)
-        (build.path / artifacts.MANIFEST).unlink(missing_ok=True)
-        artifacts.write_text(build.path / "note.txt", note)
+        (build.path / MANIFEST).unlink(missing_ok=True)
+        write_text(build.path / "note.txt", note)
         return build.publish(Result({}, {}, ["a copy for measuring"]))
 
 
@@ -292,7 +293,7 @@ def main() -> None:
         facts = provenance(seconds=time.monotonic() - began)
         made |= {"commit": facts["commit"], "versions": facts["packages"]}
         args.results.mkdir(parents=True, exist_ok=True)
-        artifacts.write_json(args.results / f"serving_{part}.json", made)
+        write_json(args.results / f"serving_{part}.json", made)
         print(json.dumps(made, indent=2))
 
 

@@ -24,7 +24,8 @@ from tests.benchmarks.run import RECIPE, processor, ucotron
 from tests.benchmarks.sweeps_table import sweeps_table
 from tests.benchmarks.table import RESULTS
 from ucotron_ray.core import config
-from ucotron_ray.core.artifacts import Store, provenance
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.provenance import provenance
 from ucotron_ray.data import jsonl
 from ucotron_ray.simulators import demo_world
 from ucotron_ray.tuning import record as records

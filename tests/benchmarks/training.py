@@ -20,7 +20,7 @@ from typing import Any
 from tests.benchmarks.preference import preference
 from tests.benchmarks.run import REAL, ROOT, processor
 from tests.benchmarks.table import RESULTS, training_table
-from ucotron_ray.core.artifacts import provenance
+from ucotron_ray.core.provenance import provenance
 
 Result = dict[str, Any]
 

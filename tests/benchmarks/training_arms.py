@@ -12,7 +12,8 @@ from typing import Any
 
 from tests.benchmarks.run import REAL
 from ucotron_ray.core import config
-from ucotron_ray.core.artifacts import Request, Store, file_hash
+from ucotron_ray.core.artifacts import Request, Store
+from ucotron_ray.core.files import file_hash
 from ucotron_ray.core.hyperparameters import SftSettings
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import ChatRow, PreferenceRow, RawRow

@@ -12,7 +12,8 @@ import pytest
 
 from tests.registered import answer_with, base_directory, held_out_file, make_bundle
 from ucotron_ray import cli
-from ucotron_ray.core.artifacts import Store, content_hash, list_files
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.files import content_hash, list_files
 from ucotron_ray.operations.dashboards import free_port
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,9 @@ from urllib.parse import quote
 
 import psutil
 
-from ucotron_ray.core.artifacts import MANIFEST, RECIPE, Kind, file_hash, read_artifact, verify
+from ucotron_ray.core.artifacts import Kind, read_artifact, verify
 from ucotron_ray.core.errors import UcotronRayError
+from ucotron_ray.core.files import MANIFEST, RECIPE, file_hash
 
 
 @dataclass(frozen=True)

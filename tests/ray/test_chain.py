@@ -13,7 +13,8 @@ import pytest
 
 from tests.ray.conftest import ROOT, Head
 from ucotron_ray.core import tracking
-from ucotron_ray.core.artifacts import Store, file_hash
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.files import file_hash
 
 pytestmark = pytest.mark.ray
 

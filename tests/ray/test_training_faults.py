@@ -11,7 +11,8 @@ import pytest
 
 from tests.ray.conftest import announce_loss, lose, second_node
 from tests.ray.test_chain import FLOAT32, RECIPE, WEIGHTS, finished, start, wait_for
-from ucotron_ray.core.artifacts import Store, file_hash
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.files import file_hash
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 

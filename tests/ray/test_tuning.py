@@ -17,7 +17,8 @@ import yaml
 from tests.ray.conftest import ROOT, Head, lose, second_node
 from tests.ray.test_chain import finished, start, wait_for
 from ucotron_ray.core import tracking
-from ucotron_ray.core.artifacts import Store, file_hash
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.files import file_hash
 
 pytestmark = pytest.mark.ray
 

@@ -9,64 +9,38 @@ after it, so a kill at any moment leaves either the partial directory or the who
 """
 
 import fcntl
-import hashlib
 import json
 import os
-import platform
-import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ucotron_ray.core.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, RecipeChanged
+from ucotron_ray.core.files import (
+    MANIFEST,
+    RECIPE,
+    FileEntry,
+    canonical_hash,
+    content_hash,
+    fsync_directory,
+    list_files,
+    remove_asides,
+    write_json,
+)
+from ucotron_ray.core.provenance import provenance
 
 Kind = Literal["dataset", "adapter", "model", "bundle", "projection", "sweep", "scores", "cache"]
 State = Literal["ok", "rejected", "failed"]
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 MAX_NAME_BYTES = 200
 """File systems take 255, and `.partial` and the like are added."""
-
-RECIPE = "recipe.json"
-
-_ASIDE = re.compile(r"\..+\.\d+")
-"""Names that `write_text` gives to files before they are renamed."""
-
-RECORDED_PACKAGES = (
-    "ray",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "accelerate",
-    "optimum",
-    "optimum-onnx",
-    "onnx",
-    "onnxruntime",
-    "mlflow",
-    "numpy",
-)
-
-
-class FileEntry(BaseModel):
-    """One file of an artifact: path relative to its directory, size in bytes, sha256 of its bytes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    size: int
-    sha256: str
 
 
 class Input(BaseModel):
@@ -259,7 +233,7 @@ class Build:
         An older artifact of that name (`--replace`) is only removed once the new one is whole.
         """
         partial = self.path
-        _remove_asides(partial)
+        remove_asides(partial)
         files = list_files(partial)
         manifest = Manifest(
             kind=self.request.kind,
@@ -318,58 +292,6 @@ def verify(artifact: Artifact) -> None:
         )
 
 
-def list_files(directory: Path) -> list[FileEntry]:
-    """Every file below the directory but its manifest, sorted by path."""
-    entries = []
-    for path in sorted(directory.rglob("*")):
-        relative = path.relative_to(directory).as_posix()
-        if path.is_file() and relative not in {MANIFEST, RECIPE}:
-            entries.append(FileEntry(path=relative, size=path.stat().st_size, sha256=file_hash(path)))
-    return entries
-
-
-def content_hash(files: list[FileEntry]) -> str:
-    """sha256 over path, size and sha256 of every file, sorted by path."""
-    digest = hashlib.sha256()
-    for entry in sorted(files, key=lambda entry: entry.path):
-        digest.update(f"{entry.path}\0{entry.size}\0{entry.sha256}\n".encode())
-    return digest.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def canonical_hash(value: object) -> str:
-    """sha256 of canonical JSON. Raises TypeError or ValueError on what JSON cannot hold, rather than guess."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a half."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file aside, fsync it and rename it into place."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def _remove_asides(directory: Path) -> None:
-    """Remove what `write_text` left of a process that was killed between writing a file aside and renaming it."""
-    for path in directory.rglob(".*"):
-        if _ASIDE.fullmatch(path.name) and path.is_file():
-            path.unlink()
-
-
 def differing_fields(new: Mapping[str, Any], old: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`key: old → new` for every leaf that differs."""
     lines = []
@@ -380,34 +302,6 @@ def differing_fields(new: Mapping[str, Any], old: Mapping[str, Any], prefix: str
         elif ours != theirs:
             lines.append(f"{prefix}{key}: {json.dumps(theirs)} → {json.dumps(ours)}")
     return lines
-
-
-def provenance(*, seconds: float) -> dict[str, Any]:
-    """Where, when and with what something was made. Never hashed."""
-    versions = {}
-    for package in RECORDED_PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "commit": _commit(),
-        "host": platform.node(),
-        "command": " ".join(Path(part).name if index == 0 else part for index, part in enumerate(sys.argv)),
-        "python": platform.python_version(),
-        "packages": versions,
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": round(seconds, 1),
-    }
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except OSError:
-        return None
-    return answer.stdout.strip() or None
 
 
 def _read_request(partial: Path) -> dict[str, Any] | None:
@@ -443,12 +337,3 @@ def _held(path: Path) -> Iterator[None]:
                 next_step="wait for it to end, or choose another --name",
             ) from error
         yield
-
-
-def fsync_directory(path: Path) -> None:
-    """Make renames in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ucotron_ray.core.artifacts import MANIFEST, Artifact, fsync_directory, read_artifact, verify
+from ucotron_ray.core.artifacts import Artifact, read_artifact, verify
 from ucotron_ray.core.errors import ConfigError, CorruptArtifact
+from ucotron_ray.core.files import MANIFEST, fsync_directory
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """`renameat2(2)`."""

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from ucotron_ray.core import tracking
 from ucotron_ray.core import wandb as wandb_mirror
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, Store, canonical_hash
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, Store
 from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import ConfigError, Stopped
+from ucotron_ray.core.files import canonical_hash
 
 Entered = TypeVar("Entered")
 

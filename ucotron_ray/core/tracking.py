@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from ucotron_ray.core.artifacts import Artifact, write_json
+from ucotron_ray.core.artifacts import Artifact
 from ucotron_ray.core.errors import ConfigError, StageFailed
+from ucotron_ray.core.files import write_json
 from ucotron_ray.core.place import Place
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray.core import variables
-from ucotron_ray.core.artifacts import write_json
+from ucotron_ray.core.files import write_json
 from ucotron_ray.core.place import Tracking
 from ucotron_ray.core.tracking import Spool
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from ucotron_ray.core.artifacts import write_text
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.files import write_text
 from ucotron_ray.data import readers
 from ucotron_ray.data.records import (
     ChatRow,

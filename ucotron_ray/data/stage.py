@@ -9,6 +9,7 @@ from pathlib import Path
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import ConfigError, InputError
+from ucotron_ray.core.files import canonical_hash, content_hash, file_hash, list_files
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl, readers, wire
 from ucotron_ray.data.records import ChatRow, PreferenceRow, RawRow, Row
@@ -23,7 +24,7 @@ GUIDE_TRAIN, GUIDE_VAL, GUIDE_PAIRS = "train_sft.jsonl", "val_sft.jsonl", "train
 def rows_request(train: Path, val: Path | None) -> Request:
     """What importing the user's own files would make, named by their content."""
     hashes = {"train": _content_of(train), "val": _content_of(val) if val else None}
-    return Request("dataset", f"rows-{artifacts.canonical_hash(hashes)[:12]}", {"files": hashes})
+    return Request("dataset", f"rows-{canonical_hash(hashes)[:12]}", {"files": hashes})
 
 
 def import_rows(run: Run, train: Path, val: Path | None) -> Artifact:
@@ -232,8 +233,8 @@ def mix(run: Run, graph: Artifact, teacher: Artifact) -> Artifact:
 def _content_of(path: Path) -> str:
     """sha256 over a file, or over all files of a directory."""
     if path.is_dir():
-        return artifacts.content_hash(artifacts.list_files(path))
-    return artifacts.file_hash(path)
+        return content_hash(list_files(path))
+    return file_hash(path)
 
 
 def copy_file(source: Path, target: Path) -> None:

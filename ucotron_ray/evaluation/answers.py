@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Input
 from ucotron_ray.core.errors import ArtifactError, ConfigError, Stopped
+from ucotron_ray.core.files import MANIFEST
 from ucotron_ray.core.run import Run
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.models import base as base_models
@@ -226,4 +227,4 @@ def _endpoint(run: Run, reference: str) -> Source:
 
 
 def _is_bundle(path: Path) -> bool:
-    return (path / artifacts.MANIFEST).is_file() and artifacts.read_artifact(path).manifest.kind == "bundle"
+    return (path / MANIFEST).is_file() and artifacts.read_artifact(path).manifest.kind == "bundle"

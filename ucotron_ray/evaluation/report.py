@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core.artifacts import write_json, write_text
+from ucotron_ray.core.files import write_json, write_text
 from ucotron_ray.core.recipe import Evaluation
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.wire import parse_answer

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.core.artifacts import canonical_hash, write_json, write_text
+from ucotron_ray.core.files import canonical_hash, write_json, write_text
 from ucotron_ray.data.records import Entity
 from ucotron_ray.data.wire import CHAT_SYSTEM, SERVER_MAX_TOKENS, SERVER_TEMPERATURE, chat_messages, user_prompt
 from ucotron_ray.models.served import DECODING, IO_CONTRACT, RELATIONS

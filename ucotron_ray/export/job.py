@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.core.artifacts import file_hash, write_json
+from ucotron_ray.core.files import file_hash, write_json
 from ucotron_ray.core.recipe import Export
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from ucotron_ray.core.artifacts import canonical_hash
 from ucotron_ray.core.errors import FireworksError, RemoteJobFailed, Stopped
+from ucotron_ray.core.files import canonical_hash
 from ucotron_ray.fireworks import account as control
 from ucotron_ray.fireworks.account import Account
 

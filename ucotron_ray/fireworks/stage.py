@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray.core import variables
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, write_json
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import NotFoundError, Stopped
+from ucotron_ray.core.files import write_json
 from ucotron_ray.core.hyperparameters import DpoSettings, LoraSettings
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl

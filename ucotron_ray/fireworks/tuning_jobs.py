@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ucotron_ray.core.artifacts import canonical_hash
 from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.files import canonical_hash
 from ucotron_ray.fireworks import account as control
 from ucotron_ray.fireworks.account import Account
 from ucotron_ray.fireworks.dataset_rows import MAX_ID

@@ -4,9 +4,10 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from ucotron_ray.core import addresses, artifacts, variables
+from ucotron_ray.core import addresses, variables
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.files import canonical_hash, file_hash
 from ucotron_ray.core.recipe import Graph
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
@@ -48,7 +49,7 @@ def _read_graph(source: str, settings: Graph) -> tuple[graph_dataset.Split, dict
     if not graph_export.is_server(source):
         path = Path(source)
         graph = graph_export.read_file(path)
-        return graph_dataset.rows_of_graph(graph, settings), {"file": artifacts.file_hash(path)}, str(path)
+        return graph_dataset.rows_of_graph(graph, settings), {"file": file_hash(path)}, str(path)
     namespace = settings.namespace or variables.value("UCOTRON_NAMESPACE") or "default"
     key = variables.value("UCOTRON_API_KEY")
     if settings.kind == "generate-dataset":
@@ -62,7 +63,7 @@ def _read_graph(source: str, settings: Graph) -> tuple[graph_dataset.Split, dict
     else:
         split = graph_dataset.rows_of_graph(graph_export.fetch(source, api_key=key, namespace=namespace), settings)
     rows = [row.model_dump() for row in [*split.train, *split.val]]
-    return split, {"rows": artifacts.canonical_hash(rows)}, f"{source}, namespace {namespace}"
+    return split, {"rows": canonical_hash(rows)}, f"{source}, namespace {namespace}"
 
 
 def _refuse_namespace(namespace: str, settings: Graph) -> None:
@@ -85,4 +86,4 @@ def known_request(run: Run) -> Request | None:
     if graph_export.is_server(source):
         return None
     graph_export.read_file(Path(source))
-    return graph_request(run, {"file": artifacts.file_hash(Path(source))})
+    return graph_request(run, {"file": file_hash(Path(source))})

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ucotron_ray.core.artifacts import content_hash, file_hash, list_files
 from ucotron_ray.core.errors import InputError, MissingPackage
+from ucotron_ray.core.files import content_hash, file_hash, list_files
 from ucotron_ray.models import splitting
 
 if TYPE_CHECKING:

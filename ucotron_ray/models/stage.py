@@ -6,6 +6,7 @@ from pathlib import Path
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, Store
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.files import MANIFEST, canonical_hash
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import Entity
@@ -15,7 +16,7 @@ from ucotron_ray.models import base as base_models
 def prompt_identity() -> str:
     """Hash of the server's prompt: another prompt is another recipe."""
     example = [Entity(text="{entity}", label="{label}")]
-    return artifacts.canonical_hash(wire.chat_messages("{text}", example))[:16]
+    return canonical_hash(wire.chat_messages("{text}", example))[:16]
 
 
 def note_hub(run: Run, base: base_models.BaseModel) -> base_models.BaseModel:
@@ -86,7 +87,7 @@ def model(run: Run, reference: str) -> tuple[base_models.BaseModel, Artifact | N
     adapter: Artifact | None = None
     if Path(reference).name == reference and run.store.find("adapter", reference) is not None:
         adapter = run.store.get("adapter", reference, accept_rejected=run.accept_rejected)
-    elif (Path(reference) / artifacts.MANIFEST).is_file():
+    elif (Path(reference) / MANIFEST).is_file():
         found = artifacts.read_artifact(Path(reference).absolute())
         artifacts.verify(found)
         if found.manifest.kind == "adapter":

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ucotron_ray.core.artifacts import canonical_hash
 from ucotron_ray.core.errors import Stopped
+from ucotron_ray.core.files import canonical_hash
 from ucotron_ray.operations.record import Keeper, number_of
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ucotron_ray.core.artifacts import canonical_hash, file_hash
 from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.files import canonical_hash, file_hash
 
 ALLOWED = (
     "ucotron_ray/**/*.py",

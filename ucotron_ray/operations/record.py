@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ucotron_ray.core.artifacts import write_json
 from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.files import write_json
 
 RECORD, EVENTS = "job.json", "events.jsonl"
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ucotron_ray.core.artifacts import MANIFEST, Artifact, Store, read_artifact
+from ucotron_ray.core.artifacts import Artifact, Store, read_artifact
 from ucotron_ray.core.errors import MissingArtifact
+from ucotron_ray.core.files import MANIFEST
 
 
 def find(store: Store, reference: str) -> list[Artifact]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core.artifacts import MANIFEST, RECIPE
+from ucotron_ray.core.files import MANIFEST, RECIPE
 from ucotron_ray.operations import record
 
 SWEEP = "sweep.json"

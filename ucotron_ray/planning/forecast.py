@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from ucotron_ray.core.artifacts import Artifact, Kind, write_json
+from ucotron_ray.core.artifacts import Artifact, Kind
+from ucotron_ray.core.files import write_json
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.steps import Step
 from ucotron_ray.planning import estimate

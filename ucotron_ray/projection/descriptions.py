@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.files import file_hash
 from ucotron_ray.projection.job import Shard
 
 FILE = "descriptions.jsonl"

@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.files import canonical_hash, content_hash, file_hash, list_files, write_json
 from ucotron_ray.core.recipe import Projection
 from ucotron_ray.core.run import Run
 from ucotron_ray.models import base as base_models
@@ -125,7 +125,7 @@ def encode(run: Run, data: Artifact) -> Artifact:
             log_file=run.log_file,
         )
         figures = encode_on_ray(job, descriptions.shards(file, pairs.ROWS_PER_SHARD), workers)
-        artifacts.write_json(build.path / ENCODERS, encoders.labels)
+        write_json(build.path / ENCODERS, encoders.labels)
         return Result(
             figures, pairs.shard_counts(build.path), [f"{side}: {label}" for side, label in encoders.labels.items()]
         )
@@ -156,7 +156,7 @@ def _import_descriptions(run: Run, path: Path) -> Artifact:
     images = [descriptions.image_hash(row) for row in descriptions.read(path)]
     if not images:
         raise InputError("there are no descriptions", where=str(path), expected=descriptions.EXPECTED, found="no rows")
-    files = artifacts.content_hash(artifacts.list_files(path)) if path.is_dir() else artifacts.file_hash(path)
+    files = content_hash(list_files(path)) if path.is_dir() else file_hash(path)
 
     def build(build: Build) -> Result:
         counts = descriptions.write(build.path / descriptions.FILE, descriptions.read(path))
@@ -165,8 +165,8 @@ def _import_descriptions(run: Run, path: Path) -> Artifact:
     fields = {"descriptions": files}
     if any(images):
         # The file only names them: other bytes under the same names are other data.
-        fields["images"] = artifacts.canonical_hash(images)
-    request = Request("dataset", f"descriptions-{artifacts.canonical_hash(fields)[:12]}", fields)
+        fields["images"] = canonical_hash(images)
+    request = Request("dataset", f"descriptions-{canonical_hash(fields)[:12]}", fields)
     return run.make("import-descriptions", request, build)
 
 
@@ -174,7 +174,7 @@ def _import_pairs(run: Run, path: Path) -> Artifact:
     """Rows that the guide's generator encoded, as shards, under their content hash."""
     from ucotron_ray.projection import pairs
 
-    digest = artifacts.file_hash(path)
+    digest = file_hash(path)
 
     def build(build: Build) -> Result:
         count = pairs.import_given(path, build.path)

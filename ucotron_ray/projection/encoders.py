@@ -179,7 +179,7 @@ def pixel_values(path: Path) -> Floats:
 
 
 def batches(lengths: Sequence[int], max_tokens_per_microbatch: int) -> Iterator[list[int]]:
-    """Row numbers, longest rows first, as many in a batch as fit `max_tokens_per_microbatch` padded tokens (at least one)."""
+    """Row numbers, longest rows first; as many in a batch as fit so many padded tokens, and one at least."""
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     start = 0
     while start < len(order):

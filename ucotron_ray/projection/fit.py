@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from ucotron_ray.core.artifacts import write_json
 from ucotron_ray.core.errors import InputError, StageFailed
+from ucotron_ray.core.files import write_json
 from ucotron_ray.core.recipe import Projection
 from ucotron_ray.projection import model, pairs, retrieval
 from ucotron_ray.projection.job import FitJob

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ucotron_ray.core.artifacts import write_json
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.files import write_json
 from ucotron_ray.projection.pairs import CLIP_DIM, TEXT_DIM
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

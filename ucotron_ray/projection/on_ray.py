@@ -19,8 +19,9 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.train.torch import TorchTrainer
 
 from ucotron_ray.core import run_log, session, signals
-from ucotron_ray.core.artifacts import Build, write_json
+from ucotron_ray.core.artifacts import Build
 from ucotron_ray.core.errors import StageFailed, UcotronRayError
+from ucotron_ray.core.files import write_json
 from ucotron_ray.core.place import Place, Workers
 from ucotron_ray.core.tracking import Spool
 from ucotron_ray.projection.job import EncodeJob, EvaluateJob, ExportJob, FitJob, Shard

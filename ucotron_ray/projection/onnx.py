@@ -14,8 +14,8 @@ import onnxruntime
 import torch
 from torch import nn
 
-from ucotron_ray.core.artifacts import write_json, write_text
 from ucotron_ray.core.errors import StageFailed
+from ucotron_ray.core.files import write_json, write_text
 from ucotron_ray.projection.model import LayerConfig
 from ucotron_ray.projection.pairs import CLIP_DIM, TEXT_DIM, Floats
 from ucotron_ray.projection.retrieval import unit

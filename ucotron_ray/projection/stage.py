@@ -8,6 +8,7 @@ from typing import Any
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, Input, Request, Result
 from ucotron_ray.core.errors import ConfigError, GateFailed
+from ucotron_ray.core.files import MANIFEST, file_hash, write_json
 from ucotron_ray.core.run import Run
 from ucotron_ray.projection import embeddings
 
@@ -56,7 +57,7 @@ def checkpoint_of(run: Run, reference: str | None) -> tuple[Path, Artifact | Non
     if reference is None or (path.name == reference and not path.exists()):
         found = run.store.get("projection", path.name, accept_rejected=run.accept_rejected)
         return found.path, found
-    if (path / artifacts.MANIFEST).is_file():
+    if (path / MANIFEST).is_file():
         found = artifacts.read_artifact(path.absolute())
         artifacts.verify(found)
         return found.path, found
@@ -100,7 +101,7 @@ def evaluate(run: Run, checkpoint: Path, layer: Artifact | None, data: Artifact)
         if layer:
             spool.model(layer, "input")
         scores = evaluate_on_ray(job, workers, run.log_file)
-        artifacts.write_json(build.path / SCORES, scores)
+        write_json(build.path / SCORES, scores)
         spool.file(build.path / SCORES)
         figures = {
             f"{side}_{who}_{key}": value
@@ -176,7 +177,7 @@ def copy_graph(bundle: Artifact, path: Path) -> None:
 
 def _identity(checkpoint: Path, layer: Artifact | None) -> dict[str, str]:
     """An artifact counts as an input; a bare file by its bytes."""
-    return {} if layer else {"checkpoint": artifacts.file_hash(checkpoint)}
+    return {} if layer else {"checkpoint": file_hash(checkpoint)}
 
 
 def _inputs(layer: Artifact | None, data: Artifact | None) -> tuple[Input, ...]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray.core import copies
-from ucotron_ray.core.artifacts import MANIFEST, Artifact, read_artifact
+from ucotron_ray.core.artifacts import Artifact, read_artifact
 from ucotron_ray.core.errors import ConfigError, MissingArtifact, RecipeChanged, Stopped
+from ucotron_ray.core.files import MANIFEST
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Destination, Registry, Version
 from ucotron_ray.data import jsonl

@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ucotron_ray.core import addresses, variables
-from ucotron_ray.core.artifacts import Artifact, write_text
+from ucotron_ray.core.artifacts import Artifact
 from ucotron_ray.core.errors import ConfigError, FireworksError, GateFailed, InputError
+from ucotron_ray.core.files import write_text
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.sections import VariableName
 from ucotron_ray.data.records import RawRow, Relation

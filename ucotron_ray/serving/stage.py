@@ -11,6 +11,7 @@ from typing import Any
 
 from ucotron_ray.core import artifacts, copies, variables
 from ucotron_ray.core.errors import ArtifactError, ConfigError, MissingArtifact
+from ucotron_ray.core.files import MANIFEST
 from ucotron_ray.core.place import Serving
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Registry
@@ -92,7 +93,7 @@ class Reference:
         if is_name and self.text in (CHAMPION, CANDIDATE, PREVIOUS):
             return self._of_alias()
         directory = Path(self.text).expanduser()
-        if not (directory / artifacts.MANIFEST).is_file():
+        if not (directory / MANIFEST).is_file():
             return None
         # Resolved now: a link that is turned later must not change the files under a replica that loads them.
         directory = directory.resolve()
@@ -105,7 +106,7 @@ class Reference:
         """
         place = self.bundle() or self.run.store.path("adapter", Path(self.text).name)
         try:
-            found = os.stat(place / artifacts.MANIFEST)
+            found = os.stat(place / MANIFEST)
         except OSError:
             return None
         return str(place), found.st_ino, found.st_mtime_ns
@@ -130,7 +131,7 @@ class Reference:
         place = version.directory
         if place is None:
             place = self.run.store.root / "serving" / "fetched" / content[:16]
-            if not (place / artifacts.MANIFEST).is_file():
+            if not (place / MANIFEST).is_file():
                 promotion.fetch(self._models, version, place)
         # What lies there now may have been made since, and passed no gate. Its bytes are compared when it is served.
         copies.check_content(artifacts.read_artifact(place), content)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.errors import CorruptArtifact
+from ucotron_ray.core.files import write_json
 
 Backend = Literal["onnx", "transformers"]
 
@@ -37,7 +38,7 @@ class Target:
 def write(file: Path, target: Target) -> None:
     """Say what is to be served from now on."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(file, asdict(target))
+    write_json(file, asdict(target))
 
 
 def read(file: Path) -> Target:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core.artifacts import canonical_hash, write_json, write_text
+from ucotron_ray.core.files import canonical_hash, write_json, write_text
 from ucotron_ray.synthesis.journal import Reader, Record
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Facts, Task, request_body, request_id
 from ucotron_ray.teacher.chat import most_prompt_tokens, read_completion

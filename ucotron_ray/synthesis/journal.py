@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core.artifacts import file_hash, fsync_directory, write_json
 from ucotron_ray.core.errors import ArtifactError, CorruptArtifact
+from ucotron_ray.core.files import file_hash, fsync_directory, write_json
 from ucotron_ray.synthesis.plan import ID_BYTES
 from ucotron_ray.teacher.outcome import Kind
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core.artifacts import write_json
+from ucotron_ray.core.files import write_json
 from ucotron_ray.synthesis.governor import Budget
 
 OUTCOMES = "outcomes"

@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core import addresses, artifacts, variables
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, canonical_hash
+from ucotron_ray.core import addresses, variables
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import ConfigError, StageFailed
+from ucotron_ray.core.files import canonical_hash, file_hash
 from ucotron_ray.core.run import Run
 from ucotron_ray.graph import export as graph_export
 from ucotron_ray.graph import paths
@@ -65,7 +66,7 @@ def wanted(run: Run, count: int | None, source: str | None, *, name: str | None 
         identity = {"content": canonical_hash([graph.ids.tolist(), edges, list(graph.kind_names), contents, kinds])}
     else:
         graph_export.read_file(Path(source))
-        identity = {"file": artifacts.file_hash(Path(source))}
+        identity = {"file": file_hash(Path(source))}
     return WantedPaths(name or run.name, count, source, identity)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core.artifacts import write_json, write_text
+from ucotron_ray.core.files import write_json, write_text
 from ucotron_ray.core.recipe import Generation
 from ucotron_ray.data.readers import Entry
 from ucotron_ray.synthesis import gate, page, release

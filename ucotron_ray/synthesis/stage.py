@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, canonical_hash
+from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.files import canonical_hash
 from ucotron_ray.core.recipe import Generation
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl

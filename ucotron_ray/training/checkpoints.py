@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ucotron_ray.core.artifacts import file_hash, list_files, write_json
 from ucotron_ray.core.errors import LossNotFinite
+from ucotron_ray.core.files import file_hash, list_files, write_json
 from ucotron_ray.training.job import STOP
 
 log = logging.getLogger(__name__)

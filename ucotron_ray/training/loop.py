@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from ucotron_ray.core.artifacts import write_json, write_text
 from ucotron_ray.core.errors import StageFailed, Stopped
+from ucotron_ray.core.files import write_json, write_text
 from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora

@@ -3,9 +3,9 @@
 import random
 from pathlib import Path
 
-from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.errors import StageFailed
+from ucotron_ray.core.files import file_hash
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import PreferenceRow
@@ -68,7 +68,7 @@ def import_request(run: Run, path: Path) -> Request:
     """What importing a file of pairs, or of relation rows, would make."""
     if not isinstance(jsonl.read_rows(path)[0], PreferenceRow):
         return rows_request(path, None)
-    fields = {"file": artifacts.file_hash(path), "seed": run.config.recipe.dpo.seed}
+    fields = {"file": file_hash(path), "seed": run.config.recipe.dpo.seed}
     return Request("dataset", f"pairs-{Request('dataset', 'pairs', fields).recipe[:12]}", fields)
 
 

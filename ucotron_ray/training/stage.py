@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.files import write_json, write_text
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Spool
 from ucotron_ray.data import stage as datasets
@@ -76,14 +76,14 @@ def _trained(
     from ucotron_ray.training.on_ray import train_on_ray
 
     if prepared.plan is not None:
-        artifacts.write_json(build.path / "plan.json", prepared.plan.as_dict())
+        write_json(build.path / "plan.json", prepared.plan.as_dict())
     tokens = run.config.recipe.evaluation.max_new_tokens
     metrics = train_on_ray(job, run.config.place, spool, build, run.log_file, answer_tokens=tokens)
     record = json.loads((build.path / "training.json").read_text(encoding="utf-8"))
     # By name: workers know the base as a path of the machine that they ran on.
     record["base"] = note
-    artifacts.write_json(build.path / "training.json", record)
-    artifacts.write_text(build.path / "report.html", report.page(record))
+    write_json(build.path / "training.json", record)
+    write_text(build.path / "report.html", report.page(record))
     shutil.rmtree(build.path / "checkpoints", ignore_errors=True)
     name_base(build.path / "adapter" / "adapter_config.json", named)
     for file in ("training.json", "report.html"):
@@ -154,7 +154,7 @@ def reference_of(run: Run, pairs: Artifact, merged: Artifact, prepared: Prepared
 def name_base(path: Path, reference: str) -> None:
     """An adapter names its base by reference, not by a path of the machine that it was trained on."""
     settings = json.loads(path.read_text(encoding="utf-8"))
-    artifacts.write_json(path, {**settings, "base_model_name_or_path": reference})
+    write_json(path, {**settings, "base_model_name_or_path": reference})
 
 
 def aligned_before(run: Run, name: str, adapter: Artifact) -> Artifact | None:

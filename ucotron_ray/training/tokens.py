@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ucotron_ray.core.artifacts import write_json
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.files import write_json
 from ucotron_ray.core.hyperparameters import DpoSettings, SftSettings
 from ucotron_ray.data.jsonl import read_preferences, read_training_rows
 from ucotron_ray.training.data import IGNORED, Example, examples, model_rows

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core.artifacts import write_json
+from ucotron_ray.core.files import write_json
 
 JOB, OUTCOME, BEST, CHECKPOINTS = "job.json", "outcome.json", "best", "checkpoints"
 STOP = "stop"

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ucotron_ray.core.artifacts import write_json
 from ucotron_ray.core.errors import CorruptArtifact
+from ucotron_ray.core.files import write_json
 
 SCHEMA_VERSION = 1
 RECORD = "sweep.json"

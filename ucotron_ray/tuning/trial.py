@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core.artifacts import write_json
 from ucotron_ray.core.errors import LossNotFinite, Stopped, UcotronRayError
+from ucotron_ray.core.files import write_json
 from ucotron_ray.core.tracking import Spool
 from ucotron_ray.evaluation.scoring import RowScore, summary
 from ucotron_ray.projection.job import FitJob

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Result
 from ucotron_ray.core.config import Config, with_overlay
 from ucotron_ray.core.errors import StageFailed
+from ucotron_ray.core.files import content_hash, list_files, write_json, write_text
 from ucotron_ray.core.tracking import Spool
 from ucotron_ray.training.stage import name_base
 from ucotron_ray.tuning import overlay, report
@@ -42,7 +42,7 @@ class Pages:
 
     def write(self, record: Record) -> None:
         """The page as of now."""
-        artifacts.write_text(self._directory / report.FILE, report.page(record))
+        write_text(self._directory / report.FILE, report.page(record))
         self._written = time.monotonic()
 
     def _track(self, record: Record, trial: Trial) -> None:
@@ -79,11 +79,11 @@ def promote(record: Record, directory: Path, spool: Spool, *, recipe: str) -> Re
     checkpoints = {}
     for tier, won in made["winners"].items():
         kept = _kept(record, directory, tier, won["trial"])
-        checkpoints[tier] = artifacts.content_hash(artifacts.list_files(kept))
-    artifacts.write_json(directory / report.SUMMARY, made)
+        checkpoints[tier] = content_hash(list_files(kept))
+    write_json(directory / report.SUMMARY, made)
     chosen = overlay.overlay(record, made, recipe=recipe, checkpoints=checkpoints)
-    artifacts.write_text(directory / overlay.FILE, overlay.text(chosen))
-    artifacts.write_text(directory / report.FILE, report.page(record))
+    write_text(directory / overlay.FILE, overlay.text(chosen))
+    write_text(directory / report.FILE, report.page(record))
     _draw(record, made, directory / PICTURES)
     for trial in record.trials:
         _lighten(directory / "trials" / trial.id)

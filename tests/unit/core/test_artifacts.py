@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ucotron_ray.core.artifacts import MANIFEST, Build, Input, Request, Result, Store, canonical_hash
+from ucotron_ray.core.artifacts import Build, Input, Request, Result, Store
 from ucotron_ray.core.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, RecipeChanged
+from ucotron_ray.core.files import MANIFEST, canonical_hash
 
 REQUEST = Request("dataset", "d", {"rate": 1, "deep": {"rank": 8}})
 OTHER = Request("dataset", "d", {"rate": 2, "deep": {"rank": 8}})

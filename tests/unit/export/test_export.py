@@ -13,8 +13,9 @@ import pytest
 from tests.llama_cpp import llama_cpp
 from tests.tiny_models import save_tiny
 from ucotron_ray.core import config
-from ucotron_ray.core.artifacts import Request, Result, canonical_hash
+from ucotron_ray.core.artifacts import Request, Result
 from ucotron_ray.core.errors import InputError, ResourceError
+from ucotron_ray.core.files import canonical_hash
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.wire import user_prompt

@@ -11,8 +11,9 @@ import pytest
 from tests.registered import answer_with, base_directory, held_out_file, make_bundle
 from ucotron_ray import cli
 from ucotron_ray.core import config, copies, tracking
-from ucotron_ray.core.artifacts import MANIFEST, Request, Result, Store, content_hash, list_files, read_artifact
+from ucotron_ray.core.artifacts import Request, Result, Store, read_artifact
 from ucotron_ray.core.errors import CorruptArtifact
+from ucotron_ray.core.files import MANIFEST, content_hash, list_files
 from ucotron_ray.evaluation import stage as scoring
 from ucotron_ray.models.stage import original_base
 from ucotron_ray.registry import stage as promotion

@@ -10,8 +10,8 @@ import torch
 
 from tests.training_jobs import workers
 from ucotron_ray.core import config
-from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.files import file_hash
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import PreferenceRow
 from ucotron_ray.models import base as base_models

@@ -8,7 +8,8 @@ import pytest
 from tests.unit import test_cli
 from tests.unit.training.test_dpo import ROWS as PAIRS
 from ucotron_ray.core import config, run, session
-from ucotron_ray.core.artifacts import MANIFEST, Store
+from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.files import MANIFEST
 from ucotron_ray.data import jsonl
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.evaluation.scoring import f1_of

@@ -12,8 +12,8 @@ import torch
 from tests.unit.training.test_sft import SETTINGS, WEIGHTS, job
 from tests.unit.training.test_sft import straight as straight  # the fixture, again for this file
 from ucotron_ray.core import signals
-from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import LossNotFinite, StageFailed, Stopped
+from ucotron_ray.core.files import file_hash
 from ucotron_ray.training import checkpoints, sft, tokens
 from ucotron_ray.training.hooks import Hooks
 from ucotron_ray.training.job import STOP

@@ -14,8 +14,8 @@ from ray.train.torch import TorchTrainer
 from tests.unit.training.test_sft import SETTINGS, WEIGHTS, job
 from tests.unit.training.test_sft import straight as straight  # the fixture, again for this file
 from ucotron_ray.core import run_log, signals
-from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import InputError, LossNotFinite, StageFailed, Stopped
+from ucotron_ray.core.files import file_hash
 from ucotron_ray.training import on_ray
 
 

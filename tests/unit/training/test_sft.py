@@ -12,8 +12,8 @@ from trl import SFTConfig
 from tests.tiny_models import save_tiny
 from tests.training_jobs import changed, workers
 from ucotron_ray.core import config
-from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.files import file_hash
 from ucotron_ray.data import jsonl
 from ucotron_ray.evaluation.generate import greedy
 from ucotron_ray.models import base as base_models

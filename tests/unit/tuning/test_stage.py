@@ -12,6 +12,7 @@ from tests.unit.training.test_dpo_stage import ROWS
 from tests.unit.training.test_dpo_stage import in_process as in_one_process  # noqa: F401 - a fixture
 from ucotron_ray.core import artifacts, config, run, session
 from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.files import content_hash, list_files
 from ucotron_ray.data import jsonl
 from ucotron_ray.models import base as base_models
 from ucotron_ray.training import stage as training
@@ -92,7 +93,7 @@ def test_a_sweep_leaves_record_page_pictures_winner_and_an_overlay_that_sft_take
     assert said["f1"] == won["value"]
     assert said["seeds"] == [42]
     assert best["tuned"]["recipe"] == made.manifest.recipe
-    assert said["checkpoint"] == artifacts.content_hash(artifacts.list_files(made.path / "winners/slm"))
+    assert said["checkpoint"] == content_hash(list_files(made.path / "winners/slm"))
     adapter = json.loads((made.path / "winners/slm/adapter/adapter_config.json").read_text(encoding="utf-8"))
     assert adapter["r"] == won["params"]["lora_rank"]
     assert adapter["base_model_name_or_path"] == str(tiny_model)

@@ -12,8 +12,8 @@ from tests.unit.projection.test_fit import SETTINGS as LAYER
 from tests.unit.projection.test_fit import data as data  # the fixture, again for this file
 from tests.unit.training.test_sft import SETTINGS
 from tests.unit.training.test_sft import job as sft_job
-from ucotron_ray.core.artifacts import file_hash
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.files import file_hash
 from ucotron_ray.tuning import job as jobs
 from ucotron_ray.tuning import trial
 from ucotron_ray.tuning.job import BEST, STOP, TrialJob
