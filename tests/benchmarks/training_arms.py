@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.benchmarks.run import REAL
 from ucotron_ray.core import config
+from ucotron_ray.core import spool as spools
 from ucotron_ray.core.artifacts import Request, Store
 from ucotron_ray.core.files import file_hash
 from ucotron_ray.core.hyperparameters import SftSettings
@@ -119,7 +120,7 @@ def plain(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
 def ray(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The same function on a cluster that is started for it; in a group of Ray Train if one is asked for."""
     began = time.monotonic()
-    from ucotron_ray.core import session, tracking
+    from ucotron_ray.core import session
     from ucotron_ray.training.job import SftJob
     from ucotron_ray.training.on_ray import train_on_ray
 
@@ -132,7 +133,7 @@ def ray(directory: Path, given: dict[str, Any]) -> dict[str, Any]:
     with session.connected(place, hub=False), store.building(Request("adapter", "bench", {})) as build:
         fields = fields_of(directory, given, "sft")
         fields["num_threads"] = session.worker_resources(place.workers).threads
-        spool = tracking.Spool(directory / "spool", "bench")
+        spool = spools.Spool(directory / "spool", "bench")
         log_file = str(directory / "workers.log")
         if given.get("group"):
             # As if others ran the cluster.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.ray.conftest import ROOT, Head
-from ucotron_ray.core import tracking
+from ucotron_ray.core import spool as spools
 from ucotron_ray.core.artifacts import Store
 from ucotron_ray.core.files import file_hash
 
@@ -127,7 +127,7 @@ def test_chain_is_in_mlflow_as_one_parent_with_a_child_a_stage(place):
     assert {entry.path for entry in client.list_artifacts(children["export"].info.run_id)} >= {"MODEL_CARD.md"}
     evaluated = client.get_run(children["evaluate"].info.run_id)
     assert evaluated.inputs.model_inputs[0].model_id == children["sft"].outputs.model_outputs[0].model_id
-    assert not tracking.has_pending(tracking.spool_directory(place["store"]))
+    assert not spools.has_pending(spools.spool_directory(place["store"]))
 
 
 def test_second_run_reuses_every_stage_and_needs_no_ray(place, ray_head):

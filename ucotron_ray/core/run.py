@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TypeVar
 
+from ucotron_ray.core import destination as destinations
+from ucotron_ray.core import spool as spools
 from ucotron_ray.core import tracking
 from ucotron_ray.core import wandb as wandb_mirror
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, Store
@@ -29,10 +31,10 @@ class Run:
         self.replace = replace
         self.accept_rejected = accept_rejected
         self.store = Store(_store_root(config.place.store))
-        self.destination = tracking.destination(config.place, self.store.root)
+        self.destination = destinations.destination(config.place, self.store.root)
         # The same recipe gives the same key, so that a run that goes on after a kill is one run in MLflow.
         key = f"{verb}-{name}-{canonical_hash(config.recipe.model_dump())[:12]}"
-        self.spool = tracking.Spool(tracking.spool_directory(self.store.root), key)
+        self.spool = spools.Spool(spools.spool_directory(self.store.root), key)
         self.hub_needed = False
         """Whether a model hub may be asked: only if a recipe names a hub model. Set before `connect`."""
         self.log_file = str(self.store.root / "tracking" / "logs" / f"{key}.log")
@@ -44,7 +46,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         self._stack.__enter__()
-        if tracking.has_pending(self.spool.directory):
+        if spools.has_pending(self.spool.directory):
             # What an earlier run could not send goes out now, even if this one has nothing to add.
             self._stack.enter_context(tracking.Sender(self.spool.directory, self.destination))
             self._sending = True
@@ -101,7 +103,7 @@ class Run:
 
     def mlflow_run(self) -> str | None:
         """The id of this run in MLflow, if it was sent by now."""
-        return tracking.run_id(self.spool.directory, self.spool.run)
+        return spools.run_id(self.spool.directory, self.spool.run)
 
     def _begin(self) -> None:
         if not self._began:

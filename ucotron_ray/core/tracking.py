@@ -1,32 +1,27 @@
-"""Experiment tracking: events go to files first, and from there to MLflow. The only module that imports mlflow.
-
-    <store>/tracking/spool/<run>-<host>-<pid>.jsonl    what happened, one event a line, appended by any process
-    <store>/tracking/spool/sent.json                   how far each file was sent, and the ids that MLflow gave
-    <store>/tracking/mlflow.db, artifacts/             the default MLflow store
+"""Experiment tracking: events go to files first (`spool.py`), from there to MLflow. Only this module imports mlflow.
 
 A run is never stopped or slowed by MLflow: what cannot be sent stays in the spool, and the next run sends it. Runs are
-found again by a tag with their key, so that nothing is logged twice after a kill.
+found again by a tag with their key, so that nothing is logged twice after a kill. The default MLflow store is
+`<store>/tracking/mlflow.db` with `artifacts/` beside it.
 """
 
-import fcntl
 import json
 import logging
 import os
-import platform
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from ucotron_ray.core.artifacts import Artifact
+from ucotron_ray.core.destination import Destination
 from ucotron_ray.core.errors import ConfigError, StageFailed
 from ucotron_ray.core.files import write_json
 from ucotron_ray.core.place import Place
+from ucotron_ray.core.spool import Line, Sent, only_sender, pending, read_sent
+from ucotron_ray.core.version import Version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,96 +35,10 @@ ASK_SECONDS, FILE_SECONDS = 60, 600
 """For a question to the registry, and for one file of a bundle: a server answers once it has kept all of it."""
 
 KEY_TAG = "ucotron.key"
-NO_TRACKING = "none"
 
-MAX_KEY = 250
-"""Letters of a metric's or parameter's name at MLflow."""
 
 _BATCH = 500
 """Events of one `log_batch` call; MLflow takes 1,000 metrics and 100 parameters a call."""
-
-
-@dataclass(frozen=True)
-class Destination:
-    """An MLflow server or database."""
-
-    uri: str
-    experiment: str
-    artifact_location: str | None
-
-
-class Spool:
-    """Where one process writes the events of one run. Opened for each event: no handle to lose, none to share."""
-
-    def __init__(self, directory: Path, run: str) -> None:
-        self.directory = directory
-        self.run = run
-
-    def start(self, *, name: str, parent: str | None = None, tags: Mapping[str, str] | None = None) -> None:
-        """The run exists, below its parent."""
-        self._write({"type": "start", "name": name, "parent": parent, "tags": dict(tags or {})})
-
-    def params(self, values: Mapping[str, object]) -> None:
-        """What it was asked to do, flattened to dotted keys."""
-        self._write({"type": "params", "values": {_key(key): str(value) for key, value in _flat(values).items()}})
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """What it is."""
-        self._write({"type": "tags", "values": dict(values)})
-
-    def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
-        """What was measured at a step."""
-        finite = {_key(key): float(value) for key, value in values.items() if abs(float(value)) < float("inf")}
-        self._write({"type": "metrics", "values": finite, "step": step})
-
-    def dataset(self, artifact: Artifact, context: str) -> None:
-        """Data that went in."""
-        manifest = artifact.manifest
-        self._write(
-            {
-                "type": "dataset",
-                "name": manifest.name,
-                "digest": manifest.content[:32],
-                "source": str(artifact.path),
-                "context": context,
-            }
-        )
-
-    def model(self, artifact: Artifact, direction: str) -> None:
-        """A model that went in (`input`) or came out (`output`)."""
-        manifest = artifact.manifest
-        self._write(
-            {
-                "type": "model",
-                "name": f"{manifest.kind}-{manifest.name}",
-                "content": manifest.content,
-                "path": str(artifact.path),
-                "kind": manifest.kind,
-                "direction": direction,
-            }
-        )
-
-    def file(self, path: Path) -> None:
-        """A small file to keep with the run."""
-        self._write({"type": "file", "path": str(path)})
-
-    def end(self, status: str) -> None:
-        """FINISHED, FAILED or KILLED."""
-        self._write({"type": "end", "status": status})
-
-    def child(self, stage: str) -> "Spool":
-        """The spool of one stage of this run."""
-        return Spool(self.directory, f"{self.run}/{stage}")
-
-    def _write(self, event: dict[str, Any]) -> None:
-        line = json.dumps({"run": self.run, "time": int(time.time() * 1000), **event}, ensure_ascii=False) + "\n"
-        name = f"{self.run.replace('/', '.')}-{platform.node()}-{os.getpid()}.jsonl"
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with (self.directory / name).open("a", encoding="utf-8") as file:
-                file.write(line)
-        except OSError as error:
-            log.warning("tracking: an event could not be spooled (%s); the run goes on", error)
 
 
 class Sender:
@@ -162,23 +71,6 @@ class Sender:
             send_pending(self._directory, self._destination)
             if last:
                 return
-
-
-@dataclass(frozen=True)
-class Version:
-    """A version of the registered model. `source` is where its files are: a file URI, or one of MLflow's."""
-
-    number: str
-    source: str
-    tags: dict[str, str]
-    run: str | None = None
-    """The run that logged the files at MLflow; None for files that were only pointed to."""
-
-    @property
-    def directory(self) -> Path | None:
-        """Where the files are, if that is a directory that this machine can see."""
-        path = Path(unquote(urlsplit(self.source).path)) if urlsplit(self.source).scheme in ("file", "") else None
-        return path if path is not None and path.is_dir() else None
 
 
 class Registry:
@@ -295,90 +187,27 @@ def _version(found: "ModelVersion") -> Version:
     return Version(str(found.version), str(found.source), tags, found.run_id or None)
 
 
-@dataclass
-class _Sent:
-    """How far the spool was sent."""
-
-    offsets: dict[str, int] = field(default_factory=dict)
-    runs: dict[str, str] = field(default_factory=dict)
-    models: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line of the spool: its file, the offset behind it, when it was written, and the event, if it is one."""
-
-    file: str
-    end: int
-    time: int
-    event: dict[str, Any] | None
-
-
-def destination(place: Place, store: Path) -> Destination | None:
-    """Where the place wants runs tracked. Raises ConfigError for what MLflow 3 no longer takes."""
-    uri = place.tracking.mlflow_uri
-    if uri is not None and uri.lower() == NO_TRACKING:
-        return None
-    if uri is None:
-        # The folder is made with the first event: a dry run leaves nothing behind.
-        folder = store / "tracking"
-        return Destination(
-            f"sqlite:///{folder / 'mlflow.db'}", place.tracking.experiment, (folder / "artifacts").as_uri()
-        )
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        raise ConfigError(
-            "the MLflow database has a relative path",
-            where="tracking.mlflow_uri",
-            expected="sqlite:////absolute/path/mlflow.db: workers have another working directory",
-            found=uri,
-        )
-    if "://" not in uri or uri.startswith("file:"):
-        raise ConfigError(
-            "MLflow 3 no longer keeps runs in plain directories",
-            where="tracking.mlflow_uri",
-            expected=f"http(s)://..., sqlite:////absolute/path/mlflow.db, {NO_TRACKING}, or null for the store's own",
-            found=uri,
-        )
-    return Destination(uri, place.tracking.experiment, None)
-
-
-def spool_directory(store: Path) -> Path:
-    """Where the events of a store's runs lie."""
-    return store / "tracking" / "spool"
-
-
-def run_id(directory: Path, run: str) -> str | None:
-    """The id that MLflow gave to a run, if it was sent."""
-    return _read_sent(directory).runs.get(run)
-
-
-def has_pending(directory: Path) -> bool:
-    """Whether the spool holds events that were not sent."""
-    sent = _read_sent(directory)
-    return any(path.stat().st_size > sent.offsets.get(path.name, 0) for path in directory.glob("*.jsonl"))
-
-
 def send_pending(directory: Path, destination: Destination) -> bool:
     """Send all events that were not yet sent; True if none is left. Never raises: a failure is logged and kept."""
     try:
-        with _only_sender(directory) as alone:
+        with only_sender(directory) as alone:
             if not alone:
                 return False
-            sent = _read_sent(directory)
-            pending = list(_pending(directory, sent))
-            if pending:
-                _send(pending, destination, sent, directory)
+            sent = read_sent(directory)
+            lines = list(pending(directory, sent))
+            if lines:
+                _send(lines, destination, sent, directory)
             return True
     except Exception as error:  # noqa: BLE001 - the promise: no failure of MLflow, of whatever kind, stops a run
         log.warning("tracking: could not be sent now (%s: %s); kept for the next run", type(error).__name__, error)
         return False
 
 
-def _send(pending: list[_Line], where: Destination, sent: _Sent, directory: Path) -> None:
+def _send(lines: list[Line], where: Destination, sent: Sent, directory: Path) -> None:
     client = _client(where.uri)
     experiment_id = _experiment(client, where)
-    for start in range(0, len(pending), _BATCH):
-        batch = pending[start : start + _BATCH]
+    for start in range(0, len(lines), _BATCH):
+        batch = lines[start : start + _BATCH]
         events = [line.event for line in batch if line.event is not None]
         if _refusal(client, experiment_id, events, sent):
             # All of them once more, one by one: what was taken stays as it is, and the refused one is left out.
@@ -391,7 +220,7 @@ def _send(pending: list[_Line], where: Destination, sent: _Sent, directory: Path
         write_json(directory / "sent.json", vars(sent))
 
 
-def _refusal(client: "MlflowClient", experiment_id: str, events: list[dict[str, Any]], sent: _Sent) -> str | None:
+def _refusal(client: "MlflowClient", experiment_id: str, events: list[dict[str, Any]], sent: Sent) -> str | None:
     """Send events; why MLflow will never take one of them, such as a run that was deleted. Raises what may pass."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
@@ -407,7 +236,7 @@ def _refusal(client: "MlflowClient", experiment_id: str, events: list[dict[str, 
     return None
 
 
-def _forget(event: dict[str, Any], sent: _Sent) -> None:
+def _forget(event: dict[str, Any], sent: Sent) -> None:
     """The ids that a refused event used: what they named may be deleted, and then later events make it anew."""
     sent.runs.pop(event["run"], None)
     if "content" in event:
@@ -444,7 +273,7 @@ def _experiment(client: "MlflowClient", where: Destination) -> str:
     return str(client.create_experiment(where.experiment, artifact_location=location))
 
 
-def _send_metrics(client: "MlflowClient", experiment_id: str, events: list[dict[str, Any]], sent: _Sent) -> None:
+def _send_metrics(client: "MlflowClient", experiment_id: str, events: list[dict[str, Any]], sent: Sent) -> None:
     from mlflow.entities import Metric  # noqa: PLC0415
 
     by_run: dict[str, list[Metric]] = {}
@@ -456,7 +285,7 @@ def _send_metrics(client: "MlflowClient", experiment_id: str, events: list[dict[
             client.log_batch(run, metrics=metrics[start : start + 1000])
 
 
-def _send_event(client: "MlflowClient", experiment_id: str, event: dict[str, Any], sent: _Sent) -> None:
+def _send_event(client: "MlflowClient", experiment_id: str, event: dict[str, Any], sent: Sent) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag  # noqa: PLC0415
 
     run = _run(client, experiment_id, event["run"], sent)
@@ -488,7 +317,7 @@ def _send_event(client: "MlflowClient", experiment_id: str, event: dict[str, Any
         client.set_terminated(run, event["status"], end_time=event["time"])
 
 
-def _send_model(client: "MlflowClient", experiment_id: str, run: str, event: dict[str, Any], sent: _Sent) -> None:
+def _send_model(client: "MlflowClient", experiment_id: str, run: str, event: dict[str, Any], sent: Sent) -> None:
     from mlflow.entities import LoggedModelInput, LoggedModelOutput  # noqa: PLC0415
 
     content = event["content"]
@@ -507,73 +336,10 @@ def _send_model(client: "MlflowClient", experiment_id: str, run: str, event: dic
         client.log_inputs(run, models=[LoggedModelInput(sent.models[content])])
 
 
-def _run(client: "MlflowClient", experiment_id: str, key: str, sent: _Sent) -> str:
+def _run(client: "MlflowClient", experiment_id: str, key: str, sent: Sent) -> str:
     """The MLflow run of a key: known, found by its tag, or made."""
     if key not in sent.runs:
         found = client.search_runs([experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
         run = found[0] if found else client.create_run(experiment_id, tags={KEY_TAG: key})
         sent.runs[key] = run.info.run_id
     return sent.runs[key]
-
-
-def _pending(directory: Path, sent: _Sent) -> Iterator[_Line]:
-    """Lines that were not sent, oldest first. A torn last line waits."""
-    lines = []
-    for path in directory.glob("*.jsonl"):
-        with path.open("rb") as file:
-            offset, moment = sent.offsets.get(path.name, 0), 0
-            file.seek(offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                offset += len(line)
-                event = _event(line)
-                if event is None:
-                    log.warning("tracking: a line of %s is no event and is skipped", path)
-                moment = event["time"] if event else moment
-                lines.append(_Line(path.name, offset, moment, event))
-    # Stable: lines of one file keep their order, so that its offset only grows.
-    return iter(sorted(lines, key=lambda line: line.time))
-
-
-def _event(line: bytes) -> dict[str, Any] | None:
-    """The event of a whole line; None for what a writer left that was cut off, together with what came after it."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and {"run", "time", "type"} <= set(event) else None
-
-
-def _read_sent(directory: Path) -> _Sent:
-    try:
-        return _Sent(**json.loads((directory / "sent.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return _Sent()
-
-
-@contextmanager
-def _only_sender(directory: Path) -> Iterator[bool]:
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "sending.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
-def _key(name: str) -> str:
-    """The name of a metric or parameter in the letters that MLflow takes."""
-    return re.sub(r"[^\w.\- ]", "_", name)[:MAX_KEY]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -15,7 +15,7 @@ from typing import Any
 from ucotron_ray.core import variables
 from ucotron_ray.core.files import write_json
 from ucotron_ray.core.place import Tracking
-from ucotron_ray.core.tracking import Spool
+from ucotron_ray.core.spool import Spool
 
 log = logging.getLogger(__name__)
 

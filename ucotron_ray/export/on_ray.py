@@ -7,7 +7,9 @@ from typing import Any
 
 import ray
 
+from ucotron_ray.core import destination as destinations
 from ucotron_ray.core import run_log, session, tracking
+from ucotron_ray.core import spool as spools
 from ucotron_ray.core.place import Workers
 from ucotron_ray.export.job import ExportJob
 
@@ -37,12 +39,12 @@ def _export(fields: Mapping[str, Any]) -> dict[str, float]:
 
     job = ExportJob(**fields)
     run_log.set_up_worker(job.log_file)
-    spool = tracking.Spool(Path(job.spool), job.run)
+    spool = spools.Spool(Path(job.spool), job.run)
     if job.merge:
         steps.merge(job)
     figures = steps.bundle(job)
     spool.metrics(figures)
     if job.destination is not None:
         # The last task of a run leaves nothing unsent, also where the driver's own sender is gone.
-        tracking.send_pending(spool.directory, tracking.Destination(**job.destination))
+        tracking.send_pending(spool.directory, destinations.Destination(**job.destination))
     return figures

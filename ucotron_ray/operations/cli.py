@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ucotron_ray.core import destination as destinations
 from ucotron_ray.core import flags
 from ucotron_ray.core.errors import StageFailed
 
@@ -44,12 +45,11 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dashboards(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.core import tracking
     from ucotron_ray.operations import address, dashboards
 
     settings = flags.config_of(args)
     store = Path(settings.place.store).expanduser().absolute()
-    where = tracking.destination(settings.place, store)
+    where = destinations.destination(settings.place, store)
     (store / "tracking").mkdir(parents=True, exist_ok=True)
     wanted = dashboards.pages(store, where.uri if where else None)
     # Their sockets lie below it, and may have paths of 107 bytes.

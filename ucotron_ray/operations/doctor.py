@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ucotron_ray.core import tracking, variables
+from ucotron_ray.core import destination as destinations
+from ucotron_ray.core import variables
 from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import UcotronRayError
 from ucotron_ray.core.requirements import OPTIONAL, PACKAGES
@@ -141,7 +142,7 @@ def _model(settings: Config) -> Check:
 
 def _tracking(settings: Config) -> Check:
     try:
-        where = tracking.destination(settings.place, Path(settings.place.store).expanduser().absolute())
+        where = destinations.destination(settings.place, Path(settings.place.store).expanduser().absolute())
     except UcotronRayError as error:
         return Check(GAP, "MLflow", error.problem, error.next_step or "")
     return Check(OK, "MLflow", where.uri if where else "switched off")

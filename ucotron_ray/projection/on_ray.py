@@ -23,7 +23,7 @@ from ucotron_ray.core.artifacts import Build
 from ucotron_ray.core.errors import StageFailed, UcotronRayError
 from ucotron_ray.core.files import write_json
 from ucotron_ray.core.place import Place, Workers
-from ucotron_ray.core.tracking import Spool
+from ucotron_ray.core.spool import Spool
 from ucotron_ray.projection.job import EncodeJob, EvaluateJob, ExportJob, FitJob, Shard
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from ucotron_ray.core import run_log, session, signals
 from ucotron_ray.core.artifacts import Build
 from ucotron_ray.core.errors import LossNotFinite, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.core.place import Place, Workers
-from ucotron_ray.core.tracking import Spool
+from ucotron_ray.core.spool import Spool
 from ucotron_ray.training.hooks import NO_HOOKS, Hooks, Report, Score
 from ucotron_ray.training.job import STOP, DpoJob, SftJob, TrainingJob
 

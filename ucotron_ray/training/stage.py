@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
 from ucotron_ray.core.files import write_json, write_text
 from ucotron_ray.core.run import Run
-from ucotron_ray.core.tracking import Spool
+from ucotron_ray.core.spool import Spool
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.data.stage import TRAIN, VAL
 from ucotron_ray.models import base as base_models

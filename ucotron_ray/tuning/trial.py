@@ -17,7 +17,7 @@ from typing import Any
 
 from ucotron_ray.core.errors import LossNotFinite, Stopped, UcotronRayError
 from ucotron_ray.core.files import write_json
-from ucotron_ray.core.tracking import Spool
+from ucotron_ray.core.spool import Spool
 from ucotron_ray.evaluation.scoring import RowScore, summary
 from ucotron_ray.projection.job import FitJob
 from ucotron_ray.training.hooks import Hooks

@@ -11,7 +11,7 @@ from ucotron_ray.core.artifacts import Artifact, Result
 from ucotron_ray.core.config import Config, with_overlay
 from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.core.files import content_hash, list_files, write_json, write_text
-from ucotron_ray.core.tracking import Spool
+from ucotron_ray.core.spool import Spool
 from ucotron_ray.training.stage import name_base
 from ucotron_ray.tuning import overlay, report
 from ucotron_ray.tuning.job import BEST, CHECKPOINTS, STOP

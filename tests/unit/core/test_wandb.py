@@ -8,7 +8,7 @@ import pytest
 from ucotron_ray.core import config
 from ucotron_ray.core import wandb as wandb_mirror
 from ucotron_ray.core.place import Tracking
-from ucotron_ray.core.tracking import Spool
+from ucotron_ray.core.spool import Spool
 
 
 class FakeRun:

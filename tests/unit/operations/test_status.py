@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 
 from ucotron_ray import cli
+from ucotron_ray.core import spool as spools
 from ucotron_ray.core import tracking
 from ucotron_ray.core.artifacts import Request, Result, Store
 from ucotron_ray.operations import record, status, status_table
 
 
 def spool(store: Path, key: str) -> tracking.Spool:
-    made = tracking.Spool(tracking.spool_directory(store), key)
+    made = spools.Spool(spools.spool_directory(store), key)
     made.start(name=f"sft {key}")
     return made
 
 
-def stage(run: tracking.Spool, name: str, artifact: str) -> tracking.Spool:
+def stage(run: spools.Spool, name: str, artifact: str) -> tracking.Spool:
     child = run.child(name)
     child.start(name=name, parent=run.run, tags={"ucotron.artifact": artifact})
     return child
@@ -134,7 +135,7 @@ def test_the_states_are_those_that_the_sweeps_record_has():
 def test_damaged_files_are_read_as_far_as_they_go(tmp_path, damage):
     begun(tmp_path, Request("sweep", "s", {}), {"sweep.json": damage})
     run = spool(tmp_path, "tune-s-0123")
-    with next(tracking.spool_directory(tmp_path).glob("*.jsonl")).open("a") as file:
+    with next(spools.spool_directory(tmp_path).glob("*.jsonl")).open("a") as file:
         file.write('{"type": "metr')
     stage(run, "tune", "sweep/s")
     folder = record.directory_of(tmp_path) / "ucotron-sft-1"

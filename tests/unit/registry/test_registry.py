@@ -11,6 +11,7 @@ import pytest
 from tests.registered import answer_with, base_directory, held_out_file, make_bundle
 from ucotron_ray import cli
 from ucotron_ray.core import config, copies, tracking
+from ucotron_ray.core import destination as destinations
 from ucotron_ray.core.artifacts import Request, Result, Store, read_artifact
 from ucotron_ray.core.errors import CorruptArtifact
 from ucotron_ray.core.files import MANIFEST, content_hash, list_files
@@ -26,7 +27,7 @@ RIGHT = {"base": 0.2, "good": 0.8, "worse": 0.5, "best": 0.95, "no-gain": 0.2}
 def database(tmp_path_factory):
     """One MLflow database for the module: making its tables takes seconds."""
     folder = tmp_path_factory.mktemp("mlflow")
-    where = tracking.Destination(f"sqlite:///{folder / 'mlflow.db'}", "tests", (folder / "artifacts").as_uri())
+    where = destinations.Destination(f"sqlite:///{folder / 'mlflow.db'}", "tests", (folder / "artifacts").as_uri())
     place = config.load(overrides=[("tracking.mlflow_uri", where.uri)]).place
     assert tracking.Registry(where, place, "nothing").aliases() == {}
     return where.uri
@@ -60,7 +61,7 @@ class World:
 
     def registry(self):
         place = config.load(overrides=[("tracking.mlflow_uri", self.database)]).place
-        return tracking.Registry(tracking.destination(place, self.store.root), place, self.name)
+        return tracking.Registry(destinations.destination(place, self.store.root), place, self.name)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Request, Result, Store, read_artifact
 from ucotron_ray.core.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, ResourceError
 from ucotron_ray.core.run import Run
-from ucotron_ray.core.tracking import Version
+from ucotron_ray.core.version import Version
 from ucotron_ray.data.wire import SERVER_MAX_TOKENS
 from ucotron_ray.models import base as base_models
 from ucotron_ray.operations.dashboards import free_port
