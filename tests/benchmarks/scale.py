@@ -19,8 +19,9 @@ from tests.benchmarks.table import RESULTS
 from ucotron_ray.core import config
 from ucotron_ray.core.files import write_json
 from ucotron_ray.core.provenance import provenance
-from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Need, Settings
+from ucotron_ray.synthesis.governor import Governor
 from ucotron_ray.synthesis.journal import SYNC_SECONDS, Record, Writer
+from ucotron_ray.synthesis.ledger import Budget, Finished, Need, Settings
 from ucotron_ray.synthesis.worker import EXCHANGE_SECONDS
 from ucotron_ray.teacher.outcome import Kind
 

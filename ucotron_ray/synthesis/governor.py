@@ -1,31 +1,27 @@
 """One limiter for the whole cluster: how many requests may be in flight, how fast, and how many dollars they may cost.
 
 Workers ask in bulk (`exchange`): they hand in what came of earlier requests and the needs of the next ones in their
-queue, and get leave for the first few of these. Plain Python with the clock as an argument; `on_ray.py` makes an actor
-of it. The window follows TCP: it grows by one per answer until the server first says no (slow start), then by a
+queue, and get permits for the first few of these. Plain Python with the clock as an argument; `on_ray.py` makes an
+actor of it. The window follows TCP: it grows by one per answer until the server first says no (slow start), then by a
 thirty-second of itself per round of answers; it is halved on 429, 503 and resets, at most once a second.
 
-Leave is given ahead of the window, too: a worker sends what it holds in the moment in which one of its requests comes
-back, and never waits for the limiter as long as it has some (512 in flight at 1 s latency: 414 answers/s without).
+Permits are given ahead of the window, too: a worker sends what it may in the moment in which one of its requests comes
+back, and never waits for the limiter while it has some (512 in flight at 1 s latency: 414 answers/s without).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
+from ucotron_ray.synthesis.ledger import Budget, Finished, Ledger, Need, Permit, Reserved, Settings, stricter
+from ucotron_ray.synthesis.window import BURST_SECONDS, CUT_PAUSE_SECONDS, Bucket, Window, per_second
 from ucotron_ray.teacher.outcome import FATAL, FINAL, Kind, Limits
-from ucotron_ray.teacher.prices import Price
 
 CUT, HARD_CUT = 0.5, 0.25
 HARD_CUT_ATTEMPT = 3
-GROWTH_SHARE = 1 / 32
-CUT_PAUSE_SECONDS = 1.0
-BURST_SECONDS = 1.0
-"""How much of a rate may be saved up."""
 
 AHEAD_SHARE = 1 / 4
-"""Of the window, that is granted beyond it, to be sent when something comes back."""
+"""Of the window, that is permitted beyond it, to be sent when something comes back."""
 
 RATE_SHARE = 0.97
 """Of a limit that the server tells us: its clock and ours are not one."""
@@ -43,117 +39,6 @@ IDLE_WAIT_SECONDS = 0.05
 _USAGE_WEIGHT = 0.02
 
 
-@dataclass(frozen=True)
-class Need:
-    """What the next request in a queue will take. `step` groups requests whose answers are about as long."""
-
-    step: str
-    prompt_tokens: int
-    most_prompt_tokens: int
-    max_tokens: int
-
-
-@dataclass(frozen=True)
-class Reserved:
-    """What was set aside for one request: dollars in the worst case, tokens as they usually are."""
-
-    usd: float
-    prompt_tokens: float
-    generated_tokens: float
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What came of one request."""
-
-    need: Need
-    reserved: Reserved
-    kind: Kind | None
-    """None: it was not sent after all."""
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    usd: float
-    attempt: int
-    retry_after: float | None = None
-    limits: Limits | None = None
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Grant:
-    """Leave for the first `len(reserved)` needs, to be sent as long as fewer than `at_once` are in flight.
-
-    `stop` says why no further request may be sent, ever.
-    """
-
-    reserved: tuple[Reserved, ...]
-    wait_seconds: float
-    at_once: int = 0
-    stop: str | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the account allows; None = no limit of our own."""
-
-    first_in_flight: int
-    max_in_flight: int
-    requests_per_minute: float | None
-    prompt_tokens_per_minute: float | None
-    generated_tokens_per_minute: float | None
-    give_up_after: float
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What one run may cost. Earlier invocations paid `spent_before`, and perhaps `unsettled_before` on top."""
-
-    price: Price | None
-    max_usd: float | None
-    spent_before: float = 0.0
-    unsettled_before: float = 0.0
-
-
-@dataclass
-class Totals:
-    """What happened so far. Counts are of requests."""
-
-    sent: int = 0
-    answered: int = 0
-    rate_limited: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    usd: float = 0.0
-
-
-@dataclass
-class _Bucket:
-    """A rate a second. May go into debt by one request; holds at most BURST_SECONDS of it."""
-
-    rate: float | None = None
-    level: float = 0.0
-
-    def refill(self, seconds: float) -> None:
-        if self.rate is not None:
-            self.level = min(self.rate * BURST_SECONDS, self.level + self.rate * seconds)
-
-    def take(self, amount: float) -> None:
-        if self.rate is not None:
-            self.level -= amount
-
-    @property
-    def is_open(self) -> bool:
-        return self.rate is None or self.level > 0
-
-    @property
-    def wait(self) -> float:
-        """Seconds until it is open again."""
-        return 0.0 if self.is_open or not self.rate else -self.level / self.rate
-
-
 @dataclass
 class _Worker:
     """A process that sends, for one run."""
@@ -165,48 +50,6 @@ class _Worker:
     is_lost: bool = False
 
 
-@dataclass
-class Ledger:
-    """One run: its budget, what it has used, whether its driver lives, and why it may send no more."""
-
-    budget: Budget
-    driver_heard: float
-    settings: Settings
-    totals: Totals = field(default_factory=Totals)
-    lost_workers: int = 0
-    lost_usd: float = 0.0
-    """What silent workers had in flight, at its worst: it may have been answered, so it counts as paid."""
-    stop: str | None = None
-    stop_kind: Kind | None = None
-
-    @property
-    def usd(self) -> float:
-        """Dollars spent, by this invocation and by those before it."""
-        return self.budget.spent_before + self.budget.unsettled_before + self.totals.usd + self.lost_usd
-
-    def end(self, reason: str) -> None:
-        """Let nothing be sent any more."""
-        self.stop = self.stop or reason
-
-
-@dataclass
-class _Window:
-    size: float
-    largest: int
-    slow_start: bool = True
-    cut_at: float = float("-inf")
-
-    def grow(self) -> None:
-        per_answer = 1.0 if self.slow_start else max(1.0, self.size * GROWTH_SHARE) / self.size
-        self.size = min(float(self.largest), self.size + per_answer)
-
-    def cut(self, now: float, factor: float) -> None:
-        if now - self.cut_at >= CUT_PAUSE_SECONDS:
-            self.size = max(1.0, self.size * factor)
-            self.cut_at = now
-        self.slow_start = False
-
-
 class Governor:
     """The state of the limiter: one window and one set of rates for all runs, a ledger for each."""
 
@@ -214,8 +57,8 @@ class Governor:
         self.settings = settings
         self.clock = clock
         self.runs: dict[str, Ledger] = {}
-        self._window = _Window(float(settings.first_in_flight), settings.max_in_flight)
-        self._requests, self._prompt, self._uncached, self._generated = (_Bucket() for _ in range(4))
+        self._window = Window(float(settings.first_in_flight), settings.max_in_flight)
+        self._requests, self._prompt, self._uncached, self._generated = (Bucket() for _ in range(4))
         self._buckets = (self._requests, self._prompt, self._uncached, self._generated)
         self._adopt(settings)
         for bucket in self._buckets:
@@ -232,7 +75,7 @@ class Governor:
 
     @property
     def in_flight(self) -> int:
-        """How many requests the workers hold leave for, as far as they told: in flight, or about to be."""
+        """How many requests the workers hold permits for, as far as they told: in flight, or about to be."""
         return sum(worker.in_flight for worker in self._workers.values() if not worker.is_lost)
 
     def in_flight_of(self, run: str) -> int:
@@ -270,13 +113,13 @@ class Governor:
 
     def exchange(
         self, run: str, name: str, finished: list[Finished], queue: list[Need], trouble: str | None = None
-    ) -> Grant:
-        """Take in a worker's results, give leave for its next requests. `trouble` stops the whole run."""
+    ) -> Permit:
+        """Take in a worker's results, permit its next requests. `trouble` stops the whole run."""
         now = self.clock()
         self._refill(now)
         ledger = self.runs.get(run)
         if ledger is None:
-            return Grant((), IDLE_WAIT_SECONDS, stop="the run is over")
+            return Permit((), IDLE_WAIT_SECONDS, stop="the run is over")
         worker = self._workers.setdefault(name, _Worker(ledger, now))
         worker.heard = now
         if worker.is_lost:
@@ -292,7 +135,7 @@ class Governor:
             ledger.end(trouble)
         self._bury(now)
         self._look_for_an_end(ledger, now)
-        granted: list[Reserved] = []
+        permitted: list[Reserved] = []
         wait = IDLE_WAIT_SECONDS
         for need in queue:
             wait = self._wait_for(now)
@@ -305,12 +148,12 @@ class Governor:
                 if self.in_flight_of(run) == 0:
                     ledger.end(f"budget: {ledger.usd:.4f} of {ledger.budget.max_usd:g} dollars are spent")
                 break
-            granted.append(reserved)
+            permitted.append(reserved)
             worker.in_flight += 1
             worker.reserved_usd += reserved.usd
             ledger.totals.sent += 1
             self._take(reserved)
-        return Grant(tuple(granted), max(wait, 0.0), self._at_once(worker, now), ledger.stop)
+        return Permit(tuple(permitted), max(wait, 0.0), self._at_once(worker, now), ledger.stop)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
@@ -318,9 +161,9 @@ class Governor:
         self.settings = settings
         self._window.largest = settings.max_in_flight
         self._window.size = min(self._window.size, float(settings.max_in_flight))
-        self._requests.rate = _per_second(settings.requests_per_minute)
-        self._prompt.rate = _per_second(settings.prompt_tokens_per_minute)
-        self._generated.rate = _per_second(settings.generated_tokens_per_minute)
+        self._requests.rate = per_second(settings.requests_per_minute)
+        self._prompt.rate = per_second(settings.prompt_tokens_per_minute)
+        self._generated.rate = per_second(settings.generated_tokens_per_minute)
 
     def _refill(self, now: float) -> None:
         # A clock that jumps must not become a burst, nor a pause without end.
@@ -415,7 +258,7 @@ class Governor:
         )
         for bucket, server, ours in told:
             if server is not None:
-                bucket.rate = _per_second(server * RATE_SHARE if ours is None else min(server * RATE_SHARE, ours))
+                bucket.rate = per_second(server * RATE_SHARE if ours is None else min(server * RATE_SHARE, ours))
 
     def _bury(self, now: float) -> None:
         """Workers that fell silent: what they had in flight may have been answered, so it counts as paid."""
@@ -432,16 +275,3 @@ class Governor:
             ledger.end("the driver fell silent")
         if self._failing_since is not None and now - self._failing_since > self.settings.give_up_after:
             ledger.end(f"the server gave no answer for {self.settings.give_up_after:g} s")
-
-
-def stricter(one: Settings, other: Settings) -> Settings:
-    """The smaller of each limit; None is no limit."""
-    smaller: dict[str, Any] = {}
-    for name in (entry.name for entry in fields(Settings)):
-        given = [value for value in (getattr(one, name), getattr(other, name)) if value is not None]
-        smaller[name] = min(given, default=None)
-    return Settings(**smaller)
-
-
-def _per_second(per_minute: float | None) -> float | None:
-    return None if per_minute is None else per_minute / 60

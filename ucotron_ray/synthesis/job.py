@@ -8,12 +8,23 @@ from ucotron_ray.core.recipe import Generation
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.synthesis.generator import asked
-from ucotron_ray.synthesis.governor import Budget, Settings
+from ucotron_ray.synthesis.ledger import Budget, Settings
 from ucotron_ray.synthesis.plan import Task
 from ucotron_ray.synthesis.tasks import judge
-from ucotron_ray.synthesis.worker import Sending
 from ucotron_ray.teacher.endpoint import Endpoint
 from ucotron_ray.teacher.prices import Price
+
+
+@dataclass(frozen=True)
+class Sending:
+    """How requests are sent: seconds and attempts of the place, and the run that pays."""
+
+    run: str
+    connect_timeout: float
+    read_timeout: float
+    total_timeout: float
+    max_retries: int
+    retry_delay: float
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,18 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.metrics import Gauge
 
 from ucotron_ray.core import run_log, session
-from ucotron_ray.core.errors import InputError, StageFailed, Stopped, UcotronRayError
-from ucotron_ray.core.recipe import Generation
-from ucotron_ray.synthesis import journal, outcomes, watch
-from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Grant, Need, Settings, Totals
+from ucotron_ray.core.errors import UcotronRayError
+from ucotron_ray.synthesis import outcomes, watch
+from ucotron_ray.synthesis.background import run_in_background
+from ucotron_ray.synthesis.between_rounds import publish_dataset, tally, write_rows
+from ucotron_ray.synthesis.governor import Governor
 from ucotron_ray.synthesis.job import SynthesisJob
-from ucotron_ray.synthesis.outcomes import OUTCOMES, REJECTED, append_outcomes
-from ucotron_ray.synthesis.plan import Done
+from ucotron_ray.synthesis.ledger import Budget, Finished, Need, Permit, Settings, Totals
+from ucotron_ray.synthesis.outcomes import OUTCOMES, append_outcomes
+from ucotron_ray.synthesis.plan import Done, SampleResult
+from ucotron_ray.synthesis.rounds import Crew, SynthesisResult, Tally, raise_stopped, run_rounds, too_few
 from ucotron_ray.synthesis.tasks import judge as judge_task
-from ucotron_ray.synthesis.worker import Result, Worker
-from ucotron_ray.teacher.outcome import FATAL
+from ucotron_ray.synthesis.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -42,29 +44,7 @@ NAMESPACE = "ucotron_ray"
 SAMPLES_PER_BLOCK = 128
 FEWEST_BLOCKS = 8
 ACTOR_CPUS = 0.25
-DRAIN_SECONDS = 30.0
 ORPHAN_SECONDS = 60.0
-MOST_REPEATS = 3
-"""Rounds in a row that only ask again for samples without a final answer."""
-
-SURPLUS = 1.1
-LOWEST_RATE = 0.05
-"""No round plans more than twenty samples for a missing row."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """What came of a task: samples by status, lines by file, what the gate found too much of, and what it took."""
-
-    counts: dict[str, int]
-    files: dict[str, int]
-    failures: list[str]
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    usd: float
-    asking_seconds: float
-    """From the first request to the last answer; the rest of the stage's time is the same for any number of rows."""
 
 
 class GovernorActor:
@@ -89,7 +69,7 @@ class GovernorActor:
     def end(self, run: str, reason: str) -> None:
         self._governor.runs[run].end(reason)
 
-    def exchange(self, run: str, name: str, finished: list[Finished], queue: list[Need], trouble: str | None) -> Grant:
+    def exchange(self, run: str, name: str, finished: list[Finished], queue: list[Need], trouble: str | None) -> Permit:
         return self._governor.exchange(run, name, finished, queue, trouble)
 
     def status(self, run: str) -> dict[str, Any]:
@@ -125,9 +105,9 @@ class Synthesizer:
         run_log.set_up_worker(job.log_file)
         run = job.invocation
 
-        async def exchange(name: str, finished: list[Finished], needs: list[Need], trouble: str | None) -> Grant:
-            grant: Grant = await governor.exchange.remote(run, name, finished, needs, trouble)
-            return grant
+        async def exchange(name: str, finished: list[Finished], needs: list[Need], trouble: str | None) -> Permit:
+            permit: Permit = await governor.exchange.remote(run, name, finished, needs, trouble)
+            return permit
 
         self._first, self._again = first, again
         # An error here would be raised as the death of an actor, and Ray would try again without end.
@@ -153,7 +133,7 @@ class Synthesizer:
     def _number(self, index: int) -> int:
         return self._again[index] if index < len(self._again) else self._first + index - len(self._again)
 
-    def _outcome(self, result: Result) -> dict[str, Any]:
+    def _outcome(self, result: SampleResult) -> dict[str, Any]:
         done: Done = result.done
         return {
             "number": result.number,
@@ -165,13 +145,13 @@ class Synthesizer:
         }
 
 
-def synthesize_on_ray(job: SynthesisJob) -> Made:
+def synthesize_on_ray(job: SynthesisJob) -> SynthesisResult:
     """One task, under a governor of its own or one that another job holds. See `fill`."""
     with governed(job) as governor:
         return fill(job, governor)
 
 
-def fill(job: SynthesisJob, governor: Any) -> Made:
+def fill(job: SynthesisJob, governor: Any) -> SynthesisResult:
     """Fill the task up to its count, in rounds; write the files of the dataset. Resumes from the journal.
 
     Several tasks one after the other may share a governor, and with it one budget and one ledger.
@@ -182,7 +162,7 @@ def fill(job: SynthesisJob, governor: Any) -> Made:
     (directory / OUTCOMES).mkdir()
     before = _status(governor, job)
     try:
-        judged, published, status, asking_seconds = _filled(job, governor, before)
+        counted, published, status, asking_seconds = _filled(job, governor, before)
     except BaseException:
         with contextlib.suppress(ray.exceptions.RayError, UcotronRayError):
             # What is still in flight may be paid: the next invocation must know.
@@ -190,8 +170,8 @@ def fill(job: SynthesisJob, governor: Any) -> Made:
         raise
     shutil.rmtree(directory / OUTCOMES)
     (directory / outcomes.UNSETTLED).unlink(missing_ok=True)
-    return Made(
-        judged.counts,
+    return SynthesisResult(
+        counted.counts,
         published.lines,
         published.failures,
         status["sent"],
@@ -202,22 +182,24 @@ def fill(job: SynthesisJob, governor: Any) -> Made:
     )
 
 
-def _filled(job: SynthesisJob, governor: Any, before: dict[str, Any]) -> tuple["Judged", Any, dict[str, Any], float]:
+def _filled(job: SynthesisJob, governor: Any, before: dict[str, Any]) -> tuple[Tally, Any, dict[str, Any], float]:
     """Rounds and release. The governor hears of the driver all the while: it ends itself when it is forgotten."""
     progress = watch.Progress(job.count)
     with (
         run_log.following(job.log_file),
         watch.watching(progress, lambda: _of_task(job, _status(governor, job), before), Path(job.metrics_file)),
     ):
-        judged, planned = _rounds(job, governor, progress)
+        counted, planned = run_rounds(job, _crew(job, governor, progress), progress)
         ended = time.monotonic()
-        if judged.missing > 0:
-            _raise_short(job, _ask(governor, "status", job), judged, planned)
+        if counted.missing > 0:
+            so_far = _ask(governor, "status", job)
+            raise_stopped(job, so_far, counted)
+            _in_task(publish_dataset, job, planned)
+            raise too_few(job, so_far, counted, planned)
         marks = _marks(job, governor, planned)
-        release = ray.remote(_release).options(num_cpus=1, max_retries=2)
-        published = _get(release.remote(job, planned, marks))
+        published = _in_task(publish_dataset, job, planned, marks)
         status = _of_task(job, _ask(governor, "status", job), before)
-        return judged, published, status, ended - (progress.asked_at or ended)
+        return counted, published, status, ended - (progress.asked_at or ended)
 
 
 def _of_task(job: SynthesisJob, status: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
@@ -227,38 +209,34 @@ def _of_task(job: SynthesisJob, status: dict[str, Any], before: dict[str, Any]) 
     return {**status, **own, "usd": job.spent + status["usd"] - before["usd"]}
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Where the samples are: by status, those without a final answer, and how many accepted ones are missing."""
+def _in_background(work: Callable[[], None], governor: Any, job: SynthesisJob) -> None:
+    """A round in a thread; what it raises of Ray's is said in our words."""
+    try:
+        run_in_background(
+            work,
+            stop=lambda: _ask(governor, "end", job, "stopped by Ctrl-C or SIGTERM"),
+            in_flight=lambda: int(_ask(governor, "status", job)["in_flight"]),
+        )
+    except Exception as error:
+        raise _cause(error) from error
 
-    counts: dict[str, int]
-    unfinished: tuple[int, ...]
-    missing: int
 
+def _crew(job: SynthesisJob, governor: Any, progress: watch.Progress) -> Crew:
+    """The cluster as those who do the work of a round."""
 
-def _rounds(job: SynthesisJob, governor: Any, progress: watch.Progress) -> tuple[Judged, int]:
-    """Ask for samples until enough are accepted; returns where they are and how many samples were planned."""
-    planned, first = job.count, 0
-    again: tuple[int, ...] = ()
-    rounds = repeats = 0
-    while True:
-        progress.round += 1
+    def ask(first: int, again: tuple[int, ...], planned: int) -> None:
         _in_background(partial(_one_round, job, governor, first, again, planned, progress), governor, job)
-        judged: Judged = _get(ray.remote(_judge).options(num_cpus=1, max_retries=2).remote(job, planned))
-        again, accepted = judged.unfinished, judged.counts["accepted"]
-        progress.accepted = accepted
-        stopped = _ask(governor, "status", job)["stop"] is not None
-        rounds, repeats = (rounds, repeats + 1) if again else (rounds + 1, 0)
-        # Of a few samples all may be of a class that is not wanted, or bad by chance: that says nothing of the others.
-        is_hopeless = not accepted and planned * LOWEST_RATE >= 1
-        is_over = repeats > MOST_REPEATS if again else rounds >= job.max_rounds or is_hopeless
-        if judged.missing <= 0 or stopped or is_over:
-            return judged, planned
-        first = planned
-        if not again:
-            # Only once all samples have ended: else the plan would depend on how the run was disturbed.
-            rate = max(LOWEST_RATE, accepted / planned)
-            planned += math.ceil(judged.missing / rate * SURPLUS)
+
+    return Crew(
+        ask=ask,
+        tally=lambda planned: _in_task(tally, job, planned),
+        is_stopped=lambda: _ask(governor, "status", job)["stop"] is not None,
+    )
+
+
+def _in_task(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of `between_rounds` returns, run in a process of its own."""
+    return _get(ray.remote(work).options(num_cpus=1, max_retries=2).remote(*arguments))
 
 
 def _one_round(
@@ -294,36 +272,6 @@ def _one_round(
         progress.count(batch["status"])
 
 
-def _in_background(work: Callable[[], None], governor: Any, job: SynthesisJob) -> None:
-    """Run in a thread, so that a stop lets the answers in flight come home: they are paid."""
-    failed: list[BaseException] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
-            failed.append(error)
-        finally:
-            done.set()
-
-    thread = threading.Thread(target=run, name="synthesis", daemon=True)
-    thread.start()
-    try:
-        while not done.wait(0.2):
-            pass
-    except KeyboardInterrupt:
-        log.info("synthesize: stopping; waiting for the answers in flight")
-        _ask(governor, "end", job, "stopped by Ctrl-C or SIGTERM")
-        # Not until every planned sample has ended as pending: of a large plan that takes longer than the answers.
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while not done.wait(0.2) and time.monotonic() < deadline and _ask(governor, "status", job)["in_flight"]:
-            pass
-        raise
-    if failed:
-        raise _cause(failed[0]) from failed[0]
-
-
 def _marks(job: SynthesisJob, governor: Any, planned: int) -> dict[str, Any] | None:
     """What a judge says of a sample of the rows, if one is configured. Raises Stopped where its answers are missing."""
     if job.judge is None:
@@ -332,7 +280,7 @@ def _marks(job: SynthesisJob, governor: Any, planned: int) -> dict[str, Any] | N
     directory = Path(judge.directory)
     shutil.rmtree(directory, ignore_errors=True)
     (directory / OUTCOMES).mkdir(parents=True)
-    _get(ray.remote(_write).options(num_cpus=1, max_retries=2).remote(job, planned))
+    _in_task(write_rows, job, planned)
     _in_background(
         partial(_one_round, judge, governor, 0, (), judge.count, watch.Progress(judge.count)), governor, judge
     )
@@ -341,70 +289,10 @@ def _marks(job: SynthesisJob, governor: Any, planned: int) -> dict[str, Any] | N
     accepted = [outcome["row"] for outcome in done if outcome["status"] == "accepted"]
     unfinished = tuple(outcome["number"] for outcome in done if outcome["status"] == "pending")
     if unfinished:
-        read = Judged({"accepted": len(accepted)}, unfinished, len(unfinished))
-        _raise_short(judge, _ask(governor, "status", job), read, judge.count)
+        read = Tally({"accepted": len(accepted)}, unfinished, len(unfinished))
+        raise_stopped(judge, _ask(governor, "status", job), read)
     shutil.rmtree(directory)
     return judge_task.marks(judge.endpoint.model, accepted)
-
-
-def _write(job: SynthesisJob, planned: int) -> None:
-    """The rows alone, for a judge to read."""
-    from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy
-
-    directory, kind = Path(job.directory), job.make_task().rows
-    release.write_files(directory, kind, release.judge(directory, kind, job.count, job.generation["near_duplicate"]))
-
-
-def _judge(job: SynthesisJob, planned: int) -> Judged:
-    """Counts by status, the samples that had no final answer yet, and how many rows are missing."""
-    from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy; the sending actors do without
-
-    kind = job.make_task().rows
-    verdicts = release.judge(Path(job.directory), kind, job.count, job.generation["near_duplicate"])
-    unfinished = tuple(v.number for v in verdicts if v.status == "pending" and v.reason != release.NOT_NEEDED)
-    return Judged(release.counts(verdicts, planned), unfinished, release.missing(verdicts, kind, job.count))
-
-
-def _release(job: SynthesisJob, planned: int, marks: dict[str, Any] | None = None) -> Any:
-    """Write the dataset's files, and make shards of the journal's segments. Too few rows: the rejected ones only."""
-    from ucotron_ray.synthesis import publish, release  # noqa: PLC0415 - scipy
-
-    directory, folder = Path(job.directory), Path(job.journal)
-    task = job.make_task()
-    verdicts = release.judge(directory, task.rows, job.count, job.generation["near_duplicate"])
-    counts = release.counts(verdicts, planned)
-    facts = {**job.facts, "prompts' version": task.version, **journal.paid(folder, job.sending.run), **counts}
-    generation = Generation.model_validate(job.generation)
-    published = publish.publish(directory, task.rows, verdicts, generation, facts, marks=marks)
-    journal.compact(folder)
-    if job.judge is not None:
-        journal.compact(Path(job.judge.journal))
-    return published
-
-
-def _raise_short(job: SynthesisJob, status: dict[str, Any], judged: Judged, planned: int) -> None:
-    stop, kind, counts = status["stop"], status["stop_kind"], judged.counts
-    if stop and not status["answered"] and kind in FATAL:
-        raise InputError("the teacher refused the first request", where=job.endpoint.chat_url, found=stop)
-    # Not those that are pending because their class is full.
-    unanswered = len(judged.unfinished)
-    found = f"{counts['accepted']} of {job.count} rows, {status['sent']} requests, {status['usd']:.4f} dollars so far"
-    if stop or unanswered:
-        raise Stopped(
-            f"stopped: {stop}" if stop else f"stopped: {unanswered} samples have no answer yet",
-            where=job.endpoint.base_url,
-            found=found,
-            next_step="run the same command again: what was answered is kept and not paid again"
-            + ("; with a higher --max-usd" if stop and stop.startswith("budget") else ""),
-        )
-    _get(ray.remote(_release).options(num_cpus=1, max_retries=2).remote(job, planned))
-    raise StageFailed(
-        "stopped: accept rate too low",
-        where=str(Path(job.directory) / REJECTED),
-        expected=f"{job.count} accepted rows in at most {job.max_rounds} rounds",
-        found=f"{found}; of {planned} samples: {counts}",
-        next_step="read the reasons there; take a better teacher, or a higher --max-rounds (nothing is paid again)",
-    )
 
 
 @contextmanager

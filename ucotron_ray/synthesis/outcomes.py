@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray.core.files import write_json
-from ucotron_ray.synthesis.governor import Budget
+from ucotron_ray.synthesis.ledger import Budget
 
 OUTCOMES = "outcomes"
 REJECTED = "rejected.jsonl"

@@ -138,13 +138,13 @@ def _rounds(
     for _ in range(MOST_ROUNDS):
         drawn += over_graph(draw, graph, range(len(drawn), planned), items_per_task=SAMPLES_PER_TASK)
         _write(directory, path_reward.settled(drawn, want.count, contents, kinds, graph))
-        verdicts = release.judge(directory, balanced, want.count, 1.0)
+        verdicts = release.select(directory, balanced, want.count, 1.0)
         missing = release.missing(verdicts, balanced, want.count)
         if missing <= 0:
             return balanced, verdicts
         planned = len(drawn) + max(want.count, 2 * missing)
     any_length = path_reward.row_kind()
-    verdicts = release.judge(directory, any_length, want.count, 1.0)
+    verdicts = release.select(directory, any_length, want.count, 1.0)
     missing = release.missing(verdicts, any_length, want.count)
     if missing > 0:
         raise StageFailed(

@@ -117,3 +117,12 @@ def request_body(model: str, ask: Ask, rid: str) -> dict[str, Any]:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=ID_BYTES).hexdigest()
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """How a sample ended. `requests` counts what was sent for it now, not what the journal held."""
+
+    number: int
+    done: Done
+    requests: int

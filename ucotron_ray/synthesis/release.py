@@ -52,7 +52,7 @@ class Written:
     caught: dict[str, int]
 
 
-def judge(directory: Path, kind: RowKind, count: int, near_duplicate: float) -> list[Verdict]:
+def select(directory: Path, kind: RowKind, count: int, near_duplicate: float) -> list[Verdict]:
     """The verdict on every sample of the outcome files, by number. At most `count` are accepted.
 
     Rows are read one at a time and not kept: their places are.

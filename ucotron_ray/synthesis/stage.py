@@ -19,19 +19,19 @@ from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import ROWS, TRAIN, VAL, training_data
 from ucotron_ray.synthesis import job as jobs
 from ucotron_ray.synthesis.generator import builds_on_rows
-from ucotron_ray.synthesis.governor import Budget, Settings
+from ucotron_ray.synthesis.job import Sending
+from ucotron_ray.synthesis.ledger import Budget, Settings
 from ucotron_ray.synthesis.outcomes import unsettled
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Task, request_body
 from ucotron_ray.synthesis.rows import check_limits
 from ucotron_ray.synthesis.tasks import judge as judge_task
-from ucotron_ray.synthesis.worker import Sending
 from ucotron_ray.teacher import chat
 from ucotron_ray.teacher import stage as teachers
 from ucotron_ray.teacher.outcome import Kind
 from ucotron_ray.teacher.stage import Teacher
 
 if TYPE_CHECKING:
-    from ucotron_ray.synthesis.on_ray import Made
+    from ucotron_ray.synthesis.rounds import SynthesisResult
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def will_run(run: Run, what: Request) -> bool:
     return action in ("run", "resume") or (action == "conflict" and run.replace)
 
 
-def _fill(run: Run, job: jobs.SynthesisJob, teacher: Teacher) -> "Made":
+def _fill(run: Run, job: jobs.SynthesisJob, teacher: Teacher) -> "SynthesisResult":
     run.connect(workers=False)
     from ucotron_ray.synthesis import on_ray
 

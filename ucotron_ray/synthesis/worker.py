@@ -12,7 +12,6 @@ import threading
 import uuid
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,23 @@ from typing import Any
 import aiohttp
 
 from ucotron_ray.core import addresses
-from ucotron_ray.synthesis.governor import Finished, Grant, Need, Reserved
+from ucotron_ray.synthesis.job import Sending
 from ucotron_ray.synthesis.journal import Reader, Record, Writer
-from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Facts, Task, request_body, request_id
+from ucotron_ray.synthesis.ledger import Finished, Need, Permit, Reserved
+from ucotron_ray.synthesis.optional_keys import OptionalKeys
+from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Facts, SampleResult, Task, request_body, request_id
 from ucotron_ray.synthesis.poison import DEATHS, Mark
+from ucotron_ray.synthesis.request_queue import RequestQueue, Waiting
 from ucotron_ray.teacher.chat import chat, client_timeout, most_prompt_tokens
 from ucotron_ray.teacher.chat import prompt_tokens as count_prompt_tokens
-from ucotron_ray.teacher.endpoint import OPTIONAL_KEYS, Endpoint
+from ucotron_ray.teacher.endpoint import Endpoint
 from ucotron_ray.teacher.outcome import FATAL, FINAL, Kind, Outcome
 from ucotron_ray.teacher.prices import Price
 
 log = logging.getLogger(__name__)
 
-Waiting = tuple[Need, "asyncio.Future[Reserved | None]"]
-"""A request that waits for leave to be sent."""
-
-Exchange = Callable[[str, list[Finished], list[Need], str | None], Awaitable[Grant]]
-"""Worker's name, results, needs, and trouble that must stop the whole run → leave."""
+Exchange = Callable[[str, list[Finished], list[Need], str | None], Awaitable[Permit]]
+"""Worker's name, results, needs, and trouble that must stop the whole run → permit."""
 
 EXCHANGE_SECONDS = 0.02
 """Time between two calls of the limiter: 50 calls/s, each for as many requests as there are."""
@@ -51,27 +50,6 @@ doubles. All of the queue in every call would be most of what the calls cost."""
 
 MAX_BACKOFF_SECONDS = 60.0
 KEEPALIVE_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a sample ended. `requests` counts what was sent for it now, not what the journal held."""
-
-    number: int
-    done: Done
-    requests: int
-
-
-@dataclass(frozen=True)
-class Sending:
-    """How requests are sent: seconds and attempts of the place, and the run that pays."""
-
-    run: str
-    connect_timeout: float
-    read_timeout: float
-    total_timeout: float
-    max_retries: int
-    retry_delay: float
 
 
 class Worker:
@@ -93,8 +71,7 @@ class Worker:
         self._sending = sending
         self._exchange = exchange
         self._headers = endpoint.headers()
-        self._refused_keys = set(endpoint.refused_keys or ())
-        self._taken_keys = set() if endpoint.refused_keys is None else set(OPTIONAL_KEYS)
+        self._keys = OptionalKeys(endpoint)
         self._name = uuid.uuid4().hex
         self._reader = Reader(journal)
         self._reader.refresh()
@@ -104,9 +81,8 @@ class Worker:
         self._writer: Writer | None = None
         self._stop: str | None = None
         self._trouble: str | None = None
-        self._begun: deque[Waiting] = deque()
-        self._new: deque[Waiting] = deque()
-        self._granted: deque[tuple[Waiting, Reserved]] = deque()
+        self._queue = RequestQueue()
+        self._permitted: deque[tuple[Waiting, Reserved]] = deque()
         self._in_flight = self._at_once = 0
         self._finished: list[Finished] = []
         self._loop = asyncio.new_event_loop()
@@ -114,7 +90,7 @@ class Worker:
         threading.Thread(target=self._serve, name="synthesis", daemon=True).start()
         self._ready.wait()
 
-    def run(self, numbers: Sequence[int]) -> list[Result]:
+    def run(self, numbers: Sequence[int]) -> list[SampleResult]:
         """Run samples to their ends; in the order given."""
         # What a dead process had journaled for these samples must be found before anything is sent for them.
         return asyncio.run_coroutine_threadsafe(self._all(numbers), self._loop).result()
@@ -160,14 +136,14 @@ class Worker:
         if self._writer:
             self._writer.close()
 
-    async def _all(self, numbers: Sequence[int]) -> list[Result]:
+    async def _all(self, numbers: Sequence[int]) -> list[SampleResult]:
         self._reader.refresh()
         self._killers |= self._mark.killers()
         return list(await asyncio.gather(*(self._sample(number) for number in numbers)))
 
-    async def _sample(self, number: int) -> Result:
+    async def _sample(self, number: int) -> SampleResult:
         if number in self._killers:
-            return Result(number, Done("quarantined", reason=f"{DEATHS} processes ended over it"), 0)
+            return SampleResult(number, Done("quarantined", reason=f"{DEATHS} processes ended over it"), 0)
         facts = self._mark.at(number, partial(self._task.sample, number))
         conversation = self._task.converse(facts)
         answers: list[Answer] = []
@@ -177,18 +153,18 @@ class Worker:
             while True:
                 answer = await self._answer(facts, ask, answers, sent)
                 if isinstance(answer, Done):
-                    return Result(number, answer, sent["requests"])
+                    return SampleResult(number, answer, sent["requests"])
                 answers.append(answer)
                 ask = self._mark.at(number, partial(conversation.send, answer))
         except StopIteration as end:
-            return Result(number, end.value, sent["requests"])
+            return SampleResult(number, end.value, sent["requests"])
         except Ended as end:
-            return Result(number, end.done, sent["requests"])
+            return SampleResult(number, end.done, sent["requests"])
         except Exception as error:
             # One sample must not take the others down with it. The answers so far are in the journal.
             log.exception("synthesize: sample %d", number)
             done = Done("quarantined", reason=f"a mistake in the task: {type(error).__name__}")
-            return Result(number, done, sent["requests"])
+            return SampleResult(number, done, sent["requests"])
         finally:
             conversation.close()
 
@@ -206,13 +182,13 @@ class Worker:
         need = Need(step, count_prompt_tokens(body), most_prompt_tokens(body), ask.max_tokens)
         failures = attempts = 0
         while True:
-            reserved = await self._leave_for(need, begun=begun or attempts > 0)
+            reserved = await self._permit_for(need, begun=begun or attempts > 0)
             if reserved is None:
                 return Done("pending", reason=self._stop)
             attempts += 1
             sent["requests"] += 1
             try:
-                outcome = await self._attempt(body)
+                outcome = await self._keys.send(body, self._post, is_stopped=lambda: bool(self._stop))
             except Exception as error:
                 # The place in the window goes back whatever it was: where places leak, everything stands still.
                 unclear = Outcome(Kind.TRANSIENT, maybe_billed=True, detail=type(error).__name__)
@@ -232,27 +208,6 @@ class Worker:
                 if failures > self._sending.max_retries:
                     return Done("pending", reason=f"no answer in {failures} attempts: {outcome.detail}")
                 await self._pause(failures)
-
-    async def _attempt(self, body: dict[str, Any]) -> Outcome:
-        """One request; where the server refuses it and may mean a key that it never took, again without that key.
-
-        Each key alone first, so that what is found out does not depend on which request finds it out.
-        """
-        body = {key: value for key, value in body.items() if key not in self._refused_keys}
-        outcome = await self._post(body)
-        doubtful = [key for key in OPTIONAL_KEYS if key in body and key not in self._taken_keys]
-        ways = [[key] for key in doubtful] + [doubtful[:count] for count in range(2, len(doubtful) + 1)]
-        dropped: list[str] = []
-        while outcome.kind is Kind.POISON and ways and not self._stop:
-            dropped = ways.pop(0)
-            outcome = await self._post({key: value for key, value in body.items() if key not in dropped})
-        if outcome.kind in FINAL:
-            self._taken_keys.update(set(body) - set(dropped))
-            news = set(dropped) - self._refused_keys
-            if news:
-                self._refused_keys |= news
-                log.info("synthesize: the server does not take %s", ", ".join(sorted(news)))
-        return outcome
 
     async def _post(self, body: dict[str, Any]) -> Outcome:
         return await chat(self._session, self._endpoint.chat_url, body, self._headers)
@@ -320,16 +275,12 @@ class Worker:
             async with asyncio.timeout(random.uniform(0, longest)):
                 await self._stopped.wait()
 
-    async def _leave_for(self, need: Need, *, begun: bool) -> Reserved | None:
-        """Wait for leave to send; None if the run stops.
-
-        Samples that were begun go before new ones, and both in the order in which they came: a sample that is passed
-        over again and again would hold up its whole block.
-        """
+    async def _permit_for(self, need: Need, *, begun: bool) -> Reserved | None:
+        """Wait for a permit to send; None if the run stops."""
         if self._stop:
             return None
         future: asyncio.Future[Reserved | None] = self._loop.create_future()
-        (self._begun if begun else self._new).append((need, future))
+        self._queue.add((need, future), begun=begun)
         self._news.set()
         return await future
 
@@ -337,7 +288,7 @@ class Worker:
         while True:
             finished, self._finished = self._finished, []
             most = FEWEST_OFFERED + 2 * len(finished)
-            offered = self._offer(most)
+            offered = self._queue.offer(most)
             self._news.clear()
             try:
                 needs = [need for _, (need, _) in offered]
@@ -345,44 +296,32 @@ class Worker:
                 # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes as the call returns
                 # (github.com/python/cpython/issues/81839), and `_close` would wait for ever.
                 async with asyncio.timeout(GOVERNOR_SECONDS):
-                    grant = await call
+                    permit = await call
             except Exception as error:  # noqa: BLE001 - whatever it is, without the limiter nothing may be sent
                 log.warning("synthesize: the limiter was lost (%s); nothing more is sent", type(error).__name__)
-                self._put_back(offered)
+                self._queue.put_back(offered)
                 self._halt("the limiter was lost")
                 return
-            self._granted.extend(
-                (waiting, reserved) for (_, waiting), reserved in zip(offered, grant.reserved, strict=False)
+            self._permitted.extend(
+                (waiting, reserved) for (_, waiting), reserved in zip(offered, permit.reserved, strict=False)
             )
-            self._put_back(offered[len(grant.reserved) :])
-            self._at_once = grant.at_once
-            if grant.stop or self._stop:
+            self._queue.put_back(offered[len(permit.reserved) :])
+            self._at_once = permit.at_once
+            if permit.stop or self._stop:
                 # What is still in flight is waited for and handed in.
-                self._halt(grant.stop or self._stop)
+                self._halt(permit.stop or self._stop)
             self._let_go()
             await asyncio.sleep(EXCHANGE_SECONDS)
-            idle = grant.wait_seconds if self._begun or self._new or self._granted else HEARTBEAT_SECONDS
+            idle = permit.wait_seconds if self._queue or self._permitted else HEARTBEAT_SECONDS
             if not self._finished and idle > EXCHANGE_SECONDS:
                 await self._wait_for_news(min(idle, HEARTBEAT_SECONDS))
 
-    def _offer(self, most: int) -> list[tuple[deque[Waiting], Waiting]]:
-        """The first that wait, each with the queue that it was taken from."""
-        from_begun = min(most, len(self._begun))
-        from_new = min(most - from_begun, len(self._new))
-        queues = [self._begun] * from_begun + [self._new] * from_new
-        return [(queue, queue.popleft()) for queue in queues]
-
     def _let_go(self) -> None:
-        """Send what is granted, as far as there is room."""
-        while self._granted and self._in_flight < self._at_once:
-            (_, future), reserved = self._granted.popleft()
+        """Send what is permitted, as far as there is room."""
+        while self._permitted and self._in_flight < self._at_once:
+            (_, future), reserved = self._permitted.popleft()
             self._in_flight += 1
             future.set_result(reserved)
-
-    @staticmethod
-    def _put_back(offered: Sequence[tuple[deque[Waiting], Waiting]]) -> None:
-        for queue, waiting in reversed(offered):
-            queue.appendleft(waiting)
 
     async def _wait_for_news(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -392,13 +331,12 @@ class Worker:
     def _halt(self, reason: str | None) -> None:
         self._stop = self._stop or reason
         self._stopped.set()
-        for (need, future), reserved in self._granted:
+        for (need, future), reserved in self._permitted:
             self._finished.append(Finished(need, reserved, None, 0, 0, 0, 0.0, 0))
             future.set_result(None)
-        self._granted.clear()
-        for queue in (self._begun, self._new):
-            while queue:
-                queue.popleft()[1].set_result(None)
+        self._permitted.clear()
+        for _, future in self._queue.drain():
+            future.set_result(None)
 
 
 def _said(outcome: Outcome) -> str:

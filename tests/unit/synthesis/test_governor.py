@@ -3,7 +3,8 @@
 import pytest
 
 from ucotron_ray.synthesis import governor as g
-from ucotron_ray.synthesis.governor import Budget, Finished, Governor, Need, Reserved, Settings
+from ucotron_ray.synthesis.governor import Governor
+from ucotron_ray.synthesis.ledger import Budget, Finished, Need, Reserved, Settings
 from ucotron_ray.teacher.outcome import Kind, Limits
 from ucotron_ray.teacher.prices import Price
 

@@ -33,7 +33,7 @@ def judged(tmp_path, entries, count=100):
     # Two files, out of order, as two workers leave them.
     outcomes.append_outcomes(tmp_path / outcomes.OUTCOMES / "b.jsonl", entries[::2])
     outcomes.append_outcomes(tmp_path / outcomes.OUTCOMES / "a.jsonl", entries[1::2])
-    return release.judge(tmp_path, KIND, count, 0.8)
+    return release.select(tmp_path, KIND, count, 0.8)
 
 
 def test_the_sum_is_what_was_planned_and_the_count_is_exact(tmp_path):
@@ -68,7 +68,7 @@ def test_an_outcome_cut_off_by_a_kill_is_not_read(tmp_path):
     judged(tmp_path, [outcome(0), outcome(1)])
     path = tmp_path / outcomes.OUTCOMES / "a.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
-    assert [v.number for v in release.judge(tmp_path, KIND, 10, 0.8)] == [0]
+    assert [v.number for v in release.select(tmp_path, KIND, 10, 0.8)] == [0]
 
 
 def test_a_validation_row_with_a_name_of_training_is_rejected(tmp_path):
@@ -120,7 +120,7 @@ def test_every_class_has_exactly_its_share_and_what_is_missing_counts_samples_of
         folder = tmp_path / f"{len(entries)}-{count}"
         (folder / outcomes.OUTCOMES).mkdir(parents=True)
         outcomes.append_outcomes(folder / outcomes.OUTCOMES / "a.jsonl", entries)
-        return release.judge(folder, kind, count, 0.8)
+        return release.select(folder, kind, count, 0.8)
 
     few = verdicts([of_class(n, "a") for n in range(6)], 8)
     assert release.missing(few, kind, 8) == 8, "two of b are two eighths"

@@ -13,10 +13,13 @@ from tests.teacher import Teacher, teaching
 from ucotron_ray.core import config
 from ucotron_ray.simulators.fireworks import TEACHER
 from ucotron_ray.synthesis import journal
-from ucotron_ray.synthesis.governor import Budget, Governor, Settings
+from ucotron_ray.synthesis.governor import Governor
+from ucotron_ray.synthesis.job import Sending
+from ucotron_ray.synthesis.ledger import Budget, Settings
 from ucotron_ray.synthesis.plan import Task
 from ucotron_ray.synthesis.tasks import relation_extraction
-from ucotron_ray.synthesis.worker import Result, Sending, Worker
+from ucotron_ray.synthesis.plan import SampleResult
+from ucotron_ray.synthesis.worker import Worker
 from ucotron_ray.teacher.endpoint import endpoint_of
 from ucotron_ray.teacher.prices import Price
 
@@ -56,12 +59,12 @@ def working(
         worker.close()
 
 
-def sample(teacher: Teacher, directory: Path, numbers: range, **more) -> tuple[list[Result], Governor]:
+def sample(teacher: Teacher, directory: Path, numbers: range, **more) -> tuple[list[SampleResult], Governor]:
     with working(teacher, directory, **more) as (worker, governor):
         return worker.run(numbers), governor
 
 
-def rows(results: list[Result]) -> list:
+def rows(results: list[SampleResult]) -> list:
     return [(result.number, result.done) for result in results]
 
 

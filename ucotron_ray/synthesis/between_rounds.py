@@ -1,0 +1,50 @@
+"""What is done with the outcomes between two rounds and after the last one, each in a process of its own.
+
+Functions of a job alone. They load scipy: the driver and the actors that send do without it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ucotron_ray.core.recipe import Generation
+from ucotron_ray.synthesis import journal
+from ucotron_ray.synthesis.job import SynthesisJob
+from ucotron_ray.synthesis.rounds import Tally
+
+if TYPE_CHECKING:
+    from ucotron_ray.synthesis.publish import Published
+
+
+def write_rows(job: SynthesisJob, planned: int) -> None:
+    """The rows alone, for a judge to read."""
+    from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy
+
+    directory, kind = Path(job.directory), job.make_task().rows
+    release.write_files(directory, kind, release.select(directory, kind, job.count, job.generation["near_duplicate"]))
+
+
+def tally(job: SynthesisJob, planned: int) -> Tally:
+    """Counts by status, the samples that had no final answer yet, and how many rows are missing."""
+    from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy
+
+    kind = job.make_task().rows
+    verdicts = release.select(Path(job.directory), kind, job.count, job.generation["near_duplicate"])
+    unfinished = tuple(v.number for v in verdicts if v.status == "pending" and v.reason != release.NOT_NEEDED)
+    return Tally(release.counts(verdicts, planned), unfinished, release.missing(verdicts, kind, job.count))
+
+
+def publish_dataset(job: SynthesisJob, planned: int, marks: dict[str, Any] | None = None) -> "Published":
+    """Write the dataset's files, and make shards of the journal's segments. Too few rows: the rejected ones only."""
+    from ucotron_ray.synthesis import publish, release  # noqa: PLC0415 - scipy
+
+    directory, folder = Path(job.directory), Path(job.journal)
+    task = job.make_task()
+    verdicts = release.select(directory, task.rows, job.count, job.generation["near_duplicate"])
+    counts = release.counts(verdicts, planned)
+    facts = {**job.facts, "prompts' version": task.version, **journal.paid(folder, job.sending.run), **counts}
+    generation = Generation.model_validate(job.generation)
+    published = publish.publish(directory, task.rows, verdicts, generation, facts, marks=marks)
+    journal.compact(folder)
+    if job.judge is not None:
+        journal.compact(Path(job.judge.journal))
+    return published
