@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from ucotron_ray.simulators import fireworks as simulator
+from ucotron_ray.simulators.fireworks_settings import Settings
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,6 @@ def serving(application: web.Application) -> Iterator[str]:
 @contextmanager
 def teaching(**settings) -> Iterator[Teacher]:
     """The stand-in with these settings; no garbage unless asked for."""
-    chosen = simulator.Settings(**{"garbage": 0.0, **settings})
+    chosen = Settings(**{"garbage": 0.0, **settings})
     with serving(simulator.make_app(chosen)) as url:
         yield Teacher(f"{url}/inference/v1")

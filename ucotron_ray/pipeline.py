@@ -7,7 +7,7 @@ are the vendor's steps instead.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from ucotron_ray.core import artifacts, outputs, requirements
@@ -72,17 +72,8 @@ def rows_steps(run: Run, options: Options) -> list[Step]:
         if files is None:
             found = teacher.rows_before(run)
             return [Step("rows", "rows", "dataset", found.manifest.name, lambda _: found)]
-        asked = datasets.rows_request(*files)
-        return [
-            Step(
-                "rows",
-                "import-rows",
-                "dataset",
-                asked.name,
-                lambda _: datasets.import_rows(run, *files),
-                lambda _: asked,
-            )
-        ]
+        asked, make = datasets.rows_request(*files), partial(datasets.import_rows, run, *files)
+        return [Step("rows", "import-rows", "dataset", asked.name, lambda _: make(), lambda _: asked)]
     want = teacher.wanted_rows(run)
     graph = Step(
         key="rows" if want is None else "graph",
@@ -118,11 +109,8 @@ def held_out_step(run: Run) -> Step:
     """`held-out`: the rows to score on. Read before the long part: a wrong path should not cost a training run."""
     reference = run.config.recipe.evaluation.data
     if reference is not None and Path(reference).exists():
-        asked = datasets.held_out_request(Path(reference))
-        make = datasets.held_out
-        return Step(
-            "held-out", "import-held-out", "dataset", asked.name, lambda _: make(run, reference, None), lambda _: asked
-        )
+        asked, make = datasets.held_out_request(Path(reference)), partial(datasets.held_out, run, reference, None)
+        return Step("held-out", "import-held-out", "dataset", asked.name, lambda _: make(), lambda _: asked)
     return Step(
         key="held-out",
         stage="held-out",

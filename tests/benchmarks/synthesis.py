@@ -26,7 +26,7 @@ from tests.benchmarks.run import ROOT, processor
 from tests.benchmarks.table import RESULTS
 from ucotron_ray.core import config
 from ucotron_ray.core.provenance import provenance
-from ucotron_ray.simulators.fireworks import TEACHER
+from ucotron_ray.simulators.fireworks_settings import TEACHER
 from ucotron_ray.synthesis.plan import request_body, request_id
 from ucotron_ray.synthesis.tasks import relation_extraction
 

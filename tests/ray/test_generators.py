@@ -12,7 +12,7 @@ import pytest
 from tests.ray.test_chain import finished, start, wait_for
 from tests.ray.test_synthesis import answered, simulator
 from ucotron_ray.core.artifacts import Store
-from ucotron_ray.simulators.fireworks import TEACHER
+from ucotron_ray.simulators.fireworks_settings import TEACHER
 
 pytestmark = pytest.mark.ray
 

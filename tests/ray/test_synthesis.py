@@ -19,7 +19,7 @@ from tests.faults.invariants import After, broken
 from tests.ray.conftest import ROOT, lose, new_head, second_node
 from tests.ray.test_chain import TIMEOUT, finished, start, wait_for
 from ucotron_ray.core.artifacts import Store
-from ucotron_ray.simulators.fireworks import TEACHER
+from ucotron_ray.simulators.fireworks_settings import TEACHER
 from ucotron_ray.synthesis import journal
 from ucotron_ray.synthesis.plan import STATUSES
 

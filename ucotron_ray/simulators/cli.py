@@ -67,20 +67,21 @@ def add_simulate_ucotron(verbs: Any) -> None:
 def _simulate_fireworks(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.simulators import fireworks as simulator
     from ucotron_ray.simulators import fireworks_control as simulator_control
+    from ucotron_ray.simulators import fireworks_settings as simulator_settings
 
-    settings = simulator.Settings(
+    settings = simulator_settings.Settings(
         seed=args.seed,
         latency=args.latency,
         latency_p99=args.latency_p99,
-        faults=simulator.parse_faults(args.faults),
+        faults=simulator_settings.parse_faults(args.faults),
         retry_after=args.retry_after,
         garbage=args.garbage,
-        plant=simulator.parse_plants(args.plant),
+        plant=simulator_settings.parse_plants(args.plant),
         requests_per_minute=args.requests_per_minute,
         generated_tokens_per_minute=args.generated_tokens_per_minute,
-        limit_moves=simulator.parse_moves(args.limit_moves),
+        limit_moves=simulator_settings.parse_moves(args.limit_moves),
         completion_tokens=args.completion_tokens,
-        models=(simulator.TEACHER, simulator.EMBEDDER, *args.model),
+        models=(simulator_settings.TEACHER, simulator_settings.EMBEDDER, *args.model),
         api_key=variables.secret(args.api_key_env, None),
         refused_keys=tuple(args.refuse_key),
         ledger=args.ledger,

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ucotron_ray.data.records import Entity, RawRow, Relation, edge_type
-from ucotron_ray.simulators.demo_language import DISTRACTORS, NAMES, PREDICATES, Predicate
+from ucotron_ray.simulators.demo_language import DISTRACTORS, PREDICATES, Predicate
+from ucotron_ray.simulators.demo_names import NAMES
 
 EXPORTED_AT = 1_767_225_600
 """2026-01-01T00:00:00Z: a constant, so that the bytes do not depend on the day."""

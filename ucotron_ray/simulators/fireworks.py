@@ -11,41 +11,26 @@ import hashlib
 import json
 import math
 import random
-import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from aiohttp import web
 
-from ucotron_ray.core import generators
-from ucotron_ray.core.errors import ConfigError
-from ucotron_ray.data import wire
 from ucotron_ray.simulators import fireworks_defects as defects
-from ucotron_ray.simulators import fireworks_facts as facts
 from ucotron_ray.simulators import fireworks_language as language
-from ucotron_ray.simulators import fireworks_scenes as scenes
-from ucotron_ray.simulators.fireworks_control import ControlPlane, ControlSettings
+from ucotron_ray.simulators.fireworks_answers import answer_to, embed, spoiled
+from ucotron_ray.simulators.fireworks_control import ControlPlane
 from ucotron_ray.simulators.fireworks_datasets import add_dataset_routes
 from ucotron_ray.simulators.fireworks_jobs import add_job_routes, garbage_of
+from ucotron_ray.simulators.fireworks_limits import Limiter
+from ucotron_ray.simulators.fireworks_settings import STAND_IN, Settings
 
-STAND_IN = "simulate-fireworks: a stand-in of ucotron_ray, not Fireworks.ai; its answers are generated, not a model's"
-TEACHER, EMBEDDER = "accounts/simulator/models/teacher", "accounts/simulator/models/embedder"
-UNKNOWN = f"I am a stand-in and know no answer. ({STAND_IN})"
-EMBEDDING_DIMENSIONS = 64
-BURST_SECONDS = 5.0
-REQUEST_BURST_SECONDS = 2.0
 HANG_SECONDS = 3600.0
 
-FAULTS = (
-    "429", "429-retry-after", "500", "503", "529", "reset", "hang", "half", "malformed", "length", "refusal",
-    "400", "401", "402", "404",
-)  # fmt: skip
-"""What can go wrong on demand. All but 400, malformed, length and refusal are drawn anew at each attempt."""
 
 _STICKY = ("400", "malformed", "length", "refusal")
 _BODIES = {
@@ -58,31 +43,6 @@ _BODIES = {
     "503": (503, {"error": {"message": "Service Overloaded"}}),
     "529": (529, {"error": {"message": "overloaded"}}),
 }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the stand-in behaves. Latency in seconds; limits per minute; shares of requests."""
-
-    seed: int = 0
-    latency: float = 0.0
-    latency_p99: float | None = None
-    faults: dict[str, float] = field(default_factory=dict)
-    retry_after: str = "1"
-    garbage: float = 0.03
-    plant: dict[str, float] = field(default_factory=dict)
-    """Share of the answers of the fitting kind that get a defect, by its name; the ledger knows which."""
-    requests_per_minute: float | None = None
-    generated_tokens_per_minute: float | None = None
-    limit_moves: tuple[tuple[float, float], ...] = ()
-    """At so many seconds after the first request, all limits become so many times what they were at the start."""
-    completion_tokens: float | None = None
-    """Mean of a lognormal draw that is reported as usage, as of a model that thinks first; None = the text's own."""
-    models: tuple[str, ...] = (TEACHER, EMBEDDER)
-    api_key: str | None = None
-    refused_keys: tuple[str, ...] = ()
-    ledger: Path | None = None
-    control: ControlSettings = field(default_factory=ControlSettings)
 
 
 class Ledger:
@@ -140,90 +100,6 @@ class Ledger:
     def _write(self, event: dict[str, Any]) -> None:
         if self._file:
             self._file.write(json.dumps(event) + "\n")
-
-
-class Limiter:
-    """The limits as the server keeps them: a bucket of requests, and one of generated tokens that may go into debt."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._began: float | None = None
-        self._seen = 0.0
-        self._requests = self._tokens = 0.0
-        self.allowed_tokens = 0.0
-
-    @property
-    def factor(self) -> float:
-        """What the limits are now, as a multiple of those at the start."""
-        passed = time.monotonic() - self._began if self._began is not None else 0.0
-        return next((factor for at, factor in reversed(self._settings.limit_moves) if passed >= at), 1.0)
-
-    def admits(self) -> bool:
-        """Whether a request may come in now."""
-        rpm, tpm = self._settings.requests_per_minute, self._settings.generated_tokens_per_minute
-        now, factor = time.monotonic(), self.factor
-        if self._began is None:
-            self._began = self._seen = now
-            self._requests = REQUEST_BURST_SECONDS * (rpm or 0) / 60
-            self._tokens = (tpm or 0) / 60
-        passed, self._seen = now - self._seen, now
-        if rpm is not None:
-            rate = rpm * factor / 60
-            self._requests = min(rate * REQUEST_BURST_SECONDS, self._requests + rate * passed)
-        if tpm is not None:
-            rate = tpm * factor / 60
-            self.allowed_tokens += rate * passed
-            self._tokens = min(rate * BURST_SECONDS, self._tokens + rate * passed)
-        if (rpm is not None and self._requests < 1) or (tpm is not None and self._tokens <= 0):
-            return False
-        self._requests -= 1
-        return True
-
-    def generated(self, tokens: int) -> None:
-        """An answer went out."""
-        self._tokens -= tokens
-
-    def headers(self) -> dict[str, str]:
-        """The vendor's headers: requests per minute, tokens per second."""
-        rpm, tpm = self._settings.requests_per_minute, self._settings.generated_tokens_per_minute
-        headers = {}
-        if rpm is not None:
-            headers["X-Ratelimit-Limit-Requests"] = f"{rpm * self.factor:.3f}"
-        if tpm is not None:
-            headers["X-Ratelimit-Limit-Tokens-Generated"] = f"{tpm * self.factor / 60:.3f}"
-        return headers
-
-
-def answer_to(body: dict[str, Any], rng: random.Random) -> defects.Asked:
-    """What the stand-in says to the messages of a request: the right answer, as far as it knows one."""
-    system = " ".join(str(m.get("content")) for m in body["messages"] if m.get("role") == "system")
-    user = next((str(m.get("content")) for m in body["messages"] if m.get("role") == "user"), "")
-    asked = wire.parse_prompt(user)
-    if asked is not None:
-        relations = [(r[0], r[2], r[3]) for r in language.read_text(asked[0])]
-        rows = [{"subject": s, "predicate": p, "object": o, "confidence": 1.0} for s, p, o in relations]
-        answer = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
-    elif user.startswith("Text:\n"):
-        found = language.read_text(user.removeprefix("Text:\n"))
-        if "skim" in system or float(body.get("temperature") or 0) > 0.5:
-            found = language.hurried(found, rng)
-        answer = json.dumps(language.extraction(found), ensure_ascii=False)
-    else:
-        ways = (scenes.describe, facts.write_facts, facts.name_form, language.write_text)
-        written = (way(user, rng) for way in (*ways, *_of_generators()))
-        answer = facts.read_values(user) or next(filter(None, written), None) or language.judged(user, rng) or UNKNOWN
-    return defects.Asked(system, user, answer)
-
-
-def _of_generators() -> list[Callable[[str, random.Random], str | None]]:
-    """How generators that bring a simulated answer say it: a function of the prompt, None for another's prompt."""
-    modules = map(generators.module_of, generators.ASKED)
-    return [module.simulated for module in modules if hasattr(module, "simulated")]
-
-
-def _spoiled(answer: str, rng: random.Random, share: float) -> str:
-    """The answer, or for a share of them something that is wrong."""
-    return language.garbled(answer, rng) if rng.random() < share else answer
 
 
 def make_app(settings: Settings) -> web.Application:
@@ -285,7 +161,7 @@ def mount_control_plane(application: web.Application, plane: ControlPlane, setti
     def complete(body: dict[str, Any]) -> dict[str, Any]:
         digest = hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=12).hexdigest()
         rng = random.Random(f"{settings.seed}/{digest}")
-        return _completion(body, _spoiled(answer_to(body, rng).answer, rng, settings.garbage), None, rng, settings)[0]
+        return _completion(body, spoiled(answer_to(body, rng).answer, rng, settings.garbage), None, rng, settings)[0]
 
     async def show(_: web.Request) -> web.Response:
         return web.json_response(plane.summary())
@@ -299,61 +175,12 @@ def mount_control_plane(application: web.Application, plane: ControlPlane, setti
     application.on_cleanup.append(close)
 
 
-def embed(text: str) -> list[float]:
-    """A unit vector that depends on the words of the text alone: texts that share words are near each other."""
-    total = [0.0] * EMBEDDING_DIMENSIONS
-    for word in text.lower().split():
-        digest = hashlib.shake_128(word.encode()).digest(4 * EMBEDDING_DIMENSIONS)
-        for index, value in enumerate(struct.unpack(f"<{EMBEDDING_DIMENSIONS}i", digest)):
-            total[index] += value / 2**31
-    norm = math.sqrt(sum(value * value for value in total)) or 1.0
-    return [value / norm for value in total]
-
-
 def serve(settings: Settings, *, port: int, command: list[str] | None = None) -> int:
     """Serve on loopback until stopped, or for the time of a command, whose exit code is returned.
 
     `{url}` in the command becomes the address. Prints one line when it is ready.
     """
     return asyncio.run(_serve(settings, port, command))
-
-
-def parse_shares(text: str, flag: str, names: Sequence[str]) -> dict[str, float]:
-    """`429=0.05,reset=0.01` → shares, of names that there are. Raises ConfigError."""
-    shares = {}
-    for part in filter(None, text.split(",")):
-        name, _, share = part.partition("=")
-        try:
-            value = float(share)
-        except ValueError:
-            value = -1.0
-        if name not in names or not 0 <= value <= 1:
-            raise ConfigError(
-                f"{flag} {part} cannot be read",
-                expected="NAME=SHARE with a share from 0 to 1, and NAME one of " + ", ".join(names),
-                found=part,
-            )
-        shares[name] = value
-    return shares
-
-
-def parse_faults(text: str) -> dict[str, float]:
-    """The shares of `--faults`. Raises ConfigError."""
-    return parse_shares(text, "--faults", FAULTS)
-
-
-def parse_plants(text: str) -> dict[str, float]:
-    """The shares of `--plant`. Raises ConfigError."""
-    return parse_shares(text, "--plant", defects.NAMES)
-
-
-def parse_moves(text: str) -> tuple[tuple[float, float], ...]:
-    """`60:0.5,120:2` → at 60 s half of the limits, at 120 s twice as much. Raises ConfigError."""
-    try:
-        moves = [(float(at), float(factor)) for at, _, factor in (p.partition(":") for p in text.split(",") if p)]
-    except ValueError as error:
-        raise ConfigError(f"--limit-moves {text} cannot be read", expected="SECONDS:FACTOR,…") from error
-    return tuple(sorted(moves))
 
 
 class _CutOffError(Exception):
@@ -424,7 +251,7 @@ async def _respond(
     planted = defects.chosen(settings.plant, asked, f"{settings.seed}/{digest}")
     if planted is not None:
         ledger.plants(digest, planted[0])
-    answer = planted[1] if planted else _spoiled(asked.answer, rng, settings.garbage)
+    answer = planted[1] if planted else spoiled(asked.answer, rng, settings.garbage)
     message, tokens = _completion(body, answer, fault, rng, settings)
     limiter.generated(tokens)
     headers |= limiter.headers()

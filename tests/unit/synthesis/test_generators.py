@@ -11,7 +11,7 @@ from tests.unit.synthesis.test_tasks import play
 from ucotron_ray.core import config
 from ucotron_ray.data.readers import Entry
 from ucotron_ray.data.records import name_key
-from ucotron_ray.simulators import fireworks as simulator
+from ucotron_ray.simulators.fireworks_answers import answer_to
 from ucotron_ray.synthesis import aliases, facts, gate
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Task, request_body, request_id
 from ucotron_ray.synthesis.tasks import contradiction, entity_resolution, projection
@@ -29,7 +29,7 @@ def answered(task: Task, number: int) -> Done:
     step = play(task, facts)
     while isinstance(step, Ask):
         rid = request_id(task, "m", facts, step, answers)
-        text = simulator.answer_to(request_body("m", step, rid), random.Random(rid)).answer
+        text = answer_to(request_body("m", step, rid), random.Random(rid)).answer
         answers.append(Answer(Kind.ANSWER, text))
         step = play(task, facts, *answers)
     return step

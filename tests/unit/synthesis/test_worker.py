@@ -11,14 +11,13 @@ import pytest
 
 from tests.teacher import Teacher, teaching
 from ucotron_ray.core import config
-from ucotron_ray.simulators.fireworks import TEACHER
+from ucotron_ray.simulators.fireworks_settings import TEACHER
 from ucotron_ray.synthesis import journal
 from ucotron_ray.synthesis.governor import Governor
 from ucotron_ray.synthesis.job import Sending
 from ucotron_ray.synthesis.ledger import Budget, Settings
-from ucotron_ray.synthesis.plan import Task
+from ucotron_ray.synthesis.plan import SampleResult, Task
 from ucotron_ray.synthesis.tasks import relation_extraction
-from ucotron_ray.synthesis.plan import SampleResult
 from ucotron_ray.synthesis.worker import Worker
 from ucotron_ray.teacher.endpoint import endpoint_of
 from ucotron_ray.teacher.prices import Price

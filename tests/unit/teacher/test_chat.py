@@ -15,7 +15,7 @@ from tests.teacher import serving, teaching
 from ucotron_ray.core import config, variables
 from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.core.place import Api
-from ucotron_ray.simulators.fireworks import TEACHER
+from ucotron_ray.simulators.fireworks_settings import TEACHER
 from ucotron_ray.teacher import chat as chats
 from ucotron_ray.teacher import endpoint as endpoints
 from ucotron_ray.teacher.outcome import Kind, Limits, Outcome
