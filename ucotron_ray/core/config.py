@@ -20,7 +20,6 @@ from ucotron_ray.core.sections import Section
 WHERE_SECTIONS = ("api", "output", "polling", "tracking")
 """Sections that may stand in a recipe (existing files have them there) or in a place, and are never hashed."""
 
-
 RENAMED = {("workers", "tokens_per_step"): "max_tokens_per_microbatch"}
 """Section and old name of a setting → its name now."""
 

@@ -75,7 +75,6 @@ def fsync_directory(path: Path) -> None:
 
 MANIFEST = "manifest.json"
 
-
 RECIPE = "recipe.json"
 
 

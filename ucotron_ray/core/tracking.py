@@ -36,7 +36,6 @@ ASK_SECONDS, FILE_SECONDS = 60, 600
 
 KEY_TAG = "ucotron.key"
 
-
 _BATCH = 500
 """Events of one `log_batch` call; MLflow takes 1,000 metrics and 100 parameters a call."""
 

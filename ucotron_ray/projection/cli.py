@@ -18,7 +18,6 @@ DEFAULT_NAME = "projection"
 STEPS = ("encode", "train", "evaluate", "export")
 SUFFIXES = {"encode": ".jsonl", "train": ".safetensors", "evaluate": ".json", "export": ".onnx", None: ".onnx"}
 
-
 PROJECTION_SETTINGS = (
     "epochs",
     "batch_size",

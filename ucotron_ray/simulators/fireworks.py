@@ -31,7 +31,6 @@ from ucotron_ray.simulators.fireworks_settings import STAND_IN, Settings
 
 HANG_SECONDS = 3600.0
 
-
 _STICKY = ("400", "malformed", "length", "refusal")
 _BODIES = {
     "400": (400, {"error": {"message": "bad request", "code": "INVALID_REQUEST"}}),

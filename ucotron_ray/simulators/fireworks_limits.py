@@ -59,5 +59,4 @@ class Limiter:
 
 BURST_SECONDS = 5.0
 
-
 REQUEST_BURST_SECONDS = 2.0

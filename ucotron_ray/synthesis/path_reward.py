@@ -17,7 +17,7 @@ from ucotron_ray.core.files import canonical_hash, file_hash
 from ucotron_ray.core.run import Run
 from ucotron_ray.graph import export as graph_export
 from ucotron_ray.graph import paths
-from ucotron_ray.synthesis import outcomes
+from ucotron_ray.synthesis import outcomes, path_samples
 from ucotron_ray.synthesis.rows import RowKind, check_limits
 from ucotron_ray.synthesis.stage import what_is_published
 from ucotron_ray.synthesis.tasks import path_reward
@@ -131,13 +131,13 @@ def _rounds(
 
     generation = run.config.recipe.generation
     max_hops = generation.task(path_reward.NAME).max_hops
-    draw = partial(path_reward.draw, generation.model_dump())
+    draw = partial(path_samples.draw, generation.model_dump())
     drawn: list[dict[str, Any]] = []
     balanced = path_reward.row_kind(max_hops)
     planned = want.count
     for _ in range(MOST_ROUNDS):
         drawn += over_graph(draw, graph, range(len(drawn), planned), items_per_task=SAMPLES_PER_TASK)
-        _write(directory, path_reward.settled(drawn, want.count, contents, kinds, graph))
+        _write(directory, path_samples.settled(drawn, want.count, contents, kinds, graph))
         verdicts = release.select(directory, balanced, want.count, 1.0)
         missing = release.missing(verdicts, balanced, want.count)
         if missing <= 0:
@@ -150,7 +150,7 @@ def _rounds(
         raise StageFailed(
             "the graph has too few paths",
             where=want.source or "the generated graph",
-            expected=f"{want.count} pairs of ends, no node in more than {path_reward.LARGEST_SHARE_OF_A_NODE:.0%}",
+            expected=f"{want.count} pairs of ends, no node in more than {path_samples.LARGEST_SHARE_OF_A_NODE:.0%}",
             found=f"{want.count - missing} in {len(drawn)} samples",
             next_step="ask for fewer rows, or take a larger graph",
         )

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 CUT_PAUSE_SECONDS = 1.0
 
-
 GROWTH_SHARE = 1 / 32
-
 
 BURST_SECONDS = 1.0
 """How much of a rate may be saved up."""

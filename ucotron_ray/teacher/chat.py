@@ -21,7 +21,6 @@ DETAIL_CHARACTERS = 300
 CHARACTERS_PER_TOKEN = 4
 """Rule of thumb for servers that report no usage."""
 
-
 _KINDS = {
     400: Kind.POISON,
     401: Kind.AUTH,

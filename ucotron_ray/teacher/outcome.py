@@ -23,7 +23,6 @@ class Kind(StrEnum):
 FINAL = (Kind.ANSWER, Kind.TRUNCATED, Kind.REFUSED)
 """Paid answers of the model."""
 
-
 FATAL = (Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING, Kind.MISDIRECTED)
 """No other request will fare better."""
 

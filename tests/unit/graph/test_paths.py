@@ -8,6 +8,7 @@ import pytest
 from ucotron_ray.core import config
 from ucotron_ray.graph import paths
 from ucotron_ray.graph.export import parse
+from ucotron_ray.synthesis import path_samples
 from ucotron_ray.synthesis.tasks import path_reward
 
 GENERATION = config.load().recipe.generation
@@ -117,13 +118,13 @@ def test_entities_of_one_name_are_one_node_and_edges_keep_their_true_types():
 
 
 def drawn(graph, count):
-    return [path_reward.draw(GENERATION.model_dump(), graph, number) for number in range(count)]
+    return [path_samples.draw(GENERATION.model_dump(), graph, number) for number in range(count)]
 
 
 def test_rows_are_sound_long_paths_are_as_frequent_as_short_ones_and_no_node_is_in_both_splits():
     whole, contents, kinds = paths.generated(600, 1800, seed=5)
     graph = paths.split(whole, paths.regions(whole, GENERATION.val_ratio, 5))
-    outcomes = list(path_reward.settled(drawn(graph, 200), 200, contents, kinds, graph))
+    outcomes = list(path_samples.settled(drawn(graph, 200), 200, contents, kinds, graph))
     rows = [(o["split"], o["row"]) for o in outcomes if o["row"]]
     assert len(rows) > 150
     kind = path_reward.row_kind(4)
@@ -139,7 +140,7 @@ def test_rows_are_sound_long_paths_are_as_frequent_as_short_ones_and_no_node_is_
 
 def test_a_row_whose_reward_was_changed_is_found():
     graph, contents, kinds = paths.generated(100, 300, seed=5)
-    row = next(o["row"] for o in path_reward.settled(drawn(graph, 9), 9, contents, kinds, graph) if o["row"])
+    row = next(o["row"] for o in path_samples.settled(drawn(graph, 9), 9, contents, kinds, graph) if o["row"])
     kind = path_reward.row_kind()
     assert list(kind.defects(row)) == []
     for change in ({"reward_total": 0.1}, {"hop_count": 3}, {"path_node_ids": [*row["path_node_ids"][:-1], -5]}):

@@ -10,18 +10,17 @@ import pytest
 
 from ucotron_ray import cli
 from ucotron_ray.core import spool as spools
-from ucotron_ray.core import tracking
 from ucotron_ray.core.artifacts import Request, Result, Store
 from ucotron_ray.operations import record, status, status_table
 
 
-def spool(store: Path, key: str) -> tracking.Spool:
+def spool(store: Path, key: str) -> spools.Spool:
     made = spools.Spool(spools.spool_directory(store), key)
     made.start(name=f"sft {key}")
     return made
 
 
-def stage(run: spools.Spool, name: str, artifact: str) -> tracking.Spool:
+def stage(run: spools.Spool, name: str, artifact: str) -> spools.Spool:
     child = run.child(name)
     child.start(name=name, parent=run.run, tags={"ucotron.artifact": artifact})
     return child

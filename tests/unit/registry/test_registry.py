@@ -241,14 +241,14 @@ def test_a_failed_fetch_leaves_the_older_copy_as_it_was(tmp_path):
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_directory_takes_the_place_of_another_on_any_file_system(tmp_path, monkeypatch, exchange):
     if not exchange:
-        monkeypatch.setattr(registry, "_exchanged", lambda one, other: False)
+        monkeypatch.setattr(copies, "_exchanged", lambda one, other: False)
     for name in ("new", "target"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name, encoding="utf-8")
     if exchange:
-        assert registry._exchanged(tmp_path / "new", tmp_path / "target")
-        assert registry._exchanged(tmp_path / "new", tmp_path / "target")
-    registry._place(tmp_path / "new", tmp_path / "target")
+        assert copies._exchanged(tmp_path / "new", tmp_path / "target")
+        assert copies._exchanged(tmp_path / "new", tmp_path / "target")
+    copies._place(tmp_path / "new", tmp_path / "target")
     assert (tmp_path / "target" / "file").read_text(encoding="utf-8") == "new"
 
 

@@ -42,7 +42,7 @@ USUAL = UsualTokens(requests=1, prompt=250, completion=256)
 
 
 class Settings(SampledTask):
-    """`generation.task(NAME)`: pairs of facts, written; then `read`: the values are read back."""
+    """`generation.tasks.contradiction`: pairs of facts, written; then `read`: the values are read back."""
 
     temperature: Temperature = 0.7
     max_tokens: Count = 1024

@@ -31,7 +31,7 @@ USUAL = UsualTokens(requests=1, prompt=180, completion=128)
 
 
 class Settings(SampledTask):
-    """`generation.task(NAME)`: pairs of names. `positive_share` is exact."""
+    """`generation.tasks.entity_resolution`: pairs of names. `positive_share` is exact."""
 
     temperature: Temperature = 0.8
     max_tokens: Count = 512

@@ -32,7 +32,7 @@ USUAL = UsualTokens(requests=2, prompt=560, completion=113)
 
 
 class Settings(TaskSettings):
-    """`generation.task(NAME)`: a careful answer and a hurried one, whose F1 differ by `margin` at least."""
+    """`generation.tasks.preference`: a careful answer and a hurried one, whose F1 differ by `margin` at least."""
 
     chosen: Sampling = Sampling(temperature=0.0, max_tokens=300)
     rejected: Sampling = Sampling(temperature=0.7, max_tokens=150)

@@ -27,7 +27,7 @@ USUAL = UsualTokens(requests=0.1, prompt=20, completion=30)
 
 
 class Settings(SampledTask):
-    """`generation.task(NAME)`: one description a request."""
+    """`generation.tasks.projection`: one description a request."""
 
     temperature: Temperature = 0.9
     max_tokens: Count = 256

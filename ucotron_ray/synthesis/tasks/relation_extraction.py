@@ -42,7 +42,7 @@ USUAL = UsualTokens(requests=2, prompt=366, completion=384)
 
 
 class Settings(SampledTask):
-    """`generation.task(NAME)`: a text, then its relations. `relations` None = all twenty are drawn."""
+    """`generation.tasks.relation_extraction`: a text, then its relations. `relations` None = all twenty are drawn."""
 
     temperature: Temperature = 0.7
     max_tokens: Count = 2048
