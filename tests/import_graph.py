@@ -2,7 +2,7 @@
 
 The closure of a verb: every file of the package that is read, now or later, once the verb's own file is imported.
 Imports inside of functions count: a person who follows the verb has to open those files too. Imports for the type
-checker alone do not.
+checker alone do not, and neither do files that are imported by name once a recipe names them (`core/generators.py`).
 """
 
 import ast

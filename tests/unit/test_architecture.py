@@ -3,6 +3,8 @@
 import ast
 import re
 import shutil
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -242,3 +244,10 @@ def test_nothing_unpickles_and_no_remote_code_is_trusted():
         for word in ("import pickle", "torch.load(", "yaml.load(", "trust_remote_code=True", "eval(", "exec("):
             # `model.eval()` has no argument; a call of the builtin has.
             assert word not in re.sub(r"\.eval\(\)|def eval\(|subprocess_exec\(", "", text), f"{path}: {word}"
+
+
+def test_a_recipe_that_says_nothing_of_generators_is_read_without_them():
+    script = "import sys\nfrom ucotron_ray.core import config\nconfig.load()\n"
+    script += "print([n for n in sys.modules if n.startswith('ucotron_ray.') and not n.startswith('ucotron_ray.core')])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -3,7 +3,7 @@
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,23 +153,34 @@ def _check_keys(data: object, *, where: str, model: type[BaseModel] | None = Non
         return
     fields = {**Recipe.model_fields, **Place.model_fields} if model is None else model.model_fields
     for key, value in data.items():
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            raise ConfigError(
-                f"`{prefix}{key}` is no known setting",
-                where=where,
-                expected=f"one of: {', '.join(sorted(fields))}",
-                next_step=f"did you mean `{prefix}{near[0]}`?" if near else None,
-            )
+        _refuse_unknown(key, fields, where=where, prefix=prefix)
         inner = _section_of(fields[key].annotation)
-        if inner is not None:
+        if f"{prefix}{key}" == "generation.tasks":
+            _check_generators(value, where=where)
+        elif inner is not None:
             _check_keys(value, where=where, model=inner, prefix=f"{prefix}{key}.")
 
 
+def _check_generators(data: object, *, where: str) -> None:
+    """The same for the sections of generators, which their own files declare."""
+    prefix = "generation.tasks."
+    for name, settings in data.items() if isinstance(data, dict) else ():
+        _refuse_unknown(name, generators.NAMES, where=where, prefix=prefix)
+        _check_keys(settings, where=where, model=generators.module_of(name).Settings, prefix=f"{prefix}{name}.")
+
+
+def _refuse_unknown(key: object, known: Collection[str], *, where: str, prefix: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(str(key), known, n=1)
+        raise ConfigError(
+            f"`{prefix}{key}` is no known setting",
+            where=where,
+            expected=f"one of: {', '.join(sorted(known))}",
+            next_step=f"did you mean `{prefix}{near[0]}`?" if near else None,
+        )
+
+
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    if annotation is Section:
-        # Declared by the generators themselves.
-        return generators.settings_model()
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):

@@ -1,16 +1,12 @@
 """Which generators of rows there are: a line here registers one, its file declares the rest.
 
-A recipe has a section for each generator, and its settings are declared in the generator's own file. So the core looks
-up here, in one place and by name, when a recipe is read; it imports nothing above it.
+A recipe may have a section for each generator, whose settings are declared in the generator's own file. So the core
+looks up here, in one place and by name, when a recipe has such a section; it imports nothing above it.
 """
 
 import importlib
 from collections.abc import Mapping
-from functools import cache
 from types import ModuleType
-from typing import Any
-
-from pydantic import create_model
 
 from ucotron_ray.core.sections import Section, merged
 
@@ -35,16 +31,20 @@ def module_of(name: str) -> ModuleType:
     return importlib.import_module({**ASKED, **COMPUTED}[name])
 
 
-@cache
-def settings_model() -> type[Section]:
-    """The section `generation.tasks` of a recipe: a field for each generator, of the class that it declares."""
-    fields: dict[str, Any] = {name: (module_of(name).Settings, ...) for name in NAMES}
-    return create_model("Tasks", __base__=Section, **fields)
-
-
 def settings_of(value: object) -> object:
-    """The section `generation.tasks`, what it leaves out as the generators' files have it. Raises ValidationError."""
-    if isinstance(value, Mapping):
-        defaults = {name: module_of(name).Settings().model_dump() for name in NAMES}
-        return settings_model().model_validate(merged(defaults, value))
-    return value
+    """The section `generation.tasks` of a recipe: of each generator that it names the settings, whole and typed.
+
+    Only those are imported: a recipe that says nothing of generators is read without them. Raises ValidationError.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    return {name: given if isinstance(given, Section) else _settings(name, given) for name, given in value.items()}
+
+
+def _settings(name: str, given: object) -> Section:
+    """A generator's settings: what is given over the defaults of its file."""
+    kind: type[Section] = module_of(name).Settings
+    defaults = kind().model_dump()
+    if isinstance(given, Mapping):
+        return kind.model_validate(merged(defaults, given))
+    return kind.model_validate(defaults if given is None else given)

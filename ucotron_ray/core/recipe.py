@@ -99,10 +99,10 @@ class Gate(Section):
 
 
 class Generation(Section):
-    """Synthesis settings. `tasks`: a section for each generator, which its own file declares."""
+    """Synthesis settings. `tasks`: the sections of those generators that the recipe says something of."""
 
     defaults: Sampling
-    tasks: Annotated[SerializeAsAny[Section], BeforeValidator(generators.settings_of)]
+    tasks: Annotated[dict[str, SerializeAsAny[Section]], BeforeValidator(generators.settings_of)]
     seed: NonNegative
     """Of all that is drawn: facts, names, styles, the split."""
     val_ratio: Share
@@ -115,7 +115,7 @@ class Generation(Section):
 
     def task(self, name: str) -> Any:
         """The settings of a generator, of the class that its file declares."""
-        return getattr(self.tasks, name)
+        return self.tasks.get(name) or generators.module_of(name).Settings()
 
 
 class Graph(Section):

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Input
-from ucotron_ray.core.errors import ArtifactError, ConfigError, Stopped
-from ucotron_ray.core.files import MANIFEST
+from ucotron_ray.core.errors import ConfigError, Stopped
 from ucotron_ray.core.run import Run
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import bundles
 from ucotron_ray.models import stage as models
+from ucotron_ray.models.bundles import bundle_of, is_bundle
 
 if TYPE_CHECKING:
     from ucotron_ray.evaluation.predictions import Prediction
@@ -72,7 +72,7 @@ def source_of(run: Run, reference: str) -> Source:
     if reference.startswith(("http://", "https://")):
         return _endpoint(run, reference)
     found = _BUNDLE.fullmatch(reference)
-    if found is not None and (reference.startswith("bundle/") or _is_bundle(Path(found["name"]))):
+    if found is not None and (reference.startswith("bundle/") or is_bundle(Path(found["name"]))):
         bundle = bundle_of(run, found["name"])
         return bundle_source(bundle, reference, found["variant"] or "fp32", found["decoding"])
     base, adapter = models.model(run, reference)
@@ -81,35 +81,8 @@ def source_of(run: Run, reference: str) -> Source:
 
 def bundle_source(bundle: Artifact, label: str, variant: str = "fp32", decoding: str | None = None) -> Source:
     """A variant of a bundle; decoded as it is served, unless another way is given. Raises ConfigError."""
-    from ucotron_ray.models import served
-
-    for value, known, what in ((variant, served.GRAPHS, "variant"), (decoding, served.DECODINGS, "way to decode")):
-        if value is not None and value not in known:
-            raise ConfigError(f"'{value}' is no {what}", where=label, expected=", ".join(known), found=value)
-    if not (bundle.path / served.GRAPHS[variant]).is_file():
-        have = [name for name, file in served.GRAPHS.items() if (bundle.path / file).is_file()]
-        raise ConfigError(
-            f"the bundle has no {variant}", where=str(bundle.path), expected=", ".join(have), found=variant
-        )
-    chosen = decoding or served.default_decoding(bundle.path)
+    chosen = bundles.checked_decoding(bundle, label, variant, decoding)
     return Source(label, "bundle", bundle=bundle, variant=variant, decoding=chosen)
-
-
-def bundle_of(run: Run, reference: str) -> Artifact:
-    """A bundle by name or directory, every byte compared with its manifest."""
-    path = Path(reference)
-    if not _is_bundle(path):
-        return run.store.get("bundle", reference.removeprefix("bundle/"), accept_rejected=run.accept_rejected)
-    bundle = artifacts.read_artifact(path.absolute())
-    artifacts.verify(bundle)
-    if bundle.manifest.state != "ok" and not run.accept_rejected:
-        raise ArtifactError(
-            f"the bundle is marked {bundle.manifest.state}",
-            where=str(path),
-            found="; ".join(bundle.manifest.notes) or "no reason noted",
-            next_step="export it again, or pass --accept-rejected if you know why it is",
-        )
-    return bundle
 
 
 def adapter_of(run: Run, bundle: Artifact) -> Artifact | None:
@@ -224,7 +197,3 @@ def _endpoint(run: Run, reference: str) -> Source:
     served = endpoint.endpoint_of(api.model_copy(update=changes), found["model"])
     endpoint.check(served)
     return Source(reference, "endpoint", endpoint=served)
-
-
-def _is_bundle(path: Path) -> bool:
-    return (path / MANIFEST).is_file() and artifacts.read_artifact(path).manifest.kind == "bundle"

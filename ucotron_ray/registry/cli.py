@@ -68,19 +68,19 @@ def _promote(args: argparse.Namespace) -> dict[str, Any]:
 
 def _rollback(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
-    from ucotron_ray.registry import stage as promotion
+    from ucotron_ray.registry import aliases
 
     requirements.require_packages("mlflow")
-    moved = promotion.rollback(flags.run_of(args))
+    moved = aliases.rollback(flags.run_of(args))
     print(f"{moved['registered_model']}: champion is version {moved['version']}, previous is {moved['previous']}")
     return moved
 
 
 def _pull(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
-    from ucotron_ray.registry import stage as promotion
+    from ucotron_ray.registry import aliases
 
     requirements.require_packages("mlflow")
-    bundle = promotion.pull(flags.run_of(args), args.directory, alias=args.alias)
+    bundle = aliases.pull(flags.run_of(args), args.directory, alias=args.alias)
     print(f"{bundle.manifest.name} {bundle.manifest.content[:16]}: {bundle.path}")
     return {"artifact": str(bundle.path), "content": bundle.manifest.content, "bundle": bundle.manifest.name}

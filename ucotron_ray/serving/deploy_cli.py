@@ -35,11 +35,11 @@ def add_deploy(verbs: Any) -> None:
 
 
 def _deploy(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.evaluation import answers
+    from ucotron_ray.models import bundles
     from ucotron_ray.serving import deployment
 
     run = flags.run_of(args, name="deploy")
-    bundle = answers.bundle_of(run, args.bundle)
+    bundle = bundles.bundle_of(run, args.bundle)
     directory = args.output or Path("deploy") / bundle.manifest.name
     written = deployment.deploy(
         run,

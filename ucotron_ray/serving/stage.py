@@ -15,8 +15,9 @@ from ucotron_ray.core.files import MANIFEST
 from ucotron_ray.core.place import Serving
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Registry
-from ucotron_ray.evaluation.answers import bundle_of, bundle_source
 from ucotron_ray.models import stage as models
+from ucotron_ray.models.bundles import bundle_of, checked_decoding
+from ucotron_ray.registry import aliases
 from ucotron_ray.registry.versions import CANDIDATE, CHAMPION, CONTENT_TAG, PREVIOUS
 from ucotron_ray.serving import target as targets
 from ucotron_ray.serving.target import Target
@@ -116,11 +117,9 @@ class Reference:
 
         Raises CorruptArtifact where other files lie there than those that were registered.
         """
-        from ucotron_ray.registry import stage as promotion
-
         if self._models is None:
-            self._models = promotion.registry_of(self.run, must_exist=True)
-        version = promotion.version_of(self._models, self.text)
+            self._models = aliases.registry_of(self.run, must_exist=True)
+        version = aliases.version_of(self._models, self.text)
         if version is None:
             raise MissingArtifact(
                 f"{self._models.model} has no version with the alias '{self.text}'",
@@ -132,7 +131,7 @@ class Reference:
         if place is None:
             place = self.run.store.root / "serving" / "fetched" / content[:16]
             if not (place / MANIFEST).is_file():
-                promotion.fetch(self._models, version, place)
+                aliases.fetch(self._models, version, place)
         # What lies there now may have been made since, and passed no gate. Its bytes are compared when it is served.
         copies.check_content(artifacts.read_artifact(place), content)
         return place
@@ -198,14 +197,14 @@ def target_of(named: Reference) -> Target:
             )
         bundle = bundle_of(run, str(directory))
         chosen = None if settings.decoding == "auto" else settings.decoding
-        source = bundle_source(bundle, named.text, settings.variant, chosen)
+        decoding = checked_decoding(bundle, named.text, settings.variant, chosen)
         return Target(
             model=bundle.manifest.name,
             backend="onnx",
             path=str(bundle.path),
             content=bundle.manifest.content,
-            variant=source.variant,
-            decoding=source.decoding,
+            variant=settings.variant,
+            decoding=decoding,
         )
     base, adapter = models.model(run, named.text)
     if settings.backend == "onnx":

@@ -204,7 +204,7 @@ def test_request_ids_hold_what_changes_the_answer():
 
 def test_a_relation_that_the_generator_does_not_have_is_refused():
     settings = GENERATION.task("relation_extraction").model_copy(update={"relations": ["works_at", "zaps"]})
-    tasks = GENERATION.tasks.model_copy(update={"relation_extraction": settings})
+    tasks = {"relation_extraction": settings}
     with pytest.raises(ConfigError, match="zaps"):
         relation_extraction.make_task(GENERATION.model_copy(update={"tasks": tasks}))
 
