@@ -132,7 +132,9 @@ def test_a_hyperparameter_takes_three_files(tree):
     tree.edit("core/hyperparameters.py", "    max_grad_norm:", '    label_smoothing: Share\n    """Of the targets."""')
     tree.edit("core/defaults.yaml", "      max_grad_norm:", "      label_smoothing: 0.0", every=True)
     tree.edit(
-        "training/loop.py", '        "max_grad_norm":', '        "label_smoothing_factor": settings.label_smoothing,'
+        "training/arguments.py",
+        '        "max_grad_norm":',
+        '        "label_smoothing_factor": settings.label_smoothing,',
     )
     assert len(tree.touched) == 3
     given = tree.run("-c", ARGUMENTS, "training.sft.slm.label_smoothing=0.1")
@@ -142,7 +144,9 @@ def test_a_hyperparameter_takes_three_files(tree):
 def test_a_lever_of_the_place_takes_three_files(tree):
     tree.edit("core/place.py", "    max_failures:", "    log_every: Count")
     tree.edit("core/defaults.yaml", "  max_failures:", "  log_every: 9")
-    tree.edit("training/loop.py", '        "max_grad_norm":', '        "logging_first_step": place.log_every == 5,')
+    tree.edit(
+        "training/arguments.py", '        "max_grad_norm":', '        "logging_first_step": place.log_every == 5,'
+    )
     assert len(tree.touched) == 3
     assert json.loads(tree.run("-c", ARGUMENTS, "workers.log_every=5"))["logging_first_step"] is True
 
@@ -164,11 +168,11 @@ ARGUMENTS = """
 import json, sys
 from ucotron_ray.core import config
 from ucotron_ray.training.job import SftJob
-from ucotron_ray.training.loop import arguments
+from ucotron_ray.training.arguments import trainer_arguments
 
 loaded = config.load(overrides=[config.parse_override(text) for text in sys.argv[1:]])
 settings = loaded.recipe.sft
 job = SftJob(base="", train_file="", val_file=None, directory="run", settings=settings.model_dump(),
              workers=loaded.place.workers.model_dump(), num_threads=None)
-print(json.dumps(arguments(job, settings, dtype="float32", per_device=1, world=1), default=str))
+print(json.dumps(trainer_arguments(job, settings, dtype="float32", per_device=1, world=1), default=str))
 """

@@ -22,14 +22,23 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArgum
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.hyperparameters import DpoSettings
 from ucotron_ray.models import base as base_models
-from ucotron_ray.training import batching, levers, loop, tokens
+from ucotron_ray.training import (
+    batching,
+    quantization,
+    setup,
+    tokens,
+)
+from ucotron_ray.training.arguments import trainer_arguments
 from ucotron_ray.training.checkpoints import Checkpoints
 from ucotron_ray.training.data import IGNORED
 from ucotron_ray.training.heap import HeapTrim
 from ucotron_ray.training.hooks import NO_HOOKS, Hooks, Report
 from ucotron_ray.training.job import DpoJob, TrainingJob
+from ucotron_ray.training.outcome import final_metrics, save_adapter
 from ucotron_ray.training.pairs import Pair
 from ucotron_ray.training.progress import Progress
+from ucotron_ray.training.trainer import CorrectedTrainer, train_to_end
+from ucotron_ray.training.workers import over_workers
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +55,18 @@ def train(job: DpoJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
     """
     settings = DpoSettings.model_validate(job.settings)
     directory = Path(job.directory)
-    worker = loop.begin("dpo", job, settings)
+    worker = setup.begin("dpo", job, settings)
     made = read_tokens(job, worker.tokenizer, settings)
     if not made.val:
         job = replace(job, val_file=None)
     train_pairs, val_pairs = tokens.as_pairs(made.train), tokens.as_pairs(made.val)
-    batch = loop.batches(job, settings, *tokens.pair_lengths(made.train), worker, sequences=2)
+    batch = setup.batches(job, settings, *tokens.pair_lengths(made.train), worker, sequences=2)
     progress = Progress("dpo", directory, batch.work, report, worker.rank, worker.world)
     checkpoints = Checkpoints("dpo", directory, worker.rank, worker.world, hooks.preempted)
     pad = cast(int, worker.tokenizer.pad_token_id)
-    arguments = loop.arguments(job, settings, dtype=worker.dtype, per_device=batch.per_device, world=worker.world)
+    arguments = trainer_arguments(job, settings, dtype=worker.dtype, per_device=batch.per_device, world=worker.world)
     trainer = PairTrainer(
-        model=loop.adapted(worker, job, settings),
+        model=setup.adapted(worker, job, settings),
         args=TrainingArguments(**arguments),
         train_dataset=_dataset(train_pairs, Path(job.reference) / TRAIN_REFERENCE),
         eval_dataset=_dataset(val_pairs, Path(job.reference) / VAL_REFERENCE) if val_pairs else None,
@@ -70,12 +79,12 @@ def train(job: DpoJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
     )
     trainer.hooks = hooks
     trainer.remove_callback(PrinterCallback)
-    loop.run(trainer, "dpo", directory, worker.rank, checkpoints)
-    metrics = loop.final_metrics(trainer, made.counts, progress) | last_preferences(trainer.state.log_history)
+    train_to_end(trainer, "dpo", directory, worker.rank, checkpoints)
+    metrics = final_metrics(trainer, made.counts, progress) | last_preferences(trainer.state.log_history)
     metrics |= longer_shares(made.counts)
     if worker.rank == 0:
         _say(metrics)
-        loop.save_adapter(trainer, worker.tokenizer, directory, job, made.counts, metrics, batch.work)
+        save_adapter(trainer, worker.tokenizer, directory, job, made.counts, metrics, batch.work)
     return metrics
 
 
@@ -121,7 +130,7 @@ def write_reference(job: TrainingJob) -> None:
     base = base_models.resolve(job.base)
     tokenizer = base_models.load_tokenizer(base)
     dtype = base_models.compute_dtype(job.place.dtype)
-    model = levers.for_answers(base, dtype, quantize=settings.quantize)
+    model = quantization.for_answers(base, dtype, quantize=settings.quantize)
     pairs = read_tokens(job, tokenizer, settings)
     for rows, target in ((pairs.train, TRAIN_REFERENCE), (pairs.val, VAL_REFERENCE)):
         made = tokens.as_pairs(rows)
@@ -192,7 +201,7 @@ def last_preferences(history: Sequence[Mapping[str, float]]) -> dict[str, float]
     return found
 
 
-class PairTrainer(loop.CorrectedTrainer):
+class PairTrainer(CorrectedTrainer):
     """transformers' trainer with the DPO loss, an order of pairs of our own, and margins in its log."""
 
     def __init__(self, *args: Any, order_seed: int, global_batch: int, beta: float, **kwargs: Any) -> None:
@@ -233,7 +242,7 @@ class PairTrainer(loop.CorrectedTrainer):
         is_eval = any(key.startswith("eval_") for key in logs)
         for name in [f"{'eval_' if is_eval else ''}{figure}" for figure in ("margin", "accuracy")]:
             values = self._seen.pop(name, [])
-            total, count = loop.over_workers([sum(values), len(values)], self.args.device)
+            total, count = over_workers([sum(values), len(values)], self.args.device)
             if count:
                 logs[name] = total / count
         super().log(logs, *args, **kwargs)

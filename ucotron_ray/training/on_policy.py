@@ -19,7 +19,7 @@ from ucotron_ray.data.wire import format_answer, user_prompt
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.generation import generate
 from ucotron_ray.models.prompts import prompt_ids, server_row
-from ucotron_ray.training import levers
+from ucotron_ray.training import quantization
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def write_pairs(job: SampleJob, f1: F1Of) -> dict[str, int]:
     base = base_models.resolve(job.base)
     tokenizer = base_models.load_tokenizer(base)
     dtype = base_models.compute_dtype(job.dtype, rows=job.batch_size)
-    model = levers.for_answers(base, dtype, quantize=job.quantize)
+    model = quantization.for_answers(base, dtype, quantize=job.quantize)
     if not torch.cuda.is_available():
         # torch's fused attention is slow for single tokens on a processor (see evaluation/generate.py).
         model.set_attn_implementation("eager")

@@ -17,13 +17,16 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from ucotron_ray.core.hyperparameters import SftSettings
-from ucotron_ray.training import batching, levers, loop, tokens
+from ucotron_ray.training import batching, setup, tokens
+from ucotron_ray.training.arguments import trainer_arguments
 from ucotron_ray.training.checkpoints import Checkpoints
 from ucotron_ray.training.data import IGNORED, Example
 from ucotron_ray.training.heap import HeapTrim
 from ucotron_ray.training.hooks import NO_HOOKS, Hooks, Report
 from ucotron_ray.training.job import SftJob
+from ucotron_ray.training.outcome import final_metrics, save_adapter
 from ucotron_ray.training.progress import Progress
+from ucotron_ray.training.trainer import CorrectedTrainer, train_to_end
 
 
 def train(job: SftJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, float]:
@@ -39,16 +42,16 @@ def train(job: SftJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
     """
     settings = SftSettings.model_validate(job.settings)
     directory = Path(job.directory)
-    worker = loop.begin("sft", job, settings)
+    worker = setup.begin("sft", job, settings)
     rows = _tokens(job, worker.tokenizer, settings)
     lengths, labels = tokens.lengths(rows.train)
-    batch = loop.batches(job, settings, lengths, labels, worker)
+    batch = setup.batches(job, settings, lengths, labels, worker)
     progress = Progress("sft", directory, batch.work, report, worker.rank, worker.world)
     checkpoints = Checkpoints("sft", directory, worker.rank, worker.world, hooks.preempted)
     trainer = LabelOnlyTrainer(
-        model=loop.adapted(worker, job, settings),
+        model=setup.adapted(worker, job, settings),
         args=SFTConfig(
-            **loop.arguments(job, settings, dtype=worker.dtype, per_device=batch.per_device, world=worker.world),
+            **trainer_arguments(job, settings, dtype=worker.dtype, per_device=batch.per_device, world=worker.world),
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
@@ -62,14 +65,14 @@ def train(job: SftJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
     )
     trainer.hooks = hooks
     trainer.remove_callback(PrinterCallback)
-    loop.run(trainer, "sft", directory, worker.rank, checkpoints)
-    metrics = loop.final_metrics(trainer, rows.counts, progress)
+    train_to_end(trainer, "sft", directory, worker.rank, checkpoints)
+    metrics = final_metrics(trainer, rows.counts, progress)
     if worker.rank == 0:
-        loop.save_adapter(trainer, worker.tokenizer, directory, job, rows.counts, metrics, batch.work)
+        save_adapter(trainer, worker.tokenizer, directory, job, rows.counts, metrics, batch.work)
     return metrics
 
 
-class LabelOnlyTrainer(loop.CorrectedTrainer, SFTTrainer):  # type: ignore[misc]  # TRL has no types
+class LabelOnlyTrainer(CorrectedTrainer, SFTTrainer):  # type: ignore[misc]  # TRL has no types
     """TRL's trainer with an order of rows of our own, and with logits at the positions that have a label only.
 
     On a CPU TRL's fused head scores every position; here a sixth of them has a label, and the vocabulary is the most
@@ -124,9 +127,9 @@ class LabelOnlyTrainer(loop.CorrectedTrainer, SFTTrainer):  # type: ignore[misc]
         return loss
 
 
-def _collator(job: SftJob, worker: loop.Worker) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
+def _collator(job: SftJob, worker: setup.Worker) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
     if job.place.attention == "flash_attention_2":
-        return levers.collate_flat
+        return batching.collate_flat
     return partial(batching.collate, pad=cast(int, worker.tokenizer.pad_token_id))
 
 

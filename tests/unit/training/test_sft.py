@@ -20,7 +20,7 @@ from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.prompts import server_row
 from ucotron_ray.simulators import demo_world
-from ucotron_ray.training import batching, checkpoints, levers, loop, plan, sft
+from ucotron_ray.training import arguments, batching, checkpoints, plan, sft
 from ucotron_ray.training.data import IGNORED, Example, example
 from ucotron_ray.training.job import SftJob
 
@@ -160,7 +160,9 @@ def trainer_of(directory: Path, model: Path, rows: list[Example]) -> sft.LabelOn
     return sft.LabelOnlyTrainer(
         model=lora.attach(base_models.load_model(base, "float32"), SETTINGS),
         args=SFTConfig(
-            **loop.arguments(job(directory / "x", model), SETTINGS, dtype="float32", per_device=2, world=1),
+            **arguments.trainer_arguments(
+                job(directory / "x", model), SETTINGS, dtype="float32", per_device=2, world=1
+            ),
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
@@ -215,7 +217,7 @@ def test_rows_behind_one_another_without_padding_give_the_loss_of_the_padded_bat
     trainer = trainer_of(tmp_path, tiny_model, rows)
     columns = [vars(row) for row in rows]
     padded = batching.collate(columns, pad=tokenizer.pad_token_id)
-    flat = levers.collate_flat(columns)
+    flat = batching.collate_flat(columns)
     assert flat["input_ids"].shape == (1, sum(len(row.input_ids) for row in rows))
     number = (padded["labels"] != IGNORED).sum()
     losses = [trainer.compute_loss(trainer.model, batch, num_items_in_batch=number) for batch in (padded, flat)]
