@@ -16,7 +16,7 @@ OPTIONS = Options(runtime_env=None, variables=(), include=(), working_dir=None, 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A small project with the things around it that must not go along."""
-    for name in ("ucotron_ray/cli.py", "ucotron_ray/stages/a.py", "ucotron_ray/core/defaults.yaml", "jobs/sft.py",
+    for name in ("ucotron_ray/cli.py", "ucotron_ray/training/a.py", "ucotron_ray/core/defaults.yaml", "jobs/sft.py",
                  "jobs/recipes/demo.yaml", "cluster/places/laptop.yaml"):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def test_only_what_the_list_allows_goes_along(project, tmp_path_factory):
         "jobs/sft.py",
         "ucotron_ray/cli.py",
         "ucotron_ray/core/defaults.yaml",
-        "ucotron_ray/stages/a.py",
+        "ucotron_ray/training/a.py",
     ]
     target = package.stage(project, files, tmp_path_factory.mktemp("staged"), "run-1")
     there = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}

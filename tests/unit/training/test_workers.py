@@ -20,7 +20,7 @@ WORKER = """
 import json, os, sys
 from pathlib import Path
 import torch
-from ucotron_ray.errors import Stopped
+from ucotron_ray.core.errors import Stopped
 from ucotron_ray.training import sft
 from ucotron_ray.training.hooks import Hooks
 from ucotron_ray.training.job import STOP, SftJob
