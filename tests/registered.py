@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ucotron_ray.core.artifacts import Artifact, Request, Result, Store
+from ucotron_ray.core.artifacts import Artifact, BuildResult, Request, Store
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import Entity, RawRow, Relation
 from ucotron_ray.evaluation import stage as scoring
-from ucotron_ray.evaluation.answers import Source
+from ucotron_ray.evaluation.answers import ModelRef
 from ucotron_ray.evaluation.predictions import Prediction
 from ucotron_ray.models import base as base_models
 
@@ -50,14 +50,14 @@ def make_bundle(store: Store, name: str, base: Path, *, state: str = "ok") -> Ar
         with store.building(Request("dataset", "d", {})) as build:
             jsonl.write_rows(build.path / "train.jsonl", rows("Cy"))
             jsonl.write_rows(build.path / "val.jsonl", rows("Di", 5))
-            build.publish(Result({}, {}, []))
+            build.publish(BuildResult({}, {}, []))
     data = store.get("dataset", "d")
     resolved = base_models.resolve(str(base))
     fields = {"base": {"reference": resolved.reference, "identity": resolved.identity}, "name": name}
     with store.building(Request("adapter", name, fields, (data.as_input("data"),))) as build:
         (build.path / "adapter").mkdir()
         (build.path / "adapter" / "adapter_model.safetensors").write_bytes(name.encode())
-        adapter = build.publish(Result({}, {}, []))
+        adapter = build.publish(BuildResult({}, {}, []))
     inputs = (adapter.as_input("adapter"),)
     with store.building(Request("bundle", name, {**fields, "prompt": "0123"}, inputs)) as build:
         (build.path / "model.onnx").write_bytes(b"graph of " + name.encode())
@@ -66,14 +66,14 @@ def make_bundle(store: Store, name: str, base: Path, *, state: str = "ok") -> Ar
         for precision in ("f16", "q8_0"):
             (build.path / "gguf" / precision).mkdir(parents=True)
             (build.path / "gguf" / precision / f"{name}-{precision}.gguf").write_bytes(b"GGUF" + precision.encode())
-        return build.publish(Result({}, {}, [], state=state))
+        return build.publish(BuildResult({}, {}, [], state=state))
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, right: dict[str, float]) -> list[str]:
     """Models are right on this share of the rows, by the name of adapter or bundle, `base` for none; gives who was asked."""
     asked: list[str] = []
 
-    def answers(run, source: Source, rows: Sequence[RawRow], questions, directory):
+    def answers(run, source: ModelRef, rows: Sequence[RawRow], questions, directory):
         made_of = source.adapter or source.bundle
         who = made_of.manifest.name if made_of else "base"
         asked.append(who)

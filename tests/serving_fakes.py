@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ucotron_ray.models.decoding import Answer
-from ucotron_ray.serving.backends import Loaded
+from ucotron_ray.serving.backends import LoadedModel
 from ucotron_ray.serving.engine import Engine
 from ucotron_ray.serving.exchange import Piece, Question, Served, Turn, Usage
 from ucotron_ray.serving.target import Target
@@ -87,7 +87,7 @@ def target(model: str, path: Path | None = None) -> Target:
 
 
 def engine(stepper: FakeStepper, *, max_batch: int = 4, max_prompt_tokens: int = 100) -> Engine:
-    loaded = Loaded(FakeSpeech(), stepper, context=200)
+    loaded = LoadedModel(FakeSpeech(), stepper, context=200)
     return Engine(target(stepper.model), loaded, max_batch=max_batch, max_prompt_tokens=max_prompt_tokens)
 
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from ucotron_ray.core.artifacts import Request, Result, Store
+from ucotron_ray.core.artifacts import BuildResult, Request, Store
 from ucotron_ray.core.files import write_json
 from ucotron_ray.data import wire
 from ucotron_ray.export import bundle, exporter
@@ -92,5 +92,5 @@ def publish_bundle(store: Path, name: str, files: Path, note: str, *, decoding: 
             shutil.copytree(files, build.path, dirs_exist_ok=True)
             write_json(build.path / "decoding.json", {"default": decoding})
             (build.path / "note.txt").write_text(note, encoding="utf-8")
-            build.publish(Result({}, {}, ["a random model, for tests"]))
+            build.publish(BuildResult({}, {}, ["a random model, for tests"]))
     return store / "bundle" / name

@@ -28,7 +28,7 @@ from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.training import preferences, preparation
 from ucotron_ray.training import stage as training
 from ucotron_ray.tuning import stage as tuning
-from ucotron_ray.tuning import subjects
+from ucotron_ray.tuning import targets
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +129,8 @@ def training_steps(run: Run, options: Options, base: Base) -> list[Step]:
         stage="tune",
         kind="sweep",
         name=run.name,
-        make=lambda made: tuning.tune(run, subjects.sft_subject(run, made["rows"])),
-        request=lambda made: tuning.request(run, subjects.sft_subject(run, made["rows"])),
+        make=lambda made: tuning.tune(run, targets.sft_target(run, made["rows"])),
+        request=lambda made: tuning.request(run, targets.sft_target(run, made["rows"])),
         needs=("rows",),
         # From then on the run has the settings that the sweep chose.
         then=lambda made: tuning.adopt(run, made),
@@ -291,7 +291,7 @@ def preference_reference(run: Run, options: Options) -> str | None:
     return run.config.recipe.training.preference_data
 
 
-def copies(directory: Path) -> dict[Path, artifacts.Kind]:
+def copies(directory: Path) -> dict[Path, artifacts.ArtifactKind]:
     """Where `--output-dir` puts the merged model and the bundle."""
     return {directory: "model", directory.with_name(directory.name + "-onnx"): "bundle"}
 

@@ -30,7 +30,7 @@ from ucotron_ray.synthesis import gate, job, journal
 from ucotron_ray.synthesis.plan import Answer, Done, Ended, Task, request_body, request_id
 from ucotron_ray.synthesis.rows import RowKind
 from ucotron_ray.synthesis.seeds import is_held_out
-from ucotron_ray.teacher.outcome import Kind
+from ucotron_ray.teacher.outcome import OutcomeKind
 
 GENERATION = config.load().recipe.generation
 ROWS = 3000
@@ -239,7 +239,7 @@ def answered(task: Task, number: int) -> Done:
         while True:
             rid = request_id(task, "m", facts, ask, answers)
             text = stand_in.answer_to(request_body("m", ask, rid), random.Random(rid)).answer
-            answers.append(Answer(Kind.ANSWER, text))
+            answers.append(Answer(OutcomeKind.ANSWER, text))
             ask = talk.send(answers[-1])
     except StopIteration as end:
         done: Done = end.value

@@ -23,7 +23,7 @@ from ucotron_ray.synthesis.governor import Governor
 from ucotron_ray.synthesis.journal import SYNC_SECONDS, Record, Writer
 from ucotron_ray.synthesis.ledger import Budget, Finished, Need, Settings
 from ucotron_ray.synthesis.worker import EXCHANGE_SECONDS
-from ucotron_ray.teacher.outcome import Kind
+from ucotron_ray.teacher.outcome import OutcomeKind
 
 NODES = (8, 64, 512)
 RUN = "run"
@@ -182,7 +182,7 @@ def time_of_exchange(senders: int, requests: int, *, seconds: float = 0.4) -> fl
     while time.process_time() - began < seconds:
         for name in names:
             governor.driver_is_alive(RUN)
-            finished = [Finished(need, reserved, Kind.ANSWER, 200, 0, 60, 0.0, 1) for reserved in granted[name]]
+            finished = [Finished(need, reserved, OutcomeKind.ANSWER, 200, 0, 60, 0.0, 1) for reserved in granted[name]]
             granted[name] = governor.exchange(RUN, name, finished, [need] * requests).reserved
             count += 1
     return (time.process_time() - began) / count * 1e6
@@ -194,7 +194,9 @@ def time_of_travel(requests: int, *, seconds: float = 0.3) -> float:
     governor.join(RUN, Budget(None, None), governor.settings)
     need = [Need(f"extract {number}", 200 + number, 400, 100) for number in range(requests)]
     grant = governor.exchange(RUN, "sender", [], need)
-    finished = [Finished(n, r, Kind.ANSWER, 200, 0, 60, 0.0, 1) for n, r in zip(need, grant.reserved, strict=True)]
+    finished = [
+        Finished(n, r, OutcomeKind.ANSWER, 200, 0, 60, 0.0, 1) for n, r in zip(need, grant.reserved, strict=True)
+    ]
     sent = pickle.dumps((finished, need), protocol=5)
     count, began = 0, time.process_time()
     while time.process_time() - began < seconds:

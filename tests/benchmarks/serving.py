@@ -25,7 +25,7 @@ from typing import Any
 from tests.benchmarks.run import processor
 from tests.benchmarks.table import RESULTS
 from tests.serving_load import ROOT, Asked, Load, Service, serving
-from ucotron_ray.core.artifacts import Artifact, Request, Result, Store
+from ucotron_ray.core.artifacts import Artifact, BuildResult, Request, Store
 from ucotron_ray.core.files import MANIFEST, write_json, write_text
 from ucotron_ray.core.provenance import provenance
 from ucotron_ray.data import jsonl
@@ -62,7 +62,7 @@ def publish(store: Path, bundle: Path, note: str) -> Artifact:
         shutil.copytree(bundle, build.path, dirs_exist_ok=True, copy_function=_link)
         (build.path / MANIFEST).unlink(missing_ok=True)
         write_text(build.path / "note.txt", note)
-        return build.publish(Result({}, {}, ["a copy for measuring"]))
+        return build.publish(BuildResult({}, {}, ["a copy for measuring"]))
 
 
 def _link(source: str, target: str) -> None:

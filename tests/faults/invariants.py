@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import psutil
 
-from ucotron_ray.core.artifacts import Kind, read_artifact, verify
+from ucotron_ray.core.artifacts import ArtifactKind, read_artifact, verify
 from ucotron_ray.core.errors import UcotronRayError
 from ucotron_ray.core.files import MANIFEST, RECIPE, file_hash
 
@@ -102,7 +102,7 @@ def _codes(after: After) -> list[str]:
 def _hashes(after: After) -> list[str]:
     lines = []
     # A journal has a manifest of its own kind.
-    for path in sorted(path for kind in get_args(Kind) for path in after.store.glob(f"{kind}/*/{MANIFEST}")):
+    for path in sorted(path for kind in get_args(ArtifactKind) for path in after.store.glob(f"{kind}/*/{MANIFEST}")):
         if ".partial" in path.parent.name:
             lines.append(f"I5: {path.parent.name} has a manifest and is no artifact")
             continue

@@ -64,7 +64,7 @@ from pathlib import Path
 from ucotron_ray.core import config
 from ucotron_ray.simulators.fireworks_answers import answer_to
 from ucotron_ray.synthesis import job, plan
-from ucotron_ray.teacher.outcome import Kind
+from ucotron_ray.teacher.outcome import OutcomeKind
 
 generation = config.load(overrides=[("generation.tasks.greeting.words", 5)]).recipe.generation
 assert (generation.task("greeting").words, generation.task("greeting").max_tokens) == (5, 16)
@@ -72,7 +72,7 @@ task = job.task_of("greeting", generation)
 talk = task.converse(task.sample(3))
 body = plan.request_body("m", next(talk), "0")
 try:
-    talk.send(plan.Answer(Kind.ANSWER, answer_to(body, random.Random(1)).answer))
+    talk.send(plan.Answer(OutcomeKind.ANSWER, answer_to(body, random.Random(1)).answer))
 except StopIteration as end:
     Path("rows.jsonl").write_text(json.dumps(end.value.row) + "\\n")
 """

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.faults.invariants import After, Ended, broken, running
-from ucotron_ray.core.artifacts import Request, Result, Store
+from ucotron_ray.core.artifacts import BuildResult, Request, Store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     with Store(tmp_path / "store").building(Request("dataset", "d", {})) as build:
         (build.path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
-        build.publish(Result({}, {}, []))
+        build.publish(BuildResult({}, {}, []))
     return tmp_path / "store"
 
 

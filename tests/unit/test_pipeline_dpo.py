@@ -11,7 +11,7 @@ from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by b
 from tests.unit.training.test_dpo import ROWS
 from ucotron_ray import pipeline
 from ucotron_ray.core import config, steps
-from ucotron_ray.core.artifacts import Artifact, Request, Result, Store
+from ucotron_ray.core.artifacts import Artifact, BuildResult, Request, Store
 from ucotron_ray.core.errors import ArtifactError, MissingArtifact, Stopped
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
@@ -90,7 +90,7 @@ def test_a_teacher_without_a_key_is_refused_before_anything_is_made(tmp_path, ca
 def test_an_adapter_is_not_scored_on_another_base_than_its_own(tmp_path, capsys, tiny_model, data):
     fields = {"base": {"reference": str(tiny_model), "identity": "directory:other"}}
     with Store(tmp_path / "store").building(Request("adapter", "p", fields)) as build:
-        build.publish(Result({}, {}, []))
+        build.publish(BuildResult({}, {}, []))
     arguments = ["pipeline", "--skip-train", "--data-dir", str(data), "--model-name", str(tiny_model), "--name", "p"]
     code, _, err = test_cli.call(tmp_path, capsys, *arguments, "--set", "tracking.mlflow_uri=none")
     assert code == 2
@@ -100,13 +100,13 @@ def test_an_adapter_is_not_scored_on_another_base_than_its_own(tmp_path, capsys,
 def test_rows_that_the_gate_rejected_are_no_input_of_a_chain(tmp_path, monkeypatch):
     run = Run(config.load(overrides=[("store", str(tmp_path))]), verb="pipeline", name="p")
 
-    def rejected(run: Run, want: synthesis.Wanted, *, after: object) -> None:
+    def rejected(run: Run, want: synthesis.SynthesisOrder, *, after: object) -> None:
         with run.store.building(Request("dataset", want.name, {})) as build:
             if build.artifact is None:
-                build.publish(Result({}, {}, ["wrong_span 7%"], state="rejected"))
+                build.publish(BuildResult({}, {}, ["wrong_span 7%"], state="rejected"))
 
     monkeypatch.setattr(synthesis, "synthesize", rejected)
-    want = synthesis.Wanted("preference", "p-preference", 3, None)
+    want = synthesis.SynthesisOrder("preference", "p-preference", 3, None)
     with pytest.raises(ArtifactError, match="rejected"):
         synthesis.accepted(run, want)
     run.accept_rejected = True
@@ -199,7 +199,7 @@ def test_the_pairs_of_a_teacher_have_what_its_rows_left_of_the_budget(tmp_path, 
     with run.store.building(Request("dataset", "p-mix", {})) as build:
         jsonl.write_rows(build.path / "train.jsonl", rows)
         jsonl.write_rows(build.path / "val.jsonl", [])
-        dataset = build.publish(Result({}, {}, []))
+        dataset = build.publish(BuildResult({}, {}, []))
     jobs = []
     teacher = Teacher(Endpoint("http://x/v1", "m", None, None, ()), None)
     monkeypatch.setattr(synthesis.teachers, "checked", lambda run: teacher)
@@ -226,7 +226,7 @@ def test_rows_of_a_graph_and_a_teacher_are_mixed_also_where_none_are_held_out(tm
         with run.store.building(Request("dataset", name, {})) as build:
             jsonl.write_rows(build.path / "train.jsonl", rows[:2] if name == "p" else rows[3:])
             jsonl.write_rows(build.path / "val.jsonl", held)
-            both.append(build.publish(Result({}, {"train": 1}, [])))
+            both.append(build.publish(BuildResult({}, {"train": 1}, [])))
     assert datasets.mix(run, *both).manifest.counts == {"train": 3, "val": 1, "teacher": 1}
 
 
@@ -244,11 +244,11 @@ def test_without_generating_the_rows_are_those_that_the_chain_trains_on(tmp_path
     run = Run(config.load(overrides=overrides), verb="pipeline", name="p")
     for name in ("p", "p-teacher"):
         with run.store.building(Request("dataset", name, {})) as build:
-            build.publish(Result({}, {}, []))
+            build.publish(BuildResult({}, {}, []))
     with pytest.raises(MissingArtifact, match="p-mix"):
         rows_made(run)
     with run.store.building(Request("dataset", "p-mix", {})) as build:
-        build.publish(Result({}, {}, []))
+        build.publish(BuildResult({}, {}, []))
     assert rows_made(run).manifest.name == "p-mix"
     run.config = config.load(overrides=overrides[:1])
     assert rows_made(run).manifest.name == "p"
@@ -265,9 +265,9 @@ def aligned(store: Store, start: Artifact) -> Artifact:
     with store.building(
         Request("model", "p-merged", {"base": start.manifest.recipe_fields["base"]}, (start.as_input("adapter"),))
     ) as build:
-        merged = build.publish(Result({}, {}, [])) if build.artifact is None else build.artifact
+        merged = build.publish(BuildResult({}, {}, [])) if build.artifact is None else build.artifact
     with store.building(Request("adapter", "p-dpo", {"base": base}, (merged.as_input("base"),))) as build:
-        return build.publish(Result({}, {}, [])) if build.artifact is None else build.artifact
+        return build.publish(BuildResult({}, {}, [])) if build.artifact is None else build.artifact
 
 
 def test_without_training_the_chain_goes_on_with_what_dpo_made_of_this_very_adapter(tmp_path, tiny_model):
@@ -275,7 +275,7 @@ def test_without_training_the_chain_goes_on_with_what_dpo_made_of_this_very_adap
     own = base_models.resolve(str(tiny_model))
     fields = {"base": {"reference": own.reference, "identity": own.identity}}
     with run.store.building(Request("adapter", "p", fields)) as build:
-        start = build.publish(Result({}, {}, []))
+        start = build.publish(BuildResult({}, {}, []))
 
     def dpo(**options: bool) -> list[str]:
         """The artifacts of alignment in a chain that trains nothing."""
@@ -283,7 +283,7 @@ def test_without_training_the_chain_goes_on_with_what_dpo_made_of_this_very_adap
         return [step.artifact for step in chain if step.key == "aligned" and step.make({}) is not None]
 
     with run.store.building(Request("dataset", "p", {})) as build:
-        build.publish(Result({}, {}, []))
+        build.publish(BuildResult({}, {}, []))
     assert dpo() == []
     made = aligned(run.store, start)
     assert dpo() == ["adapter/p-dpo"]
@@ -292,5 +292,5 @@ def test_without_training_the_chain_goes_on_with_what_dpo_made_of_this_very_adap
     assert models.original_base(made, run.store) == models.original_base(start, run.store) == own
     with run.store.building(Request("adapter", "p", {**fields, "again": 1}), replace=True) as build:
         (build.path / "other").touch()
-        build.publish(Result({}, {}, []))
+        build.publish(BuildResult({}, {}, []))
     assert dpo() == []

@@ -7,7 +7,7 @@ then CHANGELOG says so, and the hash here changes with it.
 from pathlib import Path
 
 from ucotron_ray.core import config
-from ucotron_ray.core.artifacts import Artifact, Kind, Manifest
+from ucotron_ray.core.artifacts import Artifact, ArtifactKind, Manifest
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.evaluation import stage as scoring
@@ -39,7 +39,7 @@ OF_BEFORE = {
 }
 
 
-def artifact(kind: Kind, name: str, content: str) -> Artifact:
+def artifact(kind: ArtifactKind, name: str, content: str) -> Artifact:
     fields = {"base": {"reference": "mine", "identity": "sha"}}
     manifest = Manifest(
         kind=kind, name=name, state="ok", content=content, recipe="r", recipe_fields=fields, inputs=[], files=[]

@@ -35,7 +35,7 @@ from ucotron_ray.core.files import (
 )
 from ucotron_ray.core.provenance import provenance
 
-Kind = Literal["dataset", "adapter", "model", "bundle", "projection", "sweep", "scores", "cache"]
+ArtifactKind = Literal["dataset", "adapter", "model", "bundle", "projection", "sweep", "scores", "cache"]
 State = Literal["ok", "rejected", "failed"]
 
 SCHEMA_VERSION = 1
@@ -59,7 +59,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Kind
+    kind: ArtifactKind
     name: str
     schema_version: int = SCHEMA_VERSION
     state: State = "ok"
@@ -91,7 +91,7 @@ class Artifact:
 class Request:
     """What a stage is about to make: the recipe fields that change the result, and its inputs."""
 
-    kind: Kind
+    kind: ArtifactKind
     name: str
     fields: dict[str, Any]
     inputs: tuple[Input, ...] = ()
@@ -104,7 +104,7 @@ class Request:
 
 
 @dataclass
-class Result:
+class BuildResult:
     """What a stage measured while it built, for the manifest."""
 
     metrics: dict[str, float]
@@ -119,7 +119,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
 
-    def path(self, kind: Kind, name: str) -> Path:
+    def path(self, kind: ArtifactKind, name: str) -> Path:
         """Where the complete artifact lies or would lie."""
         is_path = {"/", "\\", os.sep} & set(name) or name.startswith((".", "~")) or not name.isprintable()
         if not name or is_path or len(name.encode()) > MAX_NAME_BYTES or name.endswith((".partial", ".lock")):
@@ -130,17 +130,17 @@ class Store:
             )
         return self.root / kind / name
 
-    def partial(self, kind: Kind, name: str) -> Path:
+    def partial(self, kind: ArtifactKind, name: str) -> Path:
         """Where the artifact is built."""
         path = self.path(kind, name)
         return path.with_name(path.name + ".partial")
 
-    def find(self, kind: Kind, name: str) -> Artifact | None:
+    def find(self, kind: ArtifactKind, name: str) -> Artifact | None:
         """The complete artifact, not yet verified; None if there is none."""
         path = self.path(kind, name)
         return read_artifact(path) if (path / MANIFEST).is_file() else None
 
-    def get(self, kind: Kind, name: str, *, accept_rejected: bool = False) -> Artifact:
+    def get(self, kind: ArtifactKind, name: str, *, accept_rejected: bool = False) -> Artifact:
         """The complete artifact with verified bytes, as an input. Raises MissingArtifact, CorruptArtifact."""
         artifact = self.find(kind, name)
         if artifact is None:
@@ -227,7 +227,7 @@ class Build:
         self.resumed = resumed
         self._began = time.time()
 
-    def publish(self, result: Result) -> Artifact:
+    def publish(self, result: BuildResult) -> Artifact:
         """Write the manifest, rename the directory: from here on it is an artifact.
 
         An older artifact of that name (`--replace`) is only removed once the new one is whole.

@@ -20,7 +20,7 @@ def copy_out(artifact: Artifact, directory: Path) -> None:
     copies.install(copies.copy_of(artifact.path), target, artifact.manifest.content)
 
 
-def refuse_mixing(directory: Path, root: Path, kind: artifacts.Kind) -> None:
+def refuse_mixing(directory: Path, root: Path, kind: artifacts.ArtifactKind) -> None:
     """Raise ConfigError if a copy of an artifact of this kind would take the place of anything but an older copy.
 
     `root` is the store's: what lies in it is no copy, and would be lost.
@@ -67,7 +67,7 @@ def check_directory(directory: Path) -> None:
         )
 
 
-def _in_the_way(target: Path, kind: artifacts.Kind) -> str | None:
+def _in_the_way(target: Path, kind: artifacts.ArtifactKind) -> str | None:
     """What a copy must not take the place of; None where it may."""
     nearest = _nearest(target)
     if not nearest.is_dir():

@@ -269,7 +269,7 @@ class Tuning(Section):
     confirm: Confirmation
 
 
-class Tuned(Section):
+class SweepChoice(Section):
     """What a sweep says about the settings that it chose. Changes nothing: the settings themselves stand beside it."""
 
     stage: Literal["sft", "dpo", "projection"]
@@ -292,7 +292,7 @@ class Recipe(Section):
     promotion: Promotion
     projection: Projection
     tuning: Tuning
-    tuned: Tuned | None
+    tuned: SweepChoice | None
 
     @property
     def tier_model(self) -> TierModel:

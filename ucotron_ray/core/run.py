@@ -10,7 +10,7 @@ from ucotron_ray.core import destination as destinations
 from ucotron_ray.core import spool as spools
 from ucotron_ray.core import tracking
 from ucotron_ray.core import wandb as wandb_mirror
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, Store
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request, Store
 from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import ConfigError, Stopped
 from ucotron_ray.core.files import canonical_hash
@@ -76,7 +76,7 @@ class Run:
         """Enter a context that lasts as long as this run."""
         return self._stack.enter_context(context)
 
-    def make(self, stage: str, request: Request, build: Callable[[Build], Result]) -> Artifact:
+    def make(self, stage: str, request: Request, build: Callable[[Build], BuildResult]) -> Artifact:
         """The requested artifact: reused if it is there, else built (or built further) and published."""
         with self.store.building(request, replace=self.replace) as work:
             if work.artifact is not None:

@@ -104,7 +104,7 @@ class Spool:
 
 
 @dataclass
-class Sent:
+class SendingState:
     """How far the spool was sent."""
 
     offsets: dict[str, int] = field(default_factory=dict)
@@ -138,7 +138,7 @@ def has_pending(directory: Path) -> bool:
     return any(path.stat().st_size > sent.offsets.get(path.name, 0) for path in directory.glob("*.jsonl"))
 
 
-def pending(directory: Path, sent: Sent) -> Iterator[Line]:
+def pending(directory: Path, sent: SendingState) -> Iterator[Line]:
     """Lines that were not sent, oldest first. A torn last line waits."""
     lines = []
     for path in directory.glob("*.jsonl"):
@@ -167,12 +167,12 @@ def _event(line: bytes) -> dict[str, Any] | None:
     return event if isinstance(event, dict) and {"run", "time", "type"} <= set(event) else None
 
 
-def read_sent(directory: Path) -> Sent:
+def read_sent(directory: Path) -> SendingState:
     """How far a spool was sent; nothing of it where that cannot be read."""
     try:
-        return Sent(**json.loads((directory / "sent.json").read_text(encoding="utf-8")))
+        return SendingState(**json.loads((directory / "sent.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return Sent()
+        return SendingState()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ucotron_ray.core.artifacts import Artifact, Kind, Request
+from ucotron_ray.core.artifacts import Artifact, ArtifactKind, Request
 from ucotron_ray.core.run import Run
 
 Made = dict[str, Artifact]
@@ -24,7 +24,7 @@ class Step:
     key: str
     stage: str
     """What plans, estimates and logs call it."""
-    kind: Kind
+    kind: ArtifactKind
     name: str
     make: Callable[[Made], Artifact | None]
     """Make it, or take what the store has of it. None where it turns out that there is nothing to make."""

@@ -20,7 +20,7 @@ from ucotron_ray.core.destination import Destination
 from ucotron_ray.core.errors import ConfigError, StageFailed
 from ucotron_ray.core.files import write_json
 from ucotron_ray.core.place import Place
-from ucotron_ray.core.spool import Line, Sent, only_sender, pending, read_sent
+from ucotron_ray.core.spool import Line, SendingState, only_sender, pending, read_sent
 from ucotron_ray.core.version import Version
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def send_pending(directory: Path, destination: Destination) -> bool:
         return False
 
 
-def _send(lines: list[Line], where: Destination, sent: Sent, directory: Path) -> None:
+def _send(lines: list[Line], where: Destination, sent: SendingState, directory: Path) -> None:
     client = _client(where.uri)
     experiment_id = _experiment(client, where)
     for start in range(0, len(lines), _BATCH):
@@ -219,7 +219,9 @@ def _send(lines: list[Line], where: Destination, sent: Sent, directory: Path) ->
         write_json(directory / "sent.json", vars(sent))
 
 
-def _refusal(client: "MlflowClient", experiment_id: str, events: list[dict[str, Any]], sent: Sent) -> str | None:
+def _refusal(
+    client: "MlflowClient", experiment_id: str, events: list[dict[str, Any]], sent: SendingState
+) -> str | None:
     """Send events; why MLflow will never take one of them, such as a run that was deleted. Raises what may pass."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
@@ -235,7 +237,7 @@ def _refusal(client: "MlflowClient", experiment_id: str, events: list[dict[str, 
     return None
 
 
-def _forget(event: dict[str, Any], sent: Sent) -> None:
+def _forget(event: dict[str, Any], sent: SendingState) -> None:
     """The ids that a refused event used: what they named may be deleted, and then later events make it anew."""
     sent.runs.pop(event["run"], None)
     if "content" in event:
@@ -272,7 +274,7 @@ def _experiment(client: "MlflowClient", where: Destination) -> str:
     return str(client.create_experiment(where.experiment, artifact_location=location))
 
 
-def _send_metrics(client: "MlflowClient", experiment_id: str, events: list[dict[str, Any]], sent: Sent) -> None:
+def _send_metrics(client: "MlflowClient", experiment_id: str, events: list[dict[str, Any]], sent: SendingState) -> None:
     from mlflow.entities import Metric  # noqa: PLC0415
 
     by_run: dict[str, list[Metric]] = {}
@@ -284,7 +286,7 @@ def _send_metrics(client: "MlflowClient", experiment_id: str, events: list[dict[
             client.log_batch(run, metrics=metrics[start : start + 1000])
 
 
-def _send_event(client: "MlflowClient", experiment_id: str, event: dict[str, Any], sent: Sent) -> None:
+def _send_event(client: "MlflowClient", experiment_id: str, event: dict[str, Any], sent: SendingState) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag  # noqa: PLC0415
 
     run = _run(client, experiment_id, event["run"], sent)
@@ -316,7 +318,9 @@ def _send_event(client: "MlflowClient", experiment_id: str, event: dict[str, Any
         client.set_terminated(run, event["status"], end_time=event["time"])
 
 
-def _send_model(client: "MlflowClient", experiment_id: str, run: str, event: dict[str, Any], sent: Sent) -> None:
+def _send_model(
+    client: "MlflowClient", experiment_id: str, run: str, event: dict[str, Any], sent: SendingState
+) -> None:
     from mlflow.entities import LoggedModelInput, LoggedModelOutput  # noqa: PLC0415
 
     content = event["content"]
@@ -335,7 +339,7 @@ def _send_model(client: "MlflowClient", experiment_id: str, run: str, event: dic
         client.log_inputs(run, models=[LoggedModelInput(sent.models[content])])
 
 
-def _run(client: "MlflowClient", experiment_id: str, key: str, sent: Sent) -> str:
+def _run(client: "MlflowClient", experiment_id: str, key: str, sent: SendingState) -> str:
     """The MLflow run of a key: known, found by its tag, or made."""
     if key not in sent.runs:
         found = client.search_runs([experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{key}'", max_results=1)

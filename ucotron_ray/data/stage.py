@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ucotron_ray.core import artifacts
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.core.files import canonical_hash, content_hash, file_hash, list_files
 from ucotron_ray.core.run import Run
@@ -45,12 +45,12 @@ def import_rows(run: Run, train: Path, val: Path | None) -> Artifact:
             next_step="remove them from the validation file",
         )
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         jsonl.write_rows(build.path / TRAIN, train_rows)
         jsonl.write_rows(build.path / VAL, val_rows)
         counts = {"train": len(train_rows), "val": len(val_rows), "chat": num_chat, "chat_as_is": num_as_is}
         notes = [f"from {train}" + (f" and {val}" if val else "")]
-        return Result({}, counts, notes)
+        return BuildResult({}, counts, notes)
 
     return run.make("import-rows", rows_request(train, val), build)
 
@@ -133,10 +133,10 @@ def _import_held_out(run: Run, reference: str) -> Artifact:
     path = Path(reference)
     rows = _rows_to_score(reference, run)
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         jsonl.write_rows(build.path / ROWS, rows)
         counts = {"rows": len(rows), "relations": sum(len(row.expected_relations) for row in rows)}
-        return Result({}, counts, [f"from {path}"])
+        return BuildResult({}, counts, [f"from {path}"])
 
     return run.make("import-rows", held_out_request(path), build)
 
@@ -174,7 +174,7 @@ def started_from(run: Run, aligned: Artifact) -> Artifact | None:
     return _input(run, merged, "adapter", "adapter") if merged else None
 
 
-def _input(run: Run, artifact: Artifact, role: str, kind: artifacts.Kind) -> Artifact | None:
+def _input(run: Run, artifact: Artifact, role: str, kind: artifacts.ArtifactKind) -> Artifact | None:
     """What an artifact was made of, if the store has it still; not what has been made under its name since."""
     entry = next((entry for entry in artifact.manifest.inputs if entry.role == role), None)
     found = run.store.find(kind, entry.name) if entry else None
@@ -208,7 +208,7 @@ def mix_request(run: Run, graph: Artifact, teacher: Artifact) -> Request:
 def mix(run: Run, graph: Artifact, teacher: Artifact) -> Artifact:
     """The rows of a graph and those of a teacher in one shuffled order → `dataset/<name>-mix`."""
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         # A split that nothing was drawn into is an empty file.
         rows = {
             split: [
@@ -225,7 +225,7 @@ def mix(run: Run, graph: Artifact, teacher: Artifact) -> Artifact:
         jsonl.write_rows(build.path / TRAIN, train)
         jsonl.write_rows(build.path / VAL, rows[VAL])
         counts = {"train": len(train), "val": len(rows[VAL]), "teacher": teacher.manifest.counts["train"]}
-        return Result({}, counts, [f"{graph.manifest.name} and {teacher.manifest.name}"])
+        return BuildResult({}, counts, [f"{graph.manifest.name} and {teacher.manifest.name}"])
 
     return run.make("mix", mix_request(run, graph, teacher), build)
 

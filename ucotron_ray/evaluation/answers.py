@@ -31,7 +31,7 @@ _ENDPOINT = re.compile(r"(?P<url>https?://[^#]+)#(?P<model>.+)")
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelRef:
     """One thing that answers, and the name under which it stands in a comparison."""
 
     label: str
@@ -61,28 +61,28 @@ class Source:
         return tuple(artifact.as_input(role) for role, artifact in made.items() if artifact is not None)
 
 
-def source_of(run: Run, reference: str) -> Source:
+def model_ref(run: Run, reference: str) -> ModelRef:
     """What MODEL names in a comparison.
 
     `co-occurrence`, `http(s)://HOST/v1#MODEL`, `bundle/NAME[@VARIANT][+DECODING]` or the directory of a bundle with the
     same endings (without them fp32, decoded as it is served), else an adapter's name or directory, or a base model.
     """
     if reference == CO_OCCURRENCE:
-        return Source(reference, "co-occurrence")
+        return ModelRef(reference, "co-occurrence")
     if reference.startswith(("http://", "https://")):
         return _endpoint(run, reference)
     found = _BUNDLE.fullmatch(reference)
     if found is not None and (reference.startswith("bundle/") or is_bundle(Path(found["name"]))):
         bundle = bundle_of(run, found["name"])
-        return bundle_source(bundle, reference, found["variant"] or "fp32", found["decoding"])
+        return bundle_ref(bundle, reference, found["variant"] or "fp32", found["decoding"])
     base, adapter = models.model(run, reference)
-    return Source(Path(reference).name or reference, "model", base=base, adapter=adapter)
+    return ModelRef(Path(reference).name or reference, "model", base=base, adapter=adapter)
 
 
-def bundle_source(bundle: Artifact, label: str, variant: str = "fp32", decoding: str | None = None) -> Source:
+def bundle_ref(bundle: Artifact, label: str, variant: str = "fp32", decoding: str | None = None) -> ModelRef:
     """A variant of a bundle; decoded as it is served, unless another way is given. Raises ConfigError."""
     chosen = bundles.checked_decoding(bundle, label, variant, decoding)
-    return Source(label, "bundle", bundle=bundle, variant=variant, decoding=chosen)
+    return ModelRef(label, "bundle", bundle=bundle, variant=variant, decoding=chosen)
 
 
 def adapter_of(run: Run, bundle: Artifact) -> Artifact | None:
@@ -93,7 +93,7 @@ def adapter_of(run: Run, bundle: Artifact) -> Artifact | None:
 
 
 def answers_of(
-    run: Run, source: Source, rows: Sequence[RawRow], questions: Sequence[Question], directory: Path
+    run: Run, source: ModelRef, rows: Sequence[RawRow], questions: Sequence[Question], directory: Path
 ) -> tuple[list["Prediction"], dict[str, float]]:
     """All answers in the order of the questions, and seconds. The directory has `rows.jsonl` and keeps what is done."""
     if source.kind == "co-occurrence":
@@ -103,7 +103,7 @@ def answers_of(
     return _generated(run, source, questions, directory)
 
 
-def layouts_of(source: Source) -> tuple[str, ...]:
+def layouts_of(source: ModelRef) -> tuple[str, ...]:
     """In which layouts a source can be asked."""
     if source.kind == "co-occurrence":
         return ("chat",)
@@ -111,7 +111,7 @@ def layouts_of(source: Source) -> tuple[str, ...]:
 
 
 def _generated(
-    run: Run, source: Source, questions: Sequence[Question], directory: Path
+    run: Run, source: ModelRef, questions: Sequence[Question], directory: Path
 ) -> tuple[list["Prediction"], dict[str, float]]:
     """Greedy answers by the place's workers: by transformers, or of a bundle by ONNX Runtime."""
     loadable = models.loadable_base(run, source.base) if source.base is not None else ""
@@ -151,7 +151,7 @@ def _guessed(rows: Sequence[RawRow], questions: Sequence[Question]) -> list["Pre
 
 
 def _asked(
-    run: Run, source: Source, rows: Sequence[RawRow], questions: Sequence[Question]
+    run: Run, source: ModelRef, rows: Sequence[RawRow], questions: Sequence[Question]
 ) -> tuple[list["Prediction"], dict[str, float]]:
     """Answers over HTTP to the server's own call. Raises Stopped if a row has none: a score without it would lie."""
     from ucotron_ray.evaluation import endpoint
@@ -178,7 +178,7 @@ def _asked(
     return predictions, {"seconds": time.monotonic() - began}
 
 
-def _endpoint(run: Run, reference: str) -> Source:
+def _endpoint(run: Run, reference: str) -> ModelRef:
     from ucotron_ray.teacher import endpoint
 
     found = _ENDPOINT.fullmatch(reference)
@@ -196,4 +196,4 @@ def _endpoint(run: Run, reference: str) -> Source:
         changes |= {"key_variable": None, "key_file": None}
     served = endpoint.endpoint_of(api.model_copy(update=changes), found["model"])
     endpoint.check(served)
-    return Source(reference, "endpoint", endpoint=served)
+    return ModelRef(reference, "endpoint", endpoint=served)

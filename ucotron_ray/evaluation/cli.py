@@ -50,7 +50,7 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     # An adapter and the bundle that was made from it have one name; their scores do not.
     plain = Path(args.model).name == args.model or Path(args.model).exists()
     with flags.run_of(args, name=Path(args.model).name if plain else scoring.name_of(args.model)) as run:
-        source = answers.source_of(run, args.model)
+        source = answers.model_ref(run, args.model)
         data = comparison.rows_of(run, [source])
         first = None
         if source.adapter is not None and run.config.recipe.evaluation.base:

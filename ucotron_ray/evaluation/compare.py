@@ -13,7 +13,7 @@ GUIDE_GROUP = "guide"
 
 
 @dataclass(frozen=True)
-class Answered:
+class ScoredModel:
     """A model's scores (`scores.json`) and its answers, one a row, in the server's chat prompt."""
 
     label: str
@@ -21,7 +21,7 @@ class Answered:
     answers: Sequence[str]
 
 
-def compare(rows: Sequence[RawRow], models: Sequence[Answered], *, resamples: int, seed: int) -> dict[str, Any]:
+def compare(rows: Sequence[RawRow], models: Sequence[ScoredModel], *, resamples: int, seed: int) -> dict[str, Any]:
     """The comparison as `comparison.json` holds it; the first model is what the others are compared with.
 
     Raises ValueError where a model has not answered every row.
@@ -51,7 +51,7 @@ def scores_of_rows(rows: Sequence[RawRow], answers: Sequence[str]) -> list[RowSc
     return [score_row(row, answer) for row, answer in zip(rows, answers, strict=True) if row.group != GUIDE_GROUP]
 
 
-def _row(row: RawRow, models: Sequence[Answered], index: int) -> dict[str, Any]:
+def _row(row: RawRow, models: Sequence[ScoredModel], index: int) -> dict[str, Any]:
     """What each model said to a row; the winner is the one with the best F1, or `tie`."""
     said: dict[str, dict[str, Any]] = {}
     for model in models:

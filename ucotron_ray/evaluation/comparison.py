@@ -5,23 +5,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.files import write_json, write_text
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.stage import ROWS, data_of, held_out
-from ucotron_ray.evaluation.answers import Source, adapter_of, source_of
+from ucotron_ray.evaluation.answers import ModelRef, adapter_of, model_ref
 from ucotron_ray.evaluation.stage import PREDICTIONS, REPORT, scored, scores_of
 
 if TYPE_CHECKING:
-    from ucotron_ray.evaluation.compare import Answered
+    from ucotron_ray.evaluation.compare import ScoredModel
 
 COMPARISON = "comparison.json"
 
 
-def sources(run: Run, references: Sequence[str]) -> list[Source]:
+def sources(run: Run, references: Sequence[str]) -> list[ModelRef]:
     """What the references name. Raises ConfigError for fewer than two, or for one that stands there twice."""
     if len(references) < 2:
         raise ConfigError(
@@ -30,7 +30,7 @@ def sources(run: Run, references: Sequence[str]) -> list[Source]:
     twice = sorted({reference for reference in references if references.count(reference) > 1})
     if twice:
         raise ConfigError("a model stands there twice", expected="every model once", found=", ".join(twice))
-    named = [source_of(run, reference) for reference in references]
+    named = [model_ref(run, reference) for reference in references]
     # Two directories can have one name: then the whole reference tells them apart.
     labels = [source.label for source in named]
     return [
@@ -39,14 +39,14 @@ def sources(run: Run, references: Sequence[str]) -> list[Source]:
     ]
 
 
-def rows_of(run: Run, sources: Sequence[Source]) -> Artifact:
+def rows_of(run: Run, sources: Sequence[ModelRef]) -> Artifact:
     """The rows to ask: `evaluation.data`, else the validation rows of what the first trained source learned from."""
     trained = [source.adapter or (adapter_of(run, source.bundle) if source.bundle else None) for source in sources]
     first = next((adapter for adapter in trained if adapter is not None), None)
     return held_out(run, run.config.recipe.evaluation.data, data_of(run, first))
 
 
-def compare(run: Run, sources: Sequence[Source], data: Artifact, *, named: bool) -> Artifact:
+def compare(run: Run, sources: Sequence[ModelRef], data: Artifact, *, named: bool) -> Artifact:
     """Score what is not scored yet, then compare → `scores/<name>`; without a name of its own it is called by content.
 
     The first source is what the others are compared with.
@@ -59,12 +59,12 @@ def compare(run: Run, sources: Sequence[Source], data: Artifact, *, named: bool)
     if not named:
         request = replace(request, name=f"compare-{request.recipe[:12]}")
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         from ucotron_ray.evaluation.compare import compare as compare_answers
         from ucotron_ray.evaluation.page import comparison_page
 
         rows = asked_rows(next(iter(made.values())))
-        models = [answered(label, artifact) for label, artifact in made.items()]
+        models = [scored_model(label, artifact) for label, artifact in made.items()]
         comparison = compare_answers(rows, models, resamples=settings.resamples, seed=settings.seed)
         write_json(build.path / COMPARISON, comparison)
         write_text(build.path / REPORT, comparison_page(comparison))
@@ -72,16 +72,16 @@ def compare(run: Run, sources: Sequence[Source], data: Artifact, *, named: bool)
         for file in (COMPARISON, REPORT):
             spool.file(build.path / file)
         gains = {f"difference_{number}": entry["difference"] for number, entry in _numbered(comparison)}
-        return Result(gains, {"models": len(made)}, [f"{number}: {label}" for number, label in enumerate(made)])
+        return BuildResult(gains, {"models": len(made)}, [f"{number}: {label}" for number, label in enumerate(made)])
 
     return run.make("compare", request, build)
 
 
-def answered(label: str, artifact: Artifact) -> "Answered":
+def scored_model(label: str, artifact: Artifact) -> "ScoredModel":
     """The scores of an artifact with the answers in the server's chat prompt, in the order of the rows."""
-    from ucotron_ray.evaluation.compare import Answered
+    from ucotron_ray.evaluation.compare import ScoredModel
 
-    return Answered(label, scores_of(artifact), chat_answers(artifact))
+    return ScoredModel(label, scores_of(artifact), chat_answers(artifact))
 
 
 def chat_answers(artifact: Artifact) -> list[str]:

@@ -19,7 +19,7 @@ from ucotron_ray.data.records import RawRow
 from ucotron_ray.evaluation.scoring import RowScore, score_row, summary
 from ucotron_ray.teacher.chat import chat, client_timeout
 from ucotron_ray.teacher.endpoint import Endpoint
-from ucotron_ray.teacher.outcome import FATAL, FINAL, Kind, Outcome
+from ucotron_ray.teacher.outcome import FATAL, FINAL, OutcomeKind, RequestOutcome
 
 IN_FLIGHT = 8
 CONNECT_SECONDS = 10.0
@@ -172,7 +172,7 @@ async def _replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str,
                 for number in range(asking.max_retries + 1):
                     outcome = await chat(session, endpoint.chat_url, body, headers)
                     is_last = number == asking.max_retries
-                    if outcome.kind in (*FINAL, *FATAL, Kind.POISON) or is_last:
+                    if outcome.kind in (*FINAL, *FATAL, OutcomeKind.POISON) or is_last:
                         break
                     longest = min(MAX_BACKOFF_SECONDS, asking.retry_delay * 2**number)
                     asked = outcome.retry_after
@@ -182,15 +182,15 @@ async def _replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str,
         return list(await asyncio.gather(*(one(messages) for messages in questions)))
 
 
-def _reply(outcome: Outcome, endpoint: Endpoint) -> Reply:
-    if outcome.kind is Kind.MODEL_MISSING:
+def _reply(outcome: RequestOutcome, endpoint: Endpoint) -> Reply:
+    if outcome.kind is OutcomeKind.MODEL_MISSING:
         raise NotFoundError(
             f"the vendor does not serve '{endpoint.model}'",
             where=endpoint.chat_url,
             found=outcome.detail,
             next_step="a trained adapter is served on a deployment only: add --deploy (billed by the GPU second)",
         )
-    if outcome.kind is Kind.AUTH:
+    if outcome.kind is OutcomeKind.AUTH:
         raise AuthError("the vendor refuses the key", where=endpoint.chat_url, found=outcome.detail)
     if outcome.kind in FATAL:
         raise FireworksError("the vendor refuses the request", where=endpoint.chat_url, found=outcome.detail)

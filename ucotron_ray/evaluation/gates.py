@@ -10,7 +10,7 @@ from typing import Any
 from ucotron_ray.core.recipe import Promotion
 from ucotron_ray.data.records import RawRow, name_key
 from ucotron_ray.evaluation.bootstrap import Difference, paired
-from ucotron_ray.evaluation.compare import Answered, scores_of_rows
+from ucotron_ray.evaluation.compare import ScoredModel, scores_of_rows
 from ucotron_ray.evaluation.scoring import counts_of
 
 _NEW_ROWS = "held-out rows are new"
@@ -28,9 +28,9 @@ class Gate:
 
 def gates(
     rows: Sequence[RawRow],
-    candidate: Answered,
-    base: Answered,
-    champion: Answered | None,
+    candidate: ScoredModel,
+    base: ScoredModel,
+    champion: ScoredModel | None,
     settings: Promotion,
     *,
     resamples: int,
@@ -67,20 +67,20 @@ def record(found: Sequence[Gate]) -> list[dict[str, Any]]:
     return [asdict(gate) for gate in found]
 
 
-def _better(difference: Difference, candidate: Answered, base: Answered, settings: Promotion) -> Gate:
+def _better(difference: Difference, candidate: ScoredModel, base: ScoredModel, settings: Promotion) -> Gate:
     passed = difference.difference > 0 and difference.p_not_better < settings.significance
     said = f"{_against(difference, candidate, base)}, p of «not better» {difference.p_not_better:.3f}"
     return Gate("better than the base", passed, f"{said} (below {settings.significance:g})", _figures(difference))
 
 
-def _not_worse(difference: Difference, candidate: Answered, champion: Answered, settings: Promotion) -> Gate:
+def _not_worse(difference: Difference, candidate: ScoredModel, champion: ScoredModel, settings: Promotion) -> Gate:
     """The loss stays within the limit, and is none that the bootstrap is certain of."""
     passed = difference.difference >= -settings.max_f1_loss and difference.high >= 0
     said = f"{_against(difference, candidate, champion)} (at most {settings.max_f1_loss:g} lost, interval up to 0)"
     return Gate("not worse than the champion", passed, said, _figures(difference))
 
 
-def _form(candidate: Answered, settings: Promotion) -> list[Gate]:
+def _form(candidate: ScoredModel, settings: Promotion) -> list[Gate]:
     overall = candidate.scores["overall"]
     limits = (
         ("answers that the server reads", overall["valid_answers"], settings.min_valid_answers),
@@ -92,7 +92,7 @@ def _form(candidate: Answered, settings: Promotion) -> list[Gate]:
     ]
 
 
-def _invented(candidate: Answered, champion: Answered, settings: Promotion) -> Gate:
+def _invented(candidate: ScoredModel, champion: ScoredModel, settings: Promotion) -> Gate:
     ours, theirs = (model.scores["overall"]["invented_entities"] for model in (candidate, champion))
     limit = settings.max_invented_gain
     said = f"{ours:.3f} of the names were not given, the champion's {theirs:.3f} (at most {limit:g} more)"
@@ -101,7 +101,7 @@ def _invented(candidate: Answered, champion: Answered, settings: Promotion) -> G
     return Gate("invented names", passed, said, {"share": ours, "champion": theirs})
 
 
-def _against(difference: Difference, one: Answered, other: Answered) -> str:
+def _against(difference: Difference, one: ScoredModel, other: ScoredModel) -> str:
     f1, other_f1 = (model.scores["overall"]["f1"] for model in (one, other))
     return (
         f"F1 {f1:.3f} against {other_f1:.3f} on {difference.rows} rows: {difference.difference:+.3f} "

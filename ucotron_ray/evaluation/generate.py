@@ -11,7 +11,7 @@ import torch
 from ucotron_ray.data.jsonl import read_relations, read_rows
 from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, asked_row, read_predictions
 from ucotron_ray.evaluation.scoring import RowScore, relation_row, score_row
-from ucotron_ray.evaluation.sureness import pieces, sureness
+from ucotron_ray.evaluation.token_confidence import pieces, token_confidence
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.generation import generate, until
@@ -113,7 +113,7 @@ def greedy(
 ) -> list[tuple[str, int, bool]]:
     """For each prompt the answer, the number of its tokens, and whether it was cut before its end token.
 
-    A list given as `sure` gets the sureness of the relations of each answer.
+    A list given as `sure` gets the token_confidence of the relations of each answer.
     """
     eos = tokenizer.eos_token_id
     recorder = _Recorder()
@@ -136,7 +136,7 @@ def greedy(
         answer = decode(tokens)
         answers.append((answer, len(tokens), eos not in row_T))
         if sure is not None:
-            sure.append(sureness(answer, pieces(decode, tokens, answer), logprobs_BT[index][: len(tokens)]))
+            sure.append(token_confidence(answer, pieces(decode, tokens, answer), logprobs_BT[index][: len(tokens)]))
     return answers
 
 

@@ -15,7 +15,7 @@ from ucotron_ray.evaluation.predictions import (
     asked_row,
     read_predictions,
 )
-from ucotron_ray.evaluation.sureness import pieces, sureness
+from ucotron_ray.evaluation.token_confidence import pieces, token_confidence
 from ucotron_ray.models import served
 from ucotron_ray.models.decoding import Answer
 
@@ -78,7 +78,7 @@ def answers(
 def _prediction(model: served.BundleModel, question: Question, answer: Answer) -> Prediction:
     """An answer that is over. Tokens that the grammar forced count as sure: there was nothing to choose."""
     text = model.finished(answer)
-    sure = sureness(text, pieces(model.text, answer.tokens, text), answer.logprobs)
+    sure = token_confidence(text, pieces(model.text, answer.tokens, text), answer.logprobs)
     return Prediction(*question, text, len(answer.tokens), answer.reason == "length", sure)
 
 

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.stage import ROWS, rows_file
-from ucotron_ray.evaluation.answers import Source, answers_of, layouts_of
+from ucotron_ray.evaluation.answers import ModelRef, answers_of, layouts_of
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.stage import prompt_identity
 
@@ -28,27 +28,27 @@ def evaluate_request(
     run: Run, name: str, base: base_models.BaseModel, adapter: Artifact | None, data: Artifact
 ) -> Request:
     """What scoring a model would make."""
-    return score_request(run, name, Source(name, "model", base=base, adapter=adapter), data)
+    return score_request(run, name, ModelRef(name, "model", base=base, adapter=adapter), data)
 
 
 def evaluate(run: Run, name: str, base: base_models.BaseModel, adapter: Artifact | None, data: Artifact) -> Artifact:
     """Score a base model, or it with an adapter → `scores/<name>` with every prediction."""
-    source = Source(name, "model", base=base, adapter=adapter)
+    source = ModelRef(name, "model", base=base, adapter=adapter)
     return score(run, name, source, data, stage="evaluate" if adapter else "evaluate-base")
 
 
-def score_request(run: Run, name: str, source: Source, data: Artifact) -> Request:
+def score_request(run: Run, name: str, source: ModelRef, data: Artifact) -> Request:
     """What scoring would make."""
     settings = run.config.recipe.evaluation.model_dump(exclude={"data", "base"})
     fields = {"evaluation": settings, "prompt": prompt_identity(), **source.identity}
     return Request("scores", name, fields, (data.as_input("data"), *source.inputs))
 
 
-def score(run: Run, name: str, source: Source, data: Artifact, *, stage: str) -> Artifact:
+def score(run: Run, name: str, source: ModelRef, data: Artifact, *, stage: str) -> Artifact:
     """Ask a source the held-out rows and the guide's five → `scores/<name>` with every prediction."""
     settings = run.config.recipe.evaluation
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         from ucotron_ray.evaluation.guide_prompts import guide_rows
         from ucotron_ray.evaluation.report import write_scores
 
@@ -71,12 +71,12 @@ def score(run: Run, name: str, source: Source, data: Artifact, *, stage: str) ->
         for file in (SCORES, PREDICTIONS, REPORT):
             spool.file(build.path / file)
         counts = {"rows": len(sample), "predictions": len(predictions)}
-        return Result(metrics, counts, [f"model {described(source)}"])
+        return BuildResult(metrics, counts, [f"model {described(source)}"])
 
     return run.make(stage, score_request(run, name, source, data), build)
 
 
-def scored(run: Run, source: Source, data: Artifact) -> Artifact:
+def scored(run: Run, source: ModelRef, data: Artifact) -> Artifact:
     """The scores of a source: those that the store has of it, by whatever name, else new ones."""
     request = score_request(run, run.name, source, data)
     own_name = f"{name_of(source.label)}-{request.recipe[:8]}"
@@ -107,7 +107,7 @@ def scores_of(artifact: Artifact) -> dict[str, Any]:
     return scores
 
 
-def described(source: Source) -> str:
+def described(source: ModelRef) -> str:
     """A source in a few words."""
     if source.base is not None:
         return source.base.reference + (f" + {source.adapter.manifest.name}" if source.adapter else "")
@@ -153,7 +153,7 @@ def _shares(sizes: Sequence[int], total: int) -> list[int]:
     return shares
 
 
-def _questions(source: Source, num_sample: int, num_rows: int, run: Run) -> list[tuple[int, str]]:
+def _questions(source: ModelRef, num_sample: int, num_rows: int, run: Run) -> list[tuple[int, str]]:
     """Every row in the server's chat prompt, and a seeded part of the sample in each other layout of the source."""
     settings = run.config.recipe.evaluation
     questions = [(index, "chat") for index in range(num_rows)]

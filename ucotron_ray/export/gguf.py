@@ -21,7 +21,7 @@ from ucotron_ray.core.errors import InputError
 from ucotron_ray.export.layout import Array
 from ucotron_ray.models import splitting
 
-Kind = Literal["f16", "q8_0"]
+GgufKind = Literal["f16", "q8_0"]
 DIRECTORY = "gguf"
 
 _ARCHITECTURES = {
@@ -68,7 +68,7 @@ def check_architecture(model: Path) -> None:
         )
 
 
-def write(model: Path, target: Path, *, kind: Kind, name: str) -> None:
+def write(model: Path, target: Path, *, kind: GgufKind, name: str) -> None:
     """Write `target` from a directory as transformers saves it. Tensors are read, rounded and written one by one."""
     config, tokenizer = _read(model / "config.json"), _read(model / "tokenizer.json")
     architecture = _ARCHITECTURES[config["model_type"]]
@@ -195,7 +195,7 @@ def _interleaved(name: str, tensor: Array, config: Mapping[str, Any]) -> Array:
     return halves.swapaxes(1, 2).reshape(tensor.shape)
 
 
-def _rounding(shape: tuple[int, ...], kind: Kind) -> gguf.GGMLQuantizationType:
+def _rounding(shape: tuple[int, ...], kind: GgufKind) -> gguf.GGMLQuantizationType:
     """Vectors stay as they are; a matrix whose rows are no whole blocks is rounded to half precision."""
     if len(shape) == 1:
         return gguf.GGMLQuantizationType.F32

@@ -52,7 +52,7 @@ class ExportJob:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _ParityPrompts:
     """The parity prompts."""
 
     rows: "list[RawRow]"
@@ -134,13 +134,13 @@ def _rows(job: ExportJob) -> "list[RawRow]":
     return relations_among(Path(job.rows_file)) if job.rows_file else guide_rows()
 
 
-def _asked(rows: "Sequence[RawRow]", tokenizer: "PreTrainedTokenizerBase", settings: Export) -> _Asked:
+def _asked(rows: "Sequence[RawRow]", tokenizer: "PreTrainedTokenizerBase", settings: Export) -> _ParityPrompts:
     from ucotron_ray.models.prompts import prompt_ids, server_row  # noqa: PLC0415 - in the task only
 
     picked = list(rows[: settings.parity_rows])
     layouts = ["raw" if index % RAW_EVERY == RAW_EVERY - 1 else "chat" for index in range(len(picked))]
     prompts = [prompt_ids(server_row(row, layout), tokenizer) for row, layout in zip(picked, layouts, strict=True)]
-    return _Asked(picked, layouts, prompts)
+    return _ParityPrompts(picked, layouts, prompts)
 
 
 def _loaded(directory: Path, job: ExportJob) -> "tuple[BundleModel, float]":
@@ -156,7 +156,7 @@ def _variants(
     graph: Path,
     model: "BundleModel",
     expected: "Reference",
-    asked: _Asked,
+    asked: _ParityPrompts,
     rows: "Sequence[RawRow]",
     settings: Export,
 ) -> dict[str, Figures]:

@@ -134,9 +134,9 @@ def _packed(
     blocks_NGB = np.ascontiguousarray(weight_NK).reshape(num_outputs, -1, site.block)
     zeros = None
     if site.bits == 4:
-        codes, scales_NG, zeros = nibbles(blocks_NGB)
+        codes, scales_NG, zeros = quantize_int4(blocks_NGB)
     else:
-        codes, scales_NG = octets(blocks_NGB)
+        codes, scales_NG = quantize_int8(blocks_NGB)
     views = {f"{name}_codes": codes, f"{name}_rows": codes.reshape(num_outputs, -1)}
     wanted = [view for view in views if view in read]
     tensors = [data.add(wanted[0], views[wanted[0]])]
@@ -145,14 +145,14 @@ def _packed(
     return [*tensors, data.add(f"{name}_scales", scales_NG)]
 
 
-def octets(blocks_NGB: Floats) -> tuple[Bytes, Floats]:
+def quantize_int8(blocks_NGB: Floats) -> tuple[Bytes, Floats]:
     """Codes and scales with weight = (code - 128) · scale."""
     scales_NG = np.abs(blocks_NGB).max(axis=2) / 127
     codes_NGB = np.round(blocks_NGB / _nonzero(scales_NG)[..., None]) + 128
     return codes_NGB.astype(np.uint8), scales_NG.astype(np.float32)
 
 
-def nibbles(blocks_NGB: Floats) -> tuple[Bytes, Floats, Bytes]:
+def quantize_int4(blocks_NGB: Floats) -> tuple[Bytes, Floats, Bytes]:
     """Codes (two a byte, the first in the low half), scales and zero points with weight = (code - zero) · scale."""
     low_NG = np.minimum(blocks_NGB.min(axis=2), 0)
     scales_NG = (np.maximum(blocks_NGB.max(axis=2), 0) - low_NG) / 15

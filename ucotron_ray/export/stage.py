@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import GateFailed
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
@@ -49,7 +49,7 @@ def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data
     spool = run.spool.child("export")
     reported: list[str] = []
 
-    def build_bundle(bundle: Build) -> Result:
+    def build_bundle(bundle: Build) -> BuildResult:
         needed = plan(run, base)
         job = _job(run, base, adapter)
         run.connect()
@@ -73,12 +73,12 @@ def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data
             )
             figures = export_on_ray(job, run.config.place.workers, memory=needed.memory if needed else None)
             if not model.reused:
-                model.publish(Result({}, {}, [f"base {base.reference}, float32"]))
+                model.publish(BuildResult({}, {}, [f"base {base.reference}, float32"]))
         from ucotron_ray.export.bundle import REPORTED
 
         reported.extend(REPORTED)
         missed = json.loads((bundle.path / "parity.json").read_text(encoding="utf-8"))["missed"]
-        return Result(figures, {}, missed, state="failed" if missed else "ok")
+        return BuildResult(figures, {}, missed, state="failed" if missed else "ok")
 
     bundle = run.make("export", bundle_request(run, base, adapter, data), build_bundle)
     for file in reported:

@@ -38,7 +38,7 @@ class _Lane:
     patience: Patience
 
 
-def fill(run: Run, want: synthesis.Wanted, account: Account, patience: Patience) -> dict[str, Any]:
+def fill(run: Run, want: synthesis.SynthesisOrder, account: Account, patience: Patience) -> dict[str, Any]:
     """Ask everything that is open for the first `count` samples; returns what was asked, answered and paid.
 
     Resumable at every step: a wave is on disk before its job is created, and a job has its wave's hash as its id. What

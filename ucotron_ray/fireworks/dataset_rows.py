@@ -35,7 +35,7 @@ EXPECTED = (
 
 
 @dataclass(frozen=True)
-class Prepared:
+class UploadRows:
     """A file in one of the vendor's layouts. `tokens` is about how many one epoch reads."""
 
     path: Path
@@ -52,7 +52,7 @@ class Prepared:
 
 
 @contextmanager
-def prepared(path: Path) -> Iterator[Prepared]:
+def prepared(path: Path) -> Iterator[UploadRows]:
     """The file as the vendor takes it: itself, or a converted copy for the time of the block.
 
     Raises InputError with the line number of the first line that cannot be used.
@@ -68,7 +68,7 @@ def stable_id(stem: str, sha256: str) -> str:
     return f"{slug[: MAX_ID - 13].rstrip('-')}-{sha256[:12]}"
 
 
-def _prepare(path: Path, copy: Path, *, convert: bool = False) -> Prepared:
+def _prepare(path: Path, copy: Path, *, convert: bool = False) -> UploadRows:
     """Check every line. A copy is written only from the first row on that is converted, or from the start if asked."""
     layout: Layout | None = None
     rows = tokens = 0
@@ -103,9 +103,9 @@ def _prepare(path: Path, copy: Path, *, convert: bool = False) -> Prepared:
             found=f"{rows}",
         )
     if converted:
-        return Prepared(copy, layout, rows, tokens, digest.hexdigest(), True)
+        return UploadRows(copy, layout, rows, tokens, digest.hexdigest(), True)
     with path.open("rb") as file:
-        return Prepared(path, layout, rows, tokens, hashlib.file_digest(file, "sha256").hexdigest(), False)
+        return UploadRows(path, layout, rows, tokens, hashlib.file_digest(file, "sha256").hexdigest(), False)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

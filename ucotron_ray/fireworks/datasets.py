@@ -14,7 +14,7 @@ from typing import Any
 from ucotron_ray.core.errors import FireworksError, InputError
 from ucotron_ray.fireworks import account as control
 from ucotron_ray.fireworks.account import Account, Streamed
-from ucotron_ray.fireworks.dataset_rows import Layout, Prepared, prepared, stable_id
+from ucotron_ray.fireworks.dataset_rows import Layout, UploadRows, prepared, stable_id
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ READY = "READY"
 
 
 @dataclass(frozen=True)
-class Uploaded:
+class Upload:
     """A dataset that the vendor has, whole. `sent` False: it was there already."""
 
     name: str
@@ -43,7 +43,7 @@ class Uploaded:
         return self.name.rpartition("/")[2]
 
 
-def upload(account: Account, path: Path, *, dataset_id: str | None = None, stem: str | None = None) -> Uploaded:
+def upload(account: Account, path: Path, *, dataset_id: str | None = None, stem: str | None = None) -> Upload:
     """Check every line, create the dataset, send the file. Resumes, and reuses an equal upload.
 
     Without an id it is made of `stem` (the file's, if none is given) and the hash of the bytes.
@@ -54,7 +54,7 @@ def upload(account: Account, path: Path, *, dataset_id: str | None = None, stem:
         return upload_prepared(account, file, dataset_id or stable_id(stem or path.stem, file.sha256))
 
 
-def upload_prepared(account: Account, file: Prepared, dataset_id: str) -> Uploaded:
+def upload_prepared(account: Account, file: UploadRows, dataset_id: str) -> Upload:
     """The same for a file that was checked. A dataset of this id that is READY is taken to be the file."""
     name = account.full_name("datasets", dataset_id)
     made = {
@@ -81,7 +81,7 @@ def upload_prepared(account: Account, file: Prepared, dataset_id: str) -> Upload
     else:
         _check_rows(found, file, name)
         log.info("fireworks: reuse dataset '%s'", dataset_id)
-    return Uploaded(name, file.layout, file.rows, file.tokens, file.sha256, sent)
+    return Upload(name, file.layout, file.rows, file.tokens, file.sha256, sent)
 
 
 def listed(account: Account) -> Iterator[dict[str, Any]]:
@@ -101,7 +101,7 @@ def download(account: Account, name: str) -> dict[str, bytes]:
     return files
 
 
-def _check_rows(found: dict[str, Any], file: Prepared, name: str) -> None:
+def _check_rows(found: dict[str, Any], file: UploadRows, name: str) -> None:
     count = str(found.get("exampleCount") or file.rows)
     if count != str(file.rows):
         raise InputError(
@@ -113,7 +113,7 @@ def _check_rows(found: dict[str, Any], file: Prepared, name: str) -> None:
         )
 
 
-def _send(account: Account, file: Prepared, name: str) -> None:
+def _send(account: Account, file: UploadRows, name: str) -> None:
     if file.size <= DIRECT_UPLOAD_BYTES:
         control.call(account, "POST", f"{name}:upload", _multipart(file.path))
         return

@@ -157,7 +157,7 @@ class FireworksFineTuner:
 
     def _create(
         self,
-        kind: tuning_jobs.Kind,
+        kind: tuning_jobs.JobKind,
         body: dict[str, Any],
         chosen: SftJobConfig | DpoJobConfig,
         output_model: str | None,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray.core import variables
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import NotFoundError, Stopped
 from ucotron_ray.core.files import write_json
@@ -26,7 +26,7 @@ from ucotron_ray.fireworks import datasets as vendor_datasets
 from ucotron_ray.fireworks import deployments, tuning_jobs, waiting
 from ucotron_ray.fireworks.account import Account, account_of
 from ucotron_ray.fireworks.dataset_rows import stable_id
-from ucotron_ray.fireworks.tuning_jobs import DpoJobConfig, JobStatus, Kind, SftJobConfig
+from ucotron_ray.fireworks.tuning_jobs import DpoJobConfig, JobKind, JobStatus, SftJobConfig
 from ucotron_ray.fireworks.waiting import Patience
 from ucotron_ray.models.stage import prompt_identity
 from ucotron_ray.teacher.endpoint import endpoint_of
@@ -92,7 +92,7 @@ def sft_request(run: Run, dataset: Artifact) -> Request:
 def sft(run: Run, who: Account, dataset: Artifact) -> Artifact:
     """Rows of a dataset → a supervised job → `model/<name>-remote-sft`."""
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         train = vendor_datasets.upload(who, dataset.path / TRAIN, stem=f"{run.name}-train")
         val = dataset.path / VAL
         held = None
@@ -116,7 +116,7 @@ def dpo_request(run: Run, pairs: Artifact, start: Artifact) -> Request:
 def dpo(run: Run, who: Account, pairs: Artifact, start: Artifact) -> Artifact:
     """Preference pairs → a preference job that goes on from a supervised one → `model/<name>-remote-dpo`."""
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         uploaded = vendor_datasets.upload(who, pairs.path / TRAIN, stem=f"{run.name}-pairs")
         settings = dpo_config(run.config.recipe.dpo)
         model = remote_model(start)
@@ -149,7 +149,7 @@ def evaluate(run: Run, who: Account, trained: Artifact | None, data: Artifact) -
     """
     model = remote_model(trained) if trained else run.config.recipe.tier_model.model_id
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         if trained is None:
             try:
                 return _scored(run, build, model, data)
@@ -166,7 +166,7 @@ def evaluate(run: Run, who: Account, trained: Artifact | None, data: Artifact) -
     return run.make("remote-evaluate", evaluate_request(run, trained, data), build)
 
 
-def _scored(run: Run, build: Build, served: str, data: Artifact) -> Result:
+def _scored(run: Run, build: Build, served: str, data: Artifact) -> BuildResult:
     from ucotron_ray.evaluation import endpoint
     from ucotron_ray.evaluation.guide_prompts import guide_rows
     from ucotron_ray.evaluation.predictions import Prediction
@@ -205,12 +205,12 @@ def _scored(run: Run, build: Build, served: str, data: Artifact) -> Result:
     spool.dataset(data, "evaluation")
     for file in (SCORES, PREDICTIONS):
         spool.file(build.path / file)
-    return Result(metrics, {"rows": len(sample), "predictions": len(predictions)}, [f"model {served}"])
+    return BuildResult(metrics, {"rows": len(sample), "predictions": len(predictions)}, [f"model {served}"])
 
 
 def _trained(
-    run: Run, who: Account, build: Build, kind: Kind, body: Mapping[str, Any], uploaded: vendor_datasets.Uploaded
-) -> Result:
+    run: Run, who: Account, build: Build, kind: JobKind, body: Mapping[str, Any], uploaded: vendor_datasets.Upload
+) -> BuildResult:
     """Create the job, or find it; wait; note what came of it."""
     began = time.monotonic()
     attempt = _attempt(run, who, build.path, kind, body)
@@ -233,10 +233,10 @@ def _trained(
     metrics = {"seconds": time.monotonic() - began, "tokens": float(uploaded.tokens)}
     if done.usd is not None:
         metrics["cost_usd"] = done.usd
-    return Result(metrics, {"rows": uploaded.rows}, [f"job {done.name}", f"model {done.output_model}"])
+    return BuildResult(metrics, {"rows": uploaded.rows}, [f"job {done.name}", f"model {done.output_model}"])
 
 
-def _attempt(run: Run, who: Account, directory: Path, kind: Kind, body: Mapping[str, Any]) -> int:
+def _attempt(run: Run, who: Account, directory: Path, kind: JobKind, body: Mapping[str, Any]) -> int:
     """Which try of this request this is: the one noted, or with --replace the next one after a job that ended badly."""
     record = directory / JOB
     if not record.is_file():

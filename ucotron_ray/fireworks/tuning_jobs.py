@@ -17,13 +17,13 @@ from ucotron_ray.fireworks.dataset_rows import MAX_ID
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["sft", "dpo", "batch"]
-COLLECTIONS: dict[Kind, str] = {
+JobKind = Literal["sft", "dpo", "batch"]
+COLLECTIONS: dict[JobKind, str] = {
     "sft": "supervisedFineTuningJobs",
     "dpo": "dpoJobs",
     "batch": "batchInferenceJobs",
 }
-ID_PARAMETERS: dict[Kind, str] = {
+ID_PARAMETERS: dict[JobKind, str] = {
     "sft": "supervisedFineTuningJobId",
     "dpo": "dpoJobId",
     "batch": "batchInferenceJobId",
@@ -77,7 +77,7 @@ class JobStatus:
     """A job as the vendor describes it. `state` without `JOB_STATE_`; `usd` is the vendor's own estimate."""
 
     name: str
-    kind: Kind
+    kind: JobKind
     state: str
     display_name: str | None = None
     percent: float | None = None
@@ -151,7 +151,7 @@ def dpo_body(
 
 def create_job(
     account: Account,
-    kind: Kind,
+    kind: JobKind,
     body: Mapping[str, Any],
     *,
     job_id: str | None = None,
@@ -178,7 +178,7 @@ def create_job(
     return status, is_new
 
 
-def stable_job_id(kind: Kind, body: Mapping[str, Any], attempt: int = 1) -> str:
+def stable_job_id(kind: JobKind, body: Mapping[str, Any], attempt: int = 1) -> str:
     """The id of a request: equal requests have equal ids."""
     suffix = f"-{attempt}" if attempt > 1 else ""
     return f"ucotron-{kind}-{canonical_hash(dict(body))[:20]}{suffix}"[:MAX_ID]
@@ -199,7 +199,7 @@ def model_kind(account: Account, model: str) -> str | None:
     return kind
 
 
-def get_job(account: Account, name: str, kind: Kind | None = None) -> JobStatus:
+def get_job(account: Account, name: str, kind: JobKind | None = None) -> JobStatus:
     """The job of that id or full name. Without a kind every collection is asked. Raises NotFoundError."""
     kinds = [kind] if kind else [k for k, collection in COLLECTIONS.items() if f"/{collection}/" in name]
     kinds = kinds or list(COLLECTIONS)
@@ -210,14 +210,14 @@ def get_job(account: Account, name: str, kind: Kind | None = None) -> JobStatus:
     return status_of(control.call(account, "GET", account.full_name(COLLECTIONS[kinds[-1]], name)), kinds[-1])
 
 
-def find_job(account: Account, name: str, kind: Kind) -> JobStatus | None:
+def find_job(account: Account, name: str, kind: JobKind) -> JobStatus | None:
     """The job of that id, if there is one."""
     found = control.find(account, account.full_name(COLLECTIONS[kind], name))
     return status_of(found, kind) if found is not None else None
 
 
 def list_jobs(
-    account: Account, kinds: tuple[Kind, ...] = ("sft", "dpo"), filter_: str | None = None
+    account: Account, kinds: tuple[JobKind, ...] = ("sft", "dpo"), filter_: str | None = None
 ) -> Iterator[JobStatus]:
     """All jobs of these kinds, all pages."""
     query = {"filter": filter_} if filter_ else None
@@ -249,7 +249,7 @@ def resume_job(account: Account, job: JobStatus) -> JobStatus:
     return get_job(account, job.name, job.kind)
 
 
-def status_of(entry: Mapping[str, Any], kind: Kind) -> JobStatus:
+def status_of(entry: Mapping[str, Any], kind: JobKind) -> JobStatus:
     """The vendor's JSON, read leniently: fields come and go."""
     progress = entry.get("jobProgress") or {}
     training = entry.get("trainingConfig") or entry

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ucotron_ray.core import addresses, variables
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.files import canonical_hash, file_hash
 from ucotron_ray.core.recipe import Graph
@@ -33,10 +33,10 @@ def import_graph(run: Run, source: str | None = None) -> Artifact:
         addresses.check(source, allowed=run.config.place.api.allowed_hosts, where="the graph's server")
     split, identity, where = _read_graph(source, settings)
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         jsonl.write_rows(build.path / TRAIN, split.train)
         jsonl.write_rows(build.path / VAL, split.val)
-        return Result({}, split.counts, [f"from {where}", *split.notes])
+        return BuildResult({}, split.counts, [f"from {where}", *split.notes])
 
     artifact = run.make("import-graph", graph_request(run, identity), build)
     for note in split.notes:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ucotron_ray.core import artifacts
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result, Store
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request, Store
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.files import MANIFEST, canonical_hash
 from ucotron_ray.core.run import Run
@@ -32,12 +32,12 @@ def loadable_base(run: Run, base: base_models.BaseModel) -> str:
         return str(base.path or base.reference)
     request = Request("cache", f"base-{base.identity[-12:]}", {"base": base.identity, "format": "safetensors float32"})
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         run.connect()
         from ucotron_ray.models.on_ray import convert_on_ray
 
         convert_on_ray(base.reference, build.path)
-        return Result({}, {}, [f"{base.reference}, dequantized to float32"])
+        return BuildResult({}, {}, [f"{base.reference}, dequantized to float32"])
 
     return str(run.make("convert-base", request, build).path)
 
@@ -113,12 +113,12 @@ def merge_request(
 def merge(run: Run, base: base_models.BaseModel, adapter: Artifact, *, name: str | None = None) -> Artifact:
     """The adapter added to its base → `model/<name>`, as transformers loads it."""
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         loadable = loadable_base(run, base)
         run.connect()
         from ucotron_ray.models.on_ray import merge_on_ray
 
         merge_on_ray(loadable, adapter.path / "adapter", build.path, run.config.place.workers, run.log_file)
-        return Result({}, {}, [f"base {base.reference}, float32"])
+        return BuildResult({}, {}, [f"base {base.reference}, float32"])
 
     return run.make("merge", merge_request(run, base, adapter, name=name), build)

@@ -70,7 +70,7 @@ class Jobs(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """How an attempt ended: this command's exit code, whether another attempt may help, and why in one line."""
 
     code: int
@@ -90,23 +90,25 @@ def entrypoint(python: str, arguments: Sequence[str]) -> str:
     return shlex.join([python, "-m", "ucotron_ray", *arguments, *json_flag])
 
 
-def outcome(job: Job) -> Outcome:
+def outcome(job: Job) -> JobOutcome:
     """What an ended job means for who waits for it."""
     if job.status == "SUCCEEDED":
-        return Outcome(0, retry=False, cause="done")
+        return JobOutcome(0, retry=False, cause="done")
     if job.status == "STOPPED":
-        return Outcome(RESUMABLE_EXIT, retry=False, cause="stopped from outside (ray job stop)")
+        return JobOutcome(RESUMABLE_EXIT, retry=False, cause="stopped from outside (ray job stop)")
     if job.error_type in LOST_TYPES:
-        return Outcome(RESUMABLE_EXIT, retry=True, cause=LOST_TYPES[str(job.error_type)])
+        return JobOutcome(RESUMABLE_EXIT, retry=True, cause=LOST_TYPES[str(job.error_type)])
     if job.error_type == "RUNTIME_ENV_SETUP_FAILURE":
-        return Outcome(1, retry=True, cause=f"the runtime environment could not be set up: {_last_line(job.message)}")
+        return JobOutcome(
+            1, retry=True, cause=f"the runtime environment could not be set up: {_last_line(job.message)}"
+        )
     if job.exit_code == RESUMABLE_EXIT:
-        return Outcome(RESUMABLE_EXIT, retry=True, cause="stopped before the end, resumable")
+        return JobOutcome(RESUMABLE_EXIT, retry=True, cause="stopped before the end, resumable")
     if job.exit_code in KILLED:
-        return Outcome(RESUMABLE_EXIT, retry=True, cause=f"the driver was killed ({KILLED[job.exit_code]})")
+        return JobOutcome(RESUMABLE_EXIT, retry=True, cause=f"the driver was killed ({KILLED[job.exit_code]})")
     code = job.exit_code if job.exit_code is not None and 0 < job.exit_code < 126 else 1
     found = f"exit code {job.exit_code}" if job.exit_code is not None else job.error_type or "no exit code"
-    return Outcome(code, retry=False, cause=f"the driver failed: {found}, {_last_line(job.message)}")
+    return JobOutcome(code, retry=False, cause=f"the driver failed: {found}, {_last_line(job.message)}")
 
 
 def latest(run: str, jobs: Iterable[Job]) -> Job | None:
@@ -143,7 +145,7 @@ def finish(
     *,
     retries: int,
     pause: Callable[[float], None] = time.sleep,
-) -> tuple[str, Outcome]:
+) -> tuple[str, JobOutcome]:
     """Watch an attempt to its end, and as many more as `retries` allow; the last one's id and outcome."""
     for left in range(retries, -1, -1):
         job = follow(server, name, keeper, pause)

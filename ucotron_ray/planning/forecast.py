@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from ucotron_ray.core.artifacts import Artifact, Kind
+from ucotron_ray.core.artifacts import Artifact, ArtifactKind
 from ucotron_ray.core.files import write_json
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.steps import Step
@@ -185,7 +185,7 @@ def _training_tokens(run: Run, rates: Rates) -> float:
 
 def _artifact(run: Run, stage: Stage) -> Artifact | None:
     kind, _, name = stage.artifact.partition("/")
-    known: Kind = kind  # type: ignore[assignment]  # one of the kinds above
+    known: ArtifactKind = kind  # type: ignore[assignment]  # one of the kinds above
     return run.store.find(known, name)
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.files import canonical_hash, content_hash, file_hash, list_files, write_json
 from ucotron_ray.core.recipe import Projection
@@ -103,7 +103,7 @@ def encode(run: Run, data: Artifact) -> Artifact:
     inputs = (data.as_input("descriptions"),)
     name = f"embeddings-{Request('dataset', 'embeddings', fields, inputs).recipe[:12]}"
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         for base in (encoders.clip, encoders.text):
             note_hub(run, base)
         clip, text = loadable_base(run, encoders.clip), loadable_base(run, encoders.text)
@@ -126,7 +126,7 @@ def encode(run: Run, data: Artifact) -> Artifact:
         )
         figures = encode_on_ray(job, descriptions.shards(file, pairs.ROWS_PER_SHARD), workers)
         write_json(build.path / ENCODERS, encoders.labels)
-        return Result(
+        return BuildResult(
             figures, pairs.shard_counts(build.path), [f"{side}: {label}" for side, label in encoders.labels.items()]
         )
 
@@ -158,9 +158,9 @@ def _import_descriptions(run: Run, path: Path) -> Artifact:
         raise InputError("there are no descriptions", where=str(path), expected=descriptions.EXPECTED, found="no rows")
     files = content_hash(list_files(path)) if path.is_dir() else file_hash(path)
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         counts = descriptions.write(build.path / descriptions.FILE, descriptions.read(path))
-        return Result({}, counts, [f"from {path}"])
+        return BuildResult({}, counts, [f"from {path}"])
 
     fields = {"descriptions": files}
     if any(images):
@@ -176,9 +176,9 @@ def _import_pairs(run: Run, path: Path) -> Artifact:
 
     digest = file_hash(path)
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         count = pairs.import_given(path, build.path)
-        return Result({}, {"rows": count}, [f"from {path}; which models encoded it is not known"])
+        return BuildResult({}, {"rows": count}, [f"from {path}; which models encoded it is not known"])
 
     return run.make("import-pairs", Request("dataset", f"embeddings-{digest[:12]}", {"pairs": digest}), build)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray.core import artifacts
-from ucotron_ray.core.artifacts import Artifact, Build, Input, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Input, Request
 from ucotron_ray.core.errors import ConfigError, GateFailed
 from ucotron_ray.core.files import MANIFEST, file_hash, write_json
 from ucotron_ray.core.run import Run
@@ -24,7 +24,7 @@ def train_request(run: Run, data: Artifact) -> Request:
 def train(run: Run, data: Artifact) -> Artifact:
     """Pairs → `projection/<name>`."""
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         run.connect()
         from ucotron_ray.core import session
         from ucotron_ray.projection.fit import CHECKPOINT, RECORD
@@ -46,7 +46,7 @@ def train(run: Run, data: Artifact) -> Artifact:
             scrap.unlink()
         spool.file(build.path / RECORD)
         record = json.loads((build.path / RECORD).read_text(encoding="utf-8"))
-        return Result(figures, record["counts"], [f"{side}: {label}" for side, label in encoders.items()])
+        return BuildResult(figures, record["counts"], [f"{side}: {label}" for side, label in encoders.items()])
 
     return run.make("train", train_request(run, data), build)
 
@@ -88,7 +88,7 @@ def evaluate(run: Run, checkpoint: Path, layer: Artifact | None, data: Artifact)
         # An artifact knows how its pairs were divided; a bare file is asked about the recipe's split.
         fields["split"] = settings.model_dump(include={"seed", "val_split", "test_split"})
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         run.connect()
         from ucotron_ray.core import session
         from ucotron_ray.projection.job import EvaluateJob
@@ -114,7 +114,7 @@ def evaluate(run: Run, checkpoint: Path, layer: Artifact | None, data: Artifact)
             notes.append(
                 f"{checkpoint.name} does not say on which pairs it was trained: some of these may be among them"
             )
-        return Result(figures, scores["rows"], notes)
+        return BuildResult(figures, scores["rows"], notes)
 
     request = Request("scores", run.name, {"projection scores": fields}, _inputs(layer, data))
     return run.make("evaluate", request, build)
@@ -137,7 +137,7 @@ def export(run: Run, checkpoint: Path, layer: Artifact | None) -> Artifact:
     settings = run.config.recipe.projection
     fields = {"export": "projection", "opset": settings.opset, **_identity(checkpoint, layer)}
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         run.connect()
         from ucotron_ray.projection.job import ExportJob
         from ucotron_ray.projection.on_ray import export_on_ray
@@ -150,7 +150,7 @@ def export(run: Run, checkpoint: Path, layer: Artifact | None) -> Artifact:
         missed = json.loads((build.path / "parity.json").read_text(encoding="utf-8"))["missed"]
         for name in ("MODEL_CARD.md", "parity.json", "io_contract.json"):
             spool.file(build.path / name)
-        return Result(figures, {}, missed, state="failed" if missed else "ok")
+        return BuildResult(figures, {}, missed, state="failed" if missed else "ok")
 
     bundle = run.make("export", Request("bundle", run.name, fields, _inputs(layer, None)), build)
     if bundle.manifest.state != "ok":

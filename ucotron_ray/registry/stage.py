@@ -16,8 +16,8 @@ from ucotron_ray.core.version import Version
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.stage import TRAIN, data_of, held_out
-from ucotron_ray.evaluation.answers import Source, adapter_of, bundle_source
-from ucotron_ray.evaluation.comparison import answered, asked_rows
+from ucotron_ray.evaluation.answers import ModelRef, adapter_of, bundle_ref
+from ucotron_ray.evaluation.comparison import asked_rows, scored_model
 from ucotron_ray.evaluation.stage import GUIDE_GROUP, scored
 from ucotron_ray.models.bundles import bundle_of
 from ucotron_ray.models.stage import note_hub, original_base
@@ -92,18 +92,18 @@ def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | No
     base_model = note_hub(run, original_base(bundle, run.store))
     dataset = data_of(run, adapter_of(run, bundle))
     data = held_out(run, settings.data, dataset)
-    candidate = scored(run, bundle_source(bundle, bundle.manifest.name), data)
-    base = scored(run, Source(f"{bundle.manifest.name}-base", "model", base=base_model), data)
+    candidate = scored(run, bundle_ref(bundle, bundle.manifest.name), data)
+    base = scored(run, ModelRef(f"{bundle.manifest.name}-base", "model", base=base_model), data)
     rival = None
     if champion is not None and champion.tags[CONTENT_TAG] != bundle.manifest.content:
         served = _bundle_of_version(run, models, champion)
-        rival = scored(run, bundle_source(served, served.manifest.name), data)
+        rival = scored(run, bundle_ref(served, served.manifest.name), data)
     rows = asked_rows(candidate)
     found = gates.gates(
         rows,
-        answered(f"candidate {bundle.manifest.name}", candidate),
-        answered("base", base),
-        answered("champion", rival) if rival else None,
+        scored_model(f"candidate {bundle.manifest.name}", candidate),
+        scored_model("base", base),
+        scored_model("champion", rival) if rival else None,
         run.config.recipe.promotion,
         resamples=settings.resamples,
         seed=settings.seed,

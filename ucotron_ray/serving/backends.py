@@ -45,7 +45,7 @@ class Speech(Protocol):
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model in memory. `context` = the most tokens that prompt and answer may have together."""
 
     speech: Speech
@@ -72,20 +72,20 @@ class OnnxStepper:
         return batch.logits_BV
 
 
-def load(target: Target, *, num_threads: int) -> Loaded:
+def load(target: Target, *, num_threads: int) -> LoadedModel:
     """Load what is to be served. Raises InputError if it cannot be."""
     return _load_bundle(target, num_threads) if target.backend == "onnx" else _load_transformers(target, num_threads)
 
 
-def _load_bundle(target: Target, num_threads: int) -> Loaded:
+def _load_bundle(target: Target, num_threads: int) -> LoadedModel:
     assert target.path is not None
     directory = Path(target.path)
     model = served.load(directory, variant=target.variant, num_threads=num_threads)
     settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return Loaded(model, OnnxStepper(model.runner), int(settings["max_position_embeddings"]))
+    return LoadedModel(model, OnnxStepper(model.runner), int(settings["max_position_embeddings"]))
 
 
-def _load_transformers(target: Target, num_threads: int) -> Loaded:
+def _load_transformers(target: Target, num_threads: int) -> LoadedModel:
     import torch  # noqa: PLC0415 - a bundle is served without it
 
     from ucotron_ray.models import base as base_models  # noqa: PLC0415
@@ -101,4 +101,4 @@ def _load_transformers(target: Target, num_threads: int) -> Loaded:
     with tempfile.TemporaryDirectory() as directory:
         base_models.save_tokenizer(tokenizer, Path(directory))
         speech = torch_model.TokenizerSpeech(tokenizer, Path(directory) / "tokenizer.json", model.config.vocab_size)
-    return Loaded(speech, torch_model.TorchStepper(model), int(model.config.max_position_embeddings))
+    return LoadedModel(speech, torch_model.TorchStepper(model), int(model.config.max_position_embeddings))

@@ -11,7 +11,7 @@ from ucotron_ray.core.errors import StageFailed, UcotronRayError
 from ucotron_ray.data.wire import parse_prompt
 from ucotron_ray.models.constrain import Constraint
 from ucotron_ray.models.decoding import Answer
-from ucotron_ray.serving.backends import Loaded
+from ucotron_ray.serving.backends import LoadedModel
 from ucotron_ray.serving.batcher import Batcher, Row
 from ucotron_ray.serving.exchange import Piece, Question, Refusal, Served, Usage
 from ucotron_ray.serving.target import Target
@@ -30,7 +30,7 @@ class ClosedError(Exception):
 class Engine:
     """A loaded model with its batcher. Used from one event loop, closed from any thread."""
 
-    def __init__(self, target: Target, loaded: Loaded, *, max_batch: int, max_prompt_tokens: int) -> None:
+    def __init__(self, target: Target, loaded: LoadedModel, *, max_batch: int, max_prompt_tokens: int) -> None:
         self.target = target
         self.served = Served(target.model, target.content, int(time.time()))
         self._speech = loaded.speech

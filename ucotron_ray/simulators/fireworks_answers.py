@@ -19,7 +19,7 @@ from ucotron_ray.simulators.fireworks_settings import STAND_IN
 UNKNOWN = f"I am a stand-in and know no answer. ({STAND_IN})"
 
 
-def answer_to(body: dict[str, Any], rng: random.Random) -> defects.Asked:
+def answer_to(body: dict[str, Any], rng: random.Random) -> defects.SimulatedAnswer:
     """What the stand-in says to the messages of a request: the right answer, as far as it knows one."""
     system = " ".join(str(m.get("content")) for m in body["messages"] if m.get("role") == "system")
     user = next((str(m.get("content")) for m in body["messages"] if m.get("role") == "user"), "")
@@ -37,7 +37,7 @@ def answer_to(body: dict[str, Any], rng: random.Random) -> defects.Asked:
         ways = (scenes.describe, facts.write_facts, facts.name_form, language.write_text)
         written = (way(user, rng) for way in (*ways, *_of_generators()))
         answer = facts.read_values(user) or next(filter(None, written), None) or language.judged(user, rng) or UNKNOWN
-    return defects.Asked(system, user, answer)
+    return defects.SimulatedAnswer(system, user, answer)
 
 
 def _of_generators() -> list[Callable[[str, random.Random], str | None]]:

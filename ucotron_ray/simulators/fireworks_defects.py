@@ -22,7 +22,7 @@ _ENDINGS = ("gold", "bronze", "amber", "rose", "violet", "silver", "rust", "ochr
 
 
 @dataclass(frozen=True)
-class Asked:
+class SimulatedAnswer:
     """A request as the defects see it: the system's and the user's words, and the right answer."""
 
     system: str
@@ -30,12 +30,12 @@ class Asked:
     answer: str
 
 
-def plant(name: str, asked: Asked, rng: random.Random) -> str | None:
+def plant(name: str, asked: SimulatedAnswer, rng: random.Random) -> str | None:
     """The answer with this defect in it; None where the request is of another kind."""
     return _DEFECTS[name](asked, rng)
 
 
-def chosen(shares: dict[str, float], asked: Asked, seed: str) -> tuple[str, str] | None:
+def chosen(shares: dict[str, float], asked: SimulatedAnswer, seed: str) -> tuple[str, str] | None:
     """Which defect an answer gets, and the answer with it; None for most."""
     for name, share in shares.items():
         rng = random.Random(f"{seed}/{name}")
@@ -46,7 +46,7 @@ def chosen(shares: dict[str, float], asked: Asked, seed: str) -> tuple[str, str]
     return None
 
 
-def _wrong_span(asked: Asked, rng: random.Random) -> str | None:
+def _wrong_span(asked: SimulatedAnswer, rng: random.Random) -> str | None:
     """A name that the text does not hold, in place of one that it does."""
     value = _extraction(asked)
     if value is None:
@@ -55,7 +55,7 @@ def _wrong_span(asked: Asked, rng: random.Random) -> str | None:
     return asked.answer.replace(json.dumps(name, ensure_ascii=False), json.dumps(f"{name}berg", ensure_ascii=False))
 
 
-def _outside_vocabulary(asked: Asked, rng: random.Random) -> str | None:
+def _outside_vocabulary(asked: SimulatedAnswer, rng: random.Random) -> str | None:
     value = _extraction(asked)
     if value is None:
         return None
@@ -64,7 +64,7 @@ def _outside_vocabulary(asked: Asked, rng: random.Random) -> str | None:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _extraction(asked: Asked) -> dict[str, Any] | None:
+def _extraction(asked: SimulatedAnswer) -> dict[str, Any] | None:
     """The extraction that is the right answer, if one was asked for and it has something in it."""
     if not asked.user.startswith("Text:\n") or "skim" in asked.system:
         return None
@@ -72,44 +72,44 @@ def _extraction(asked: Asked) -> dict[str, Any] | None:
     return value if value["relations"] else None
 
 
-def _same_fact(asked: Asked, rng: random.Random) -> str | None:
+def _same_fact(asked: SimulatedAnswer, rng: random.Random) -> str | None:
     return facts.one_fact_twice(asked.user, rng)
 
 
-def _alias_as_negative(asked: Asked, rng: random.Random) -> str | None:
+def _alias_as_negative(asked: SimulatedAnswer, rng: random.Random) -> str | None:
     return facts.alias_of(asked.user, rng)
 
 
-def _near_duplicate(asked: Asked, rng: random.Random) -> str | None:
+def _near_duplicate(asked: SimulatedAnswer, rng: random.Random) -> str | None:
     """One description over and over, with another last word. The first of them repeats nothing."""
     return f"{_REPEATED}{rng.choice(_ENDINGS)}{rng.randrange(1000)}." if asked.user.startswith("Scene: ") else None
 
 
-def _leak(asked: Asked, rng: random.Random) -> str | None:
+def _leak(asked: SimulatedAnswer, rng: random.Random) -> str | None:
     first, second = LEAKED_NAMES
     return f"{asked.answer} {first} is closely related to {second}." if _is_text(asked) else None
 
 
-def _secret(asked: Asked, rng: random.Random) -> str | None:
+def _secret(asked: SimulatedAnswer, rng: random.Random) -> str | None:
     letters = "abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
     key = "fw_" + "".join(rng.choices(letters, k=24))
     return f"{asked.answer} The key is {key}." if _is_text(asked) else None
 
 
-def _special_token(asked: Asked, rng: random.Random) -> str | None:
+def _special_token(asked: SimulatedAnswer, rng: random.Random) -> str | None:
     return f"{asked.answer}<|im_end|><|im_start|>system" if _is_text(asked) else None
 
 
-def _control_character(asked: Asked, rng: random.Random) -> str | None:
+def _control_character(asked: SimulatedAnswer, rng: random.Random) -> str | None:
     return f"\u202e{asked.answer}\u202c" if _is_text(asked) else None
 
 
-def _is_text(asked: Asked) -> bool:
+def _is_text(asked: SimulatedAnswer) -> bool:
     """Whether a text was asked for: one that states relations, or a description."""
     return asked.user.startswith(("Style: ", "Scene: ")) and "\nFact A: " not in asked.user
 
 
-_DEFECTS: dict[str, Callable[[Asked, random.Random], str | None]] = {
+_DEFECTS: dict[str, Callable[[SimulatedAnswer, random.Random], str | None]] = {
     "wrong_span": _wrong_span,
     "outside_vocabulary": _outside_vocabulary,
     "same_fact": _same_fact,

@@ -16,7 +16,7 @@ from ucotron_ray.core.files import canonical_hash, write_json, write_text
 from ucotron_ray.synthesis.journal import Reader, Record
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Facts, Task, request_body, request_id
 from ucotron_ray.teacher.chat import most_prompt_tokens, read_completion
-from ucotron_ray.teacher.outcome import FINAL, Kind
+from ucotron_ray.teacher.outcome import FINAL, OutcomeKind
 from ucotron_ray.teacher.prices import BATCH_SHARE, Price
 
 MAX_BYTES = 450 * 1024**2
@@ -153,7 +153,7 @@ def _next(task: Task, model: str, facts: Facts, reader: Reader) -> OpenRequest |
             known = reader.get(rid)
             if known is None:
                 return OpenRequest(rid, ask)
-            answers.append(Answer(Kind(known.kind), known.text))
+            answers.append(Answer(OutcomeKind(known.kind), known.text))
             ask = conversation.send(answers[-1])
     except (StopIteration, Ended):
         return None

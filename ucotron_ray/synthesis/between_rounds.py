@@ -12,35 +12,37 @@ from ucotron_ray.synthesis.job import SynthesisJob
 from ucotron_ray.synthesis.rounds import Tally
 
 if TYPE_CHECKING:
-    from ucotron_ray.synthesis.publish import Published
+    from ucotron_ray.synthesis.publish import Publication
 
 
 def write_rows(job: SynthesisJob, planned: int) -> None:
     """The rows alone, for a judge to read."""
-    from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy
+    from ucotron_ray.synthesis import selection
 
     directory, kind = Path(job.directory), job.make_task().rows
-    release.write_files(directory, kind, release.select(directory, kind, job.count, job.generation["near_duplicate"]))
+    selection.write_files(
+        directory, kind, selection.select(directory, kind, job.count, job.generation["near_duplicate"])
+    )
 
 
 def tally(job: SynthesisJob, planned: int) -> Tally:
     """Counts by status, the samples that had no final answer yet, and how many rows are missing."""
-    from ucotron_ray.synthesis import release  # noqa: PLC0415 - scipy
+    from ucotron_ray.synthesis import selection
 
     kind = job.make_task().rows
-    verdicts = release.select(Path(job.directory), kind, job.count, job.generation["near_duplicate"])
-    unfinished = tuple(v.number for v in verdicts if v.status == "pending" and v.reason != release.NOT_NEEDED)
-    return Tally(release.counts(verdicts, planned), unfinished, release.missing(verdicts, kind, job.count))
+    verdicts = selection.select(Path(job.directory), kind, job.count, job.generation["near_duplicate"])
+    unfinished = tuple(v.number for v in verdicts if v.status == "pending" and v.reason != selection.NOT_NEEDED)
+    return Tally(selection.counts(verdicts, planned), unfinished, selection.missing(verdicts, kind, job.count))
 
 
-def publish_dataset(job: SynthesisJob, planned: int, marks: dict[str, Any] | None = None) -> "Published":
+def publish_dataset(job: SynthesisJob, planned: int, marks: dict[str, Any] | None = None) -> "Publication":
     """Write the dataset's files, and make shards of the journal's segments. Too few rows: the rejected ones only."""
-    from ucotron_ray.synthesis import publish, release  # noqa: PLC0415 - scipy
+    from ucotron_ray.synthesis import publish, selection
 
     directory, folder = Path(job.directory), Path(job.journal)
     task = job.make_task()
-    verdicts = release.select(directory, task.rows, job.count, job.generation["near_duplicate"])
-    counts = release.counts(verdicts, planned)
+    verdicts = selection.select(directory, task.rows, job.count, job.generation["near_duplicate"])
+    counts = selection.counts(verdicts, planned)
     facts = {**job.facts, "prompts' version": task.version, **journal.paid(folder, job.sending.run), **counts}
     generation = Generation.model_validate(job.generation)
     published = publish.publish(directory, task.rows, verdicts, generation, facts, marks=marks)

@@ -7,13 +7,13 @@ from ucotron_ray.core.errors import MissingArtifact
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.synthesis import stage as synthesis
-from ucotron_ray.synthesis.stage import Wanted
+from ucotron_ray.synthesis.stage import SynthesisOrder
 from ucotron_ray.teacher import stage as teachers
 
 log = logging.getLogger(__name__)
 
 
-def wanted_rows(run: Run) -> Wanted | None:
+def wanted_rows(run: Run) -> SynthesisOrder | None:
     """The rows that the recipe wants from a teacher beside those of the graph."""
     count = run.config.recipe.generation.in_pipeline
     return synthesis.wanted(run, "relation_extraction", count, None, name=f"{run.name}-teacher") if count else None
@@ -24,7 +24,7 @@ def pairs_name(run: Run) -> str:
     return f"{run.name}-preference"
 
 
-def wanted_pairs(run: Run, dataset: Artifact) -> Wanted | None:
+def wanted_pairs(run: Run, dataset: Artifact) -> SynthesisOrder | None:
     """The preference pairs that the recipe wants of a teacher; None where they cannot be built on these rows."""
     if not datasets.holds_relations_only(dataset):
         log.warning("dpo: skipped: a teacher's pairs are built on relation rows, and some of these are others")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended
 from ucotron_ray.synthesis.rows import DEFECTS, strings
-from ucotron_ray.teacher.outcome import Kind
+from ucotron_ray.teacher.outcome import OutcomeKind
 
 Value = TypeVar("Value")
 Model = TypeVar("Model", bound=BaseModel)
@@ -35,9 +35,9 @@ def whole(ask: Ask, *, cap: int) -> Generator[Ask, Answer, str]:
     Ends the sample as quarantined if there is no whole answer.
     """
     answer = yield ask
-    if answer.kind is Kind.TRUNCATED and ask.max_tokens < cap:
+    if answer.kind is OutcomeKind.TRUNCATED and ask.max_tokens < cap:
         answer = yield replace(ask, max_tokens=min(cap, 2 * ask.max_tokens))
-    if answer.kind is not Kind.ANSWER:
+    if answer.kind is not OutcomeKind.ANSWER:
         raise Ended(Done("quarantined", reason=f"{ask.step}: {_why(answer)}"))
     if len(answer.text) > MAX_ANSWER_CHARACTERS:
         raise Ended(Done("quarantined", reason=f"{ask.step}: the answer is longer than {MAX_ANSWER_CHARACTERS}"))
@@ -141,7 +141,7 @@ def _keep_out(step: str, texts: Iterable[str]) -> None:
 def _why(answer: Answer) -> str:
     """Why there is no whole answer; of a refused request in the server's own words."""
     why = _WHY[answer.kind]
-    if answer.kind is not Kind.POISON or not answer.text:
+    if answer.kind is not OutcomeKind.POISON or not answer.text:
         return why
     # `chat` has taken our own key out; whatever else looks like one comes into no file either.
     unusable = found([answer.text], UNUSABLE)
@@ -167,7 +167,7 @@ _PREAMBLE = re.compile(
 )
 _LIST = re.compile(r"\A\s*(?:\d+[.)]|[-*•])\s")
 _WHY = {
-    Kind.TRUNCATED: "the answer was cut off, also with twice the tokens",
-    Kind.REFUSED: "the teacher refused or said nothing",
-    Kind.POISON: "the server does not take this request",
+    OutcomeKind.TRUNCATED: "the answer was cut off, also with twice the tokens",
+    OutcomeKind.REFUSED: "the teacher refused or said nothing",
+    OutcomeKind.POISON: "the server does not take this request",
 }

@@ -25,7 +25,7 @@ EXAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Looked:
+class RowReport:
     """What was found in one row."""
 
     where: str
@@ -47,10 +47,10 @@ class _Seen:
     train_names: set[str] = field(default_factory=set)
 
 
-def examine(kind: RowKind, entries: Iterable[Entry], near_duplicate: float) -> Iterator[Looked]:
+def examine(kind: RowKind, entries: Iterable[Entry], near_duplicate: float) -> Iterator[RowReport]:
     """Look at every row. Validation rows come back at the end: the names of all training rows must be known first."""
     seen = _Seen(Duplicates(near_duplicate if kind.repeats_nearly else 1.0))
-    waiting: list[tuple[Looked, frozenset[str]]] = []
+    waiting: list[tuple[RowReport, frozenset[str]]] = []
     for entry in entries:
         looked, names = _look(kind, entry, seen)
         if entry.split == "val":
@@ -65,7 +65,7 @@ def examine(kind: RowKind, entries: Iterable[Entry], near_duplicate: float) -> I
 
 def report(
     kind: RowKind,
-    looked: Iterable[Looked],
+    looked: Iterable[RowReport],
     settings: Gate,
     *,
     caught: Mapping[str, int] | None = None,
@@ -128,14 +128,14 @@ def decided(made: dict[str, Any], settings: Gate) -> dict[str, Any]:
     return {**made, "failures": failures, "state": "rejected" if failures else "ok"}
 
 
-def _look(kind: RowKind, entry: Entry, seen: _Seen) -> tuple[Looked, frozenset[str]]:
+def _look(kind: RowKind, entry: Entry, seen: _Seen) -> tuple[RowReport, frozenset[str]]:
     """What is wrong in one row, by itself and beside those before it; and its names."""
     row = entry.value
     problem = entry.problem
     if row is not None and problem is None:
         problem = _schema_problem(kind, row)
     if row is None or problem is not None:
-        return Looked(entry.where, entry.split, ("schema",), detail=problem), frozenset()
+        return RowReport(entry.where, entry.split, ("schema",), detail=problem), frozenset()
     defects = [*kind.defects(row), *found(strings(row))]
     text = kind.identity(row)
     repeated = seen.duplicates.earlier(text)
@@ -147,7 +147,9 @@ def _look(kind: RowKind, entry: Entry, seen: _Seen) -> tuple[Looked, frozenset[s
         other_split = seen.splits[repeated[1]] != entry.split
     names = frozenset(name_key(name) for name in kind.names(row))
     labels = tuple(kind.labels(row))
-    return Looked(entry.where, entry.split, tuple(defects), len(text), labels, repeats_other_split=other_split), names
+    return RowReport(
+        entry.where, entry.split, tuple(defects), len(text), labels, repeats_other_split=other_split
+    ), names
 
 
 def _schema_problem(kind: RowKind, row: Fields) -> str | None:
@@ -159,8 +161,8 @@ def _schema_problem(kind: RowKind, row: Fields) -> str | None:
     return None
 
 
-def _with(looked: Looked, defect: str) -> Looked:
-    return Looked(looked.where, looked.split, (*looked.defects, defect), looked.length, looked.labels, looked.detail)
+def _with(looked: RowReport, defect: str) -> RowReport:
+    return RowReport(looked.where, looked.split, (*looked.defects, defect), looked.length, looked.labels, looked.detail)
 
 
 def _shares(

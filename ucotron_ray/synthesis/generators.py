@@ -13,8 +13,8 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.synthesis import path_reward
 from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.synthesis.generator import builds_on_rows
-from ucotron_ray.synthesis.path_reward import WantedPaths
-from ucotron_ray.synthesis.stage import Wanted
+from ucotron_ray.synthesis.path_reward import PathOrder
+from ucotron_ray.synthesis.stage import SynthesisOrder
 from ucotron_ray.synthesis.tasks import path_reward as path_task
 from ucotron_ray.teacher import stage as teachers
 from ucotron_ray.teacher.stage import Shared, Teacher
@@ -25,7 +25,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GeneratorOutcome:
     """What came of one generator: its dataset, or why there is none."""
 
     task: str
@@ -53,19 +53,19 @@ def wanted(run: Run, task: str, count: int | None, reference: str | None, *, nam
     return synthesis.wanted(run, task, count, reference, name=name)
 
 
-def make(run: Run, want: Wanted | WantedPaths) -> Outcome:
+def make(run: Run, want: SynthesisOrder | PathOrder) -> GeneratorOutcome:
     """One generator's dataset."""
-    if isinstance(want, WantedPaths):
-        return Outcome(want.task, path_reward.compute(run, want))
-    return Outcome(want.task, synthesis.synthesize(run, want))
+    if isinstance(want, PathOrder):
+        return GeneratorOutcome(want.task, path_reward.compute(run, want))
+    return GeneratorOutcome(want.task, synthesis.synthesize(run, want))
 
 
-def estimate(run: Run, want: Wanted | WantedPaths) -> dict[str, Any]:
+def estimate(run: Run, want: SynthesisOrder | PathOrder) -> dict[str, Any]:
     """Rows, requests, tokens and dollars before anything is paid."""
-    return path_reward.estimate(run, want) if isinstance(want, WantedPaths) else synthesis.estimate(run, want)
+    return path_reward.estimate(run, want) if isinstance(want, PathOrder) else synthesis.estimate(run, want)
 
 
-def make_all(run: Run, *, share: float = 1.0, prefix: str | None = None) -> list[Outcome]:
+def make_all(run: Run, *, share: float = 1.0, prefix: str | None = None) -> list[GeneratorOutcome]:
     """Every generator at its recipe's count (times `share`), one after the other, on one ledger.
 
     A dataset that the gate rejects does not stop the others, but those that build on it. What is there already is
@@ -74,23 +74,23 @@ def make_all(run: Run, *, share: float = 1.0, prefix: str | None = None) -> list
     """
     without_input = _all_without_input(run, share, prefix)
     teacher: Teacher | None = None
-    requests = [synthesis.request(run, want) for want in without_input if isinstance(want, Wanted)]
-    outcomes: list[Outcome] = []
+    requests = [synthesis.request(run, want) for want in without_input if isinstance(want, SynthesisOrder)]
+    outcomes: list[GeneratorOutcome] = []
     for task in NAMES:
         want = next((entry for entry in without_input if entry.task == task), None) or _on_rows(
             run, task, share, prefix, outcomes
         )
-        if isinstance(want, Outcome):
+        if isinstance(want, GeneratorOutcome):
             outcomes.append(want)
             continue
-        if isinstance(want, Wanted):
+        if isinstance(want, SynthesisOrder):
             asked = synthesis.request(run, want)
             # One that is reused has its share in the budget too.
             requests.append(asked)
             if teacher is None and synthesis.will_run(run, asked):
                 teacher = teachers.checked(run)
                 teacher.shared = _shared(run, requests)
-            outcomes.append(Outcome(task, synthesis.synthesize(run, want, teacher)))
+            outcomes.append(GeneratorOutcome(task, synthesis.synthesize(run, want, teacher)))
         else:
             outcomes.append(make(run, want))
         log.info("synthesize: %s is %s", task, outcomes[-1].figures()["status"])
@@ -110,7 +110,7 @@ def _sum(figures: Iterable[float | None]) -> float | None:
     return None if None in known else sum(figure for figure in known if figure is not None)
 
 
-def _all_without_input(run: Run, share: float, prefix: str | None) -> list[Wanted | WantedPaths]:
+def _all_without_input(run: Run, share: float, prefix: str | None) -> list[SynthesisOrder | PathOrder]:
     return [
         wanted(run, task, _count(run, task, share), None, name=_name(task, prefix))
         for task in NAMES
@@ -118,14 +118,16 @@ def _all_without_input(run: Run, share: float, prefix: str | None) -> list[Wante
     ]
 
 
-def _on_rows(run: Run, task: str, share: float, prefix: str | None, outcomes: list[Outcome]) -> Wanted | Outcome:
+def _on_rows(
+    run: Run, task: str, share: float, prefix: str | None, outcomes: list[GeneratorOutcome]
+) -> SynthesisOrder | GeneratorOutcome:
     """A generator over the relation rows that were just made; what became of it where they are no input."""
     rows = next(iter(outcomes))
     name = rows.artifact.manifest.name if rows.artifact else _name(rows.task, prefix)
     try:
         return synthesis.wanted(run, task, _count(run, task, share), name, name=_name(task, prefix))
     except ArtifactError as error:
-        return Outcome(task, None, f"{rows.task}: {error.problem}")
+        return GeneratorOutcome(task, None, f"{rows.task}: {error.problem}")
 
 
 def _count(run: Run, task: str, share: float) -> int:

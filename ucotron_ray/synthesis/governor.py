@@ -15,7 +15,7 @@ from functools import reduce
 
 from ucotron_ray.synthesis.ledger import Budget, Finished, Ledger, Need, Permit, Reserved, Settings, stricter
 from ucotron_ray.synthesis.window import BURST_SECONDS, CUT_PAUSE_SECONDS, Bucket, Window, per_second
-from ucotron_ray.teacher.outcome import FATAL, FINAL, Kind, Limits
+from ucotron_ray.teacher.outcome import FATAL, FINAL, Limits, OutcomeKind
 
 CUT, HARD_CUT = 0.5, 0.25
 HARD_CUT_ATTEMPT = 3
@@ -219,15 +219,15 @@ class Governor:
         self._generated.take(result.completion_tokens - result.reserved.generated_tokens)
         if result.kind is None:
             self._requests.take(-1)
-        elif result.kind in (*FINAL, Kind.POISON):
+        elif result.kind in (*FINAL, OutcomeKind.POISON):
             totals.answered += 1
             self._answered(result, busy=busy)
         elif result.kind in FATAL:
             ledger.stop_kind = ledger.stop_kind or result.kind
             ledger.end(f"{result.kind}: {result.detail}")
         else:
-            totals.rate_limited += result.kind is Kind.RATE_LIMITED
-            totals.failed += result.kind is not Kind.RATE_LIMITED
+            totals.rate_limited += result.kind is OutcomeKind.RATE_LIMITED
+            totals.failed += result.kind is not OutcomeKind.RATE_LIMITED
             self._failed(result, now)
 
     def _answered(self, result: Finished, *, busy: bool) -> None:
@@ -244,7 +244,7 @@ class Governor:
         if self._failing_since is None:
             self._failing_since = now
         self._window.cut(now, HARD_CUT if result.attempt >= HARD_CUT_ATTEMPT else CUT)
-        if result.kind in (Kind.RATE_LIMITED, Kind.OVERLOADED):
+        if result.kind in (OutcomeKind.RATE_LIMITED, OutcomeKind.OVERLOADED):
             pause = result.retry_after if result.retry_after is not None else CUT_PAUSE_SECONDS
             self._paused_until = max(self._paused_until, now + pause)
 

@@ -28,7 +28,7 @@ from typing import Any
 from ucotron_ray.core.errors import ArtifactError, CorruptArtifact
 from ucotron_ray.core.files import file_hash, fsync_directory, write_json
 from ucotron_ray.synthesis.plan import ID_BYTES
-from ucotron_ray.teacher.outcome import Kind
+from ucotron_ray.teacher.outcome import OutcomeKind
 
 MANIFEST = "manifest.json"
 SYNC_SECONDS = 0.2
@@ -36,7 +36,7 @@ SHARD_BYTES = 64 * 1024**2
 
 _ID_LENGTH = 2 * ID_BYTES
 _HEAD_LENGTH = _ID_LENGTH + 1 + 8 + 1
-_NO_ANSWERS = (Kind.TRANSIENT, Kind.POISON)
+_NO_ANSWERS = (OutcomeKind.TRANSIENT, OutcomeKind.POISON)
 _TRANSIENT, _REFUSAL = b'"kind":"transient"', b'"kind":"poison"'
 
 

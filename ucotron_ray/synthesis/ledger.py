@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ucotron_ray.teacher.outcome import Kind, Limits
+from ucotron_ray.teacher.outcome import Limits, OutcomeKind
 from ucotron_ray.teacher.prices import Price
 
 
@@ -32,7 +32,7 @@ class Finished:
 
     need: Need
     reserved: Reserved
-    kind: Kind | None
+    kind: OutcomeKind | None
     """None: it was not sent after all."""
     prompt_tokens: int
     cached_tokens: int
@@ -105,7 +105,7 @@ class Ledger:
     lost_usd: float = 0.0
     """What silent workers had in flight, at its worst: it may have been answered, so it counts as paid."""
     stop: str | None = None
-    stop_kind: Kind | None = None
+    stop_kind: OutcomeKind | None = None
 
     @property
     def usd(self) -> float:

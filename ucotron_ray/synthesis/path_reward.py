@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray.core import addresses, variables
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import ConfigError, StageFailed
 from ucotron_ray.core.files import canonical_hash, file_hash
 from ucotron_ray.core.run import Run
@@ -29,7 +29,7 @@ SAMPLES_PER_TASK = 25
 
 
 @dataclass(frozen=True)
-class WantedPaths:
+class PathOrder:
     """So many rows from this graph: a file, a server, or None for a generated one."""
 
     name: str
@@ -43,7 +43,7 @@ class WantedPaths:
         return path_reward.NAME
 
 
-def wanted(run: Run, count: int | None, source: str | None, *, name: str | None = None) -> WantedPaths:
+def wanted(run: Run, count: int | None, source: str | None, *, name: str | None = None) -> PathOrder:
     """What is asked for. Without `source`: `graph.source`, else UCOTRON_SERVER_URL, else a generated graph.
 
     What is named is read, to be known by its content.
@@ -67,10 +67,10 @@ def wanted(run: Run, count: int | None, source: str | None, *, name: str | None 
     else:
         graph_export.read_file(Path(source))
         identity = {"file": file_hash(Path(source))}
-    return WantedPaths(name or run.name, count, source, identity)
+    return PathOrder(name or run.name, count, source, identity)
 
 
-def request(run: Run, want: WantedPaths) -> Request:
+def request(run: Run, want: PathOrder) -> Request:
     """What computing would make."""
     generation = run.config.recipe.generation
     settings = generation.task(path_reward.NAME).model_dump(include={"max_hops", "max_paths"})
@@ -85,18 +85,18 @@ def request(run: Run, want: WantedPaths) -> Request:
     return Request("dataset", want.name, fields)
 
 
-def compute(run: Run, want: WantedPaths) -> Artifact:
+def compute(run: Run, want: PathOrder) -> Artifact:
     """Graph → `dataset/<name>`. Raises StageFailed where the graph has too few paths."""
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         graph, contents, kinds = _graph(run, want.source)
         generation = run.config.recipe.generation
         graph = paths.split(graph, paths.regions(graph, generation.val_ratio, generation.seed))
         run.connect(workers=False)
         kind, verdicts = _rounds(run, want, build.path, graph, contents, kinds)
-        from ucotron_ray.synthesis import publish, release
+        from ucotron_ray.synthesis import publish, selection
 
-        counts = release.counts(verdicts, len(verdicts))
+        counts = selection.counts(verdicts, len(verdicts))
         facts = {
             "name": want.name,
             "task": want.task,
@@ -111,23 +111,25 @@ def compute(run: Run, want: WantedPaths) -> Artifact:
         shutil.rmtree(build.path / outcomes.OUTCOMES)
         counts |= {"train": published.lines.get("train.jsonl", 0), "val": published.lines.get("val.jsonl", 0)}
         notes = published.failures or [f"from {want.source or 'a generated graph'}"]
-        return Result({"requests": 0.0, "cost_usd": 0.0}, counts, notes, "rejected" if published.failures else "ok")
+        return BuildResult(
+            {"requests": 0.0, "cost_usd": 0.0}, counts, notes, "rejected" if published.failures else "ok"
+        )
 
     return run.make("synthesize", request(run, want), build)
 
 
-def estimate(run: Run, want: WantedPaths) -> dict[str, Any]:
+def estimate(run: Run, want: PathOrder) -> dict[str, Any]:
     """There is nothing to pay."""
     found = {"task": want.task, "rows": want.count, "requests": 0, "usd": 0.0, "usd_at_most": 0.0}
     return {**found, "graph": json.dumps(want.identity), "action": run.store.plan(request(run, want))}
 
 
 def _rounds(
-    run: Run, want: WantedPaths, directory: Path, graph: paths.PathGraph, contents: list[str], kinds: list[str]
+    run: Run, want: PathOrder, directory: Path, graph: paths.PathGraph, contents: list[str], kinds: list[str]
 ) -> tuple[RowKind, list[Any]]:
     """Draw samples until every hop length has its share; where the graph has none left of a length, of any length."""
     from ucotron_ray.graph.on_ray import over_graph
-    from ucotron_ray.synthesis import release
+    from ucotron_ray.synthesis import selection
 
     generation = run.config.recipe.generation
     max_hops = generation.task(path_reward.NAME).max_hops
@@ -138,14 +140,14 @@ def _rounds(
     for _ in range(MOST_ROUNDS):
         drawn += over_graph(draw, graph, range(len(drawn), planned), items_per_task=SAMPLES_PER_TASK)
         _write(directory, path_samples.settled(drawn, want.count, contents, kinds, graph))
-        verdicts = release.select(directory, balanced, want.count, 1.0)
-        missing = release.missing(verdicts, balanced, want.count)
+        verdicts = selection.select(directory, balanced, want.count, 1.0)
+        missing = selection.missing(verdicts, balanced, want.count)
         if missing <= 0:
             return balanced, verdicts
         planned = len(drawn) + max(want.count, 2 * missing)
     any_length = path_reward.row_kind()
-    verdicts = release.select(directory, any_length, want.count, 1.0)
-    missing = release.missing(verdicts, any_length, want.count)
+    verdicts = selection.select(directory, any_length, want.count, 1.0)
+    missing = selection.missing(verdicts, any_length, want.count)
     if missing > 0:
         raise StageFailed(
             "the graph has too few paths",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ucotron_ray.synthesis.rows import RowKind
-from ucotron_ray.teacher.outcome import Kind
+from ucotron_ray.teacher.outcome import OutcomeKind
 
 Facts = Mapping[str, Any]
 Status = Literal["accepted", "rejected", "duplicate", "quarantined", "pending"]
@@ -27,7 +27,7 @@ SEED_BITS = 31
 class Answer:
     """What the teacher said to one request: its text, or why there is none."""
 
-    kind: Kind
+    kind: OutcomeKind
     text: str = ""
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from ucotron_ray.core.files import write_json, write_text
 from ucotron_ray.core.recipe import Generation
 from ucotron_ray.data.readers import Entry
-from ucotron_ray.synthesis import gate, page, release
-from ucotron_ray.synthesis.release import Verdict
+from ucotron_ray.synthesis import gate, page, selection
 from ucotron_ray.synthesis.rows import RowKind
+from ucotron_ray.synthesis.selection import Verdict
 
 CARD, PAGE, NUMBERS = "DATASET_CARD.md", "report.html", "report.json"
 MOST_REASONS = 30
@@ -25,7 +25,7 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Published:
+class Publication:
     """Lines by file, and the report of the gate."""
 
     lines: dict[str, int]
@@ -45,15 +45,15 @@ def publish(
     facts: Mapping[str, Any],
     *,
     marks: Mapping[str, Any] | None = None,
-) -> Published:
+) -> Publication:
     """Write everything that the dataset consists of. The same verdicts, facts and marks give the same bytes."""
-    written = release.write_files(directory, kind, verdicts)
-    entries = read_back(directory / f"{kind.name}.jsonl", release.splits(verdicts))
+    written = selection.write_files(directory, kind, verdicts)
+    entries = read_back(directory / f"{kind.name}.jsonl", selection.splits(verdicts))
     looked = gate.examine(kind, entries, generation.near_duplicate)
     report = gate.report(kind, looked, generation.gate, caught=written.caught, samples=len(verdicts), judge=marks)
     write_report(directory, str(facts["name"]), report)
-    write_text(directory / CARD, card(facts, written.lines, report, release.reasons(verdicts), generation.licence))
-    return Published(written.lines, report)
+    write_text(directory / CARD, card(facts, written.lines, report, selection.reasons(verdicts), generation.licence))
+    return Publication(written.lines, report)
 
 
 def write_report(directory: Path, title: str, report: Mapping[str, Any]) -> None:

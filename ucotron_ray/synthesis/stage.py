@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.files import canonical_hash
 from ucotron_ray.core.recipe import Generation
@@ -27,7 +27,7 @@ from ucotron_ray.synthesis.rows import check_limits
 from ucotron_ray.synthesis.tasks import judge as judge_task
 from ucotron_ray.teacher import chat
 from ucotron_ray.teacher import stage as teachers
-from ucotron_ray.teacher.outcome import Kind
+from ucotron_ray.teacher.outcome import OutcomeKind
 from ucotron_ray.teacher.stage import Teacher
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ USUAL_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SynthesisOrder:
     """A task with its count and its input."""
 
     task: str
@@ -51,7 +51,7 @@ class Wanted:
     data: Artifact | None
 
 
-def wanted(run: Run, task: str, count: int | None, reference: str | None, *, name: str | None = None) -> Wanted:
+def wanted(run: Run, task: str, count: int | None, reference: str | None, *, name: str | None = None) -> SynthesisOrder:
     """What is asked for, as a dataset of this name (the run's, if none is given).
 
     Raises ConfigError where an input is missing or not needed.
@@ -72,7 +72,7 @@ def wanted(run: Run, task: str, count: int | None, reference: str | None, *, nam
             next_step="make some with `ucotron-ray synthesize relation_extraction`" if needs_input else None,
         )
     data = training_data(run, reference, None) if reference is not None else None
-    found = Wanted(task, name or run.name, count, data)
+    found = SynthesisOrder(task, name or run.name, count, data)
     if data is not None:
         for file in input_files(data):
             jsonl.read_relations(Path(file))
@@ -89,7 +89,7 @@ def input_files(data: Artifact) -> tuple[str, ...]:
     return (str(train), *([str(val)] if val.is_file() and val.stat().st_size else []))
 
 
-def request(run: Run, want: Wanted) -> Request:
+def request(run: Run, want: SynthesisOrder) -> Request:
     """What synthesizing would make. Only what changes the rows counts: not the server, not its limits, no budget."""
     generation = run.config.recipe.generation
     fields = {
@@ -111,8 +111,10 @@ def what_is_published(generation: Generation) -> dict[str, Any]:
     return {**generation.model_dump(include=set(keys)), "gate": generation.gate.model_dump()}
 
 
-def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None, *, after: Sequence[Request] = ()) -> Artifact:
-    """Teacher → `dataset/<name>` with the files of `synthesis/release.py`, the gate's report and a card.
+def synthesize(
+    run: Run, want: SynthesisOrder, teacher: Teacher | None = None, *, after: Sequence[Request] = ()
+) -> Artifact:
+    """Teacher → `dataset/<name>` with the files of `synthesis/selection.py`, the gate's report and a card.
 
     What the requests that it comes `after` have cost counts for the same budget.
     The dataset is `rejected` where the gate says so. Raises ConfigError or InputError before anything is paid: no key,
@@ -123,7 +125,7 @@ def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None, *, after:
     if teacher is None and will_run(run, what):
         teacher = teachers.checked(run)
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         asked = teacher or teachers.checked(run)
         from ucotron_ray.synthesis import journal
 
@@ -136,12 +138,12 @@ def synthesize(run: Run, want: Wanted, teacher: Teacher | None = None, *, after:
         metrics |= {"prompt_tokens": float(made.prompt_tokens), "completion_tokens": float(made.completion_tokens)}
         metrics["asking_seconds"] = made.asking_seconds
         notes = made.failures or [f"teacher {asked.endpoint.model} at {asked.endpoint.base_url}"]
-        return Result(metrics, counts, notes, state="rejected" if made.failures else "ok")
+        return BuildResult(metrics, counts, notes, state="rejected" if made.failures else "ok")
 
     return run.make("synthesize", what, build)
 
 
-def accepted(run: Run, want: Wanted, *, after: Sequence[Request] = ()) -> Artifact:
+def accepted(run: Run, want: SynthesisOrder, *, after: Sequence[Request] = ()) -> Artifact:
     """The same for a chain that goes on with the rows: what the gate rejected is refused, as the store does it."""
     synthesize(run, want, after=after)
     return run.store.get("dataset", want.name, accept_rejected=run.accept_rejected)
@@ -179,7 +181,7 @@ def _journals(run: Run, task: str) -> list[Path]:
     return [run.store.root / JOURNALS / name for name in (task, *judge)]
 
 
-def estimate(run: Run, want: Wanted) -> dict[str, Any]:
+def estimate(run: Run, want: SynthesisOrder) -> dict[str, Any]:
     """Requests, tokens and dollars before anything is paid, from the first samples of the plan."""
     task = task_of(run, want)
     numbers = range(min(ESTIMATED_SAMPLES, want.count))
@@ -215,7 +217,7 @@ def _asks(task: Task, number: int) -> list[Ask]:
     asks: list[Ask] = []
     with contextlib.suppress(StopIteration, Ended):
         asks.append(next(conversation))
-        asks.append(conversation.send(Answer(Kind.ANSWER, _stand_in(asks[0]))))
+        asks.append(conversation.send(Answer(OutcomeKind.ANSWER, _stand_in(asks[0]))))
     conversation.close()
     return asks
 
@@ -225,12 +227,12 @@ def _stand_in(ask: Ask) -> str:
     return '{"entities": [], "relations": []}' if ask.json_mode else ask.messages[-1][1]
 
 
-def task_of(run: Run, want: Wanted) -> Task:
+def task_of(run: Run, want: SynthesisOrder) -> Task:
     """The task of a request, with its input read."""
     return jobs.task_of(want.task, run.config.recipe.generation, input_files(want.data) if want.data else ())
 
 
-def _job(run: Run, want: Wanted, build: Build, teacher: Teacher, after: Sequence[Request]) -> jobs.SynthesisJob:
+def _job(run: Run, want: SynthesisOrder, build: Build, teacher: Teacher, after: Sequence[Request]) -> jobs.SynthesisJob:
     api, generation = run.config.place.api, run.config.recipe.generation
     run_key, shared = build.request.recipe, teacher.shared
     own = spent_on(run, build.request)
@@ -280,7 +282,9 @@ def _job(run: Run, want: Wanted, build: Build, teacher: Teacher, after: Sequence
     return replace(job, judge=_judge_of(run, want, build, job, teacher)) if generation.gate.judge.model_id else job
 
 
-def _judge_of(run: Run, want: Wanted, build: Build, job: jobs.SynthesisJob, teacher: Teacher) -> jobs.SynthesisJob:
+def _judge_of(
+    run: Run, want: SynthesisOrder, build: Build, job: jobs.SynthesisJob, teacher: Teacher
+) -> jobs.SynthesisJob:
     """The job that reads a sample of the rows: of the same server, ledger and budget, with a journal of its own."""
     judge = run.config.recipe.generation.gate.judge
     return replace(

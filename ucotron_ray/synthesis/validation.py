@@ -13,7 +13,7 @@ from ucotron_ray.data import readers
 from ucotron_ray.data.jsonl import EXPECTED
 from ucotron_ray.data.readers import Entry
 from ucotron_ray.synthesis import gate
-from ucotron_ray.synthesis.gate import Looked
+from ucotron_ray.synthesis.gate import RowReport
 from ucotron_ray.synthesis.kinds import TRAINS, all_kinds, kind_of
 from ucotron_ray.synthesis.rows import RowKind, check_limits
 
@@ -89,7 +89,7 @@ def _as_kind(entries: Iterable[Entry], kind: RowKind, kinds: tuple[RowKind, ...]
         yield Entry(entry.where, entry.split, entry.value, problem)
 
 
-def _noted(looked: Iterable[Looked], findings: Findings) -> Iterator[Looked]:
+def _noted(looked: Iterable[RowReport], findings: Findings) -> Iterator[RowReport]:
     for row in looked:
         if row.defects:
             detail = {"found": row.detail} if row.detail else {}

@@ -29,7 +29,7 @@ from ucotron_ray.synthesis.request_queue import RequestQueue, Waiting
 from ucotron_ray.teacher.chat import chat, client_timeout, most_prompt_tokens
 from ucotron_ray.teacher.chat import prompt_tokens as count_prompt_tokens
 from ucotron_ray.teacher.endpoint import Endpoint
-from ucotron_ray.teacher.outcome import FATAL, FINAL, Kind, Outcome
+from ucotron_ray.teacher.outcome import FATAL, FINAL, OutcomeKind, RequestOutcome
 from ucotron_ray.teacher.prices import Price
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class Worker:
         rid = request_id(self._task, self._endpoint.model, facts, ask, answers)
         known = self._reader.get(rid)
         if known is not None:
-            return Answer(Kind(known.kind), known.text)
+            return Answer(OutcomeKind(known.kind), known.text)
         return await self._send(rid, ask, sent, begun=bool(answers))
 
     async def _send(self, rid: str, ask: Ask, sent: Counter[str], *, begun: bool) -> Answer | Done:
@@ -191,16 +191,16 @@ class Worker:
                 outcome = await self._keys.send(body, self._post, is_stopped=lambda: bool(self._stop))
             except Exception as error:
                 # The place in the window goes back whatever it was: where places leak, everything stands still.
-                unclear = Outcome(Kind.TRANSIENT, maybe_billed=True, detail=type(error).__name__)
+                unclear = RequestOutcome(OutcomeKind.TRANSIENT, maybe_billed=True, detail=type(error).__name__)
                 self._hand_in(need, reserved, unclear, reserved.usd, attempts)
                 raise
-            spoiled = outcome.kind not in (*FINAL, Kind.POISON, Kind.RATE_LIMITED)
+            spoiled = outcome.kind not in (*FINAL, OutcomeKind.POISON, OutcomeKind.RATE_LIMITED)
             failures += spoiled
             usd = self._cost(outcome, reserved)
-            if outcome.kind in (*FINAL, Kind.POISON) or usd:
+            if outcome.kind in (*FINAL, OutcomeKind.POISON) or usd:
                 self._keep(rid, ask, outcome, usd, attempts)
             self._hand_in(need, reserved, outcome, usd, max(failures, 1))
-            if outcome.kind in (*FINAL, Kind.POISON):
+            if outcome.kind in (*FINAL, OutcomeKind.POISON):
                 return Answer(outcome.kind, _said(outcome))
             if outcome.kind in FATAL:
                 return Done("pending", reason=outcome.detail)
@@ -209,16 +209,16 @@ class Worker:
                     return Done("pending", reason=f"no answer in {failures} attempts: {outcome.detail}")
                 await self._pause(failures)
 
-    async def _post(self, body: dict[str, Any]) -> Outcome:
+    async def _post(self, body: dict[str, Any]) -> RequestOutcome:
         return await chat(self._session, self._endpoint.chat_url, body, self._headers)
 
-    def _cost(self, outcome: Outcome, reserved: Reserved) -> float:
+    def _cost(self, outcome: RequestOutcome, reserved: Reserved) -> float:
         if outcome.kind in FINAL:
             usage = outcome.usage
             return self._price.cost(usage.prompt, usage.cached, usage.completion) if self._price else 0.0
         return reserved.usd if outcome.maybe_billed else 0.0
 
-    def _keep(self, rid: str, ask: Ask, outcome: Outcome, usd: float, attempts: int) -> None:
+    def _keep(self, rid: str, ask: Ask, outcome: RequestOutcome, usd: float, attempts: int) -> None:
         """Into the journal, before anybody looks at it."""
         record = Record(
             rid=rid,
@@ -244,7 +244,7 @@ class Worker:
             self._trouble = f"the journal cannot be written: {error.strerror}"
             self._halt(self._trouble)
 
-    def _hand_in(self, need: Need, reserved: Reserved, outcome: Outcome, usd: float, attempt: int) -> None:
+    def _hand_in(self, need: Need, reserved: Reserved, outcome: RequestOutcome, usd: float, attempt: int) -> None:
         self._in_flight -= 1
         if outcome.kind not in FINAL:
             # The place that it leaves is filled once the limiter knows: it may cut the window, or stop the run.
@@ -339,6 +339,6 @@ class Worker:
             future.set_result(None)
 
 
-def _said(outcome: Outcome) -> str:
+def _said(outcome: RequestOutcome) -> str:
     """What the journal keeps of it: the model's text, or the server's words on why there is none."""
     return outcome.text if outcome.kind in FINAL else outcome.detail

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from ucotron_ray.teacher.outcome import Kind, Limits, Outcome, Usage
+from ucotron_ray.teacher.outcome import Limits, OutcomeKind, RequestOutcome, Usage
 
 MAX_RETRY_AFTER_SECONDS = 60.0
 DETAIL_CHARACTERS = 300
@@ -22,31 +22,31 @@ CHARACTERS_PER_TOKEN = 4
 """Rule of thumb for servers that report no usage."""
 
 _KINDS = {
-    400: Kind.POISON,
-    401: Kind.AUTH,
-    402: Kind.BILLING,
-    403: Kind.AUTH,
-    404: Kind.MODEL_MISSING,
-    408: Kind.TRANSIENT,
-    409: Kind.TRANSIENT,
-    412: Kind.BILLING,
-    413: Kind.POISON,
-    422: Kind.POISON,
-    425: Kind.TRANSIENT,
-    429: Kind.RATE_LIMITED,
-    503: Kind.OVERLOADED,
-    529: Kind.OVERLOADED,
+    400: OutcomeKind.POISON,
+    401: OutcomeKind.AUTH,
+    402: OutcomeKind.BILLING,
+    403: OutcomeKind.AUTH,
+    404: OutcomeKind.MODEL_MISSING,
+    408: OutcomeKind.TRANSIENT,
+    409: OutcomeKind.TRANSIENT,
+    412: OutcomeKind.BILLING,
+    413: OutcomeKind.POISON,
+    422: OutcomeKind.POISON,
+    425: OutcomeKind.TRANSIENT,
+    429: OutcomeKind.RATE_LIMITED,
+    503: OutcomeKind.OVERLOADED,
+    529: OutcomeKind.OVERLOADED,
 }
 
 
-def read_completion(message: object, body: Mapping[str, Any]) -> Outcome:
+def read_completion(message: object, body: Mapping[str, Any]) -> RequestOutcome:
     """The outcome in a chat completion that came by another way than `chat` (a batch's results)."""
     return _answer(message, body, None, 0.0)
 
 
 async def chat(
     session: aiohttp.ClientSession, url: str, body: Mapping[str, Any], headers: Mapping[str, str]
-) -> Outcome:
+) -> RequestOutcome:
     """Post one chat request. Never raises for what the server or the network does.
 
     The session brings the timeouts. The key is in `headers` and goes nowhere else: redirects are not followed, and of
@@ -68,13 +68,15 @@ async def chat(
         # no connection was not.
         unsent = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
         seconds = time.monotonic() - began
-        return Outcome(Kind.TRANSIENT, maybe_billed=not unsent, seconds=seconds, detail=_name(error))
+        return RequestOutcome(OutcomeKind.TRANSIENT, maybe_billed=not unsent, seconds=seconds, detail=_name(error))
     seconds = time.monotonic() - began
     try:
         message = _join_stream(raw_body.decode("utf-8")) if streamed else json.loads(raw_body)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         detail = f"a body that is no chat completion ({type(error).__name__})"
-        return Outcome(Kind.TRANSIENT, maybe_billed=True, status=200, limits=limits, seconds=seconds, detail=detail)
+        return RequestOutcome(
+            OutcomeKind.TRANSIENT, maybe_billed=True, status=200, limits=limits, seconds=seconds, detail=detail
+        )
     return _answer(message, body, limits, seconds)
 
 
@@ -124,9 +126,9 @@ def prompt_tokens(body: Mapping[str, Any]) -> int:
     return sum(estimate_tokens(message["content"]) + 4 for message in body["messages"])
 
 
-def _failure(status: int, raw: str, headers: Mapping[str, str], seconds: float) -> Outcome:
-    kind = _KINDS.get(status) or (Kind.TRANSIENT if status >= 500 else Kind.MISDIRECTED)
-    return Outcome(
+def _failure(status: int, raw: str, headers: Mapping[str, str], seconds: float) -> RequestOutcome:
+    kind = _KINDS.get(status) or (OutcomeKind.TRANSIENT if status >= 500 else OutcomeKind.MISDIRECTED)
+    return RequestOutcome(
         kind,
         status=status,
         limits=read_limits(headers),
@@ -137,7 +139,7 @@ def _failure(status: int, raw: str, headers: Mapping[str, str], seconds: float) 
     )
 
 
-def _answer(message: object, body: Mapping[str, Any], limits: Limits | None, seconds: float) -> Outcome:
+def _answer(message: object, body: Mapping[str, Any], limits: Limits | None, seconds: float) -> RequestOutcome:
     try:
         choice = message["choices"][0]  # type: ignore[index]  # checked by the except
         text = choice["message"].get("content") or ""
@@ -147,13 +149,15 @@ def _answer(message: object, body: Mapping[str, Any], limits: Limits | None, sec
         text = text.encode("utf-8", "replace").decode("utf-8")
     except (KeyError, IndexError, TypeError, AttributeError):
         detail = "a body without choices[0].message"
-        return Outcome(Kind.TRANSIENT, maybe_billed=True, status=200, limits=limits, seconds=seconds, detail=detail)
-    kind = Kind.ANSWER
+        return RequestOutcome(
+            OutcomeKind.TRANSIENT, maybe_billed=True, status=200, limits=limits, seconds=seconds, detail=detail
+        )
+    kind = OutcomeKind.ANSWER
     if finish == "length":
-        kind = Kind.TRUNCATED
+        kind = OutcomeKind.TRUNCATED
     elif refusal or finish == "content_filter" or not text.strip():
-        kind = Kind.REFUSED
-    return Outcome(
+        kind = OutcomeKind.REFUSED
+    return RequestOutcome(
         kind,
         text=text,
         finish=finish,
@@ -161,7 +165,7 @@ def _answer(message: object, body: Mapping[str, Any], limits: Limits | None, sec
         limits=limits,
         status=200,
         seconds=seconds,
-        detail="" if kind is Kind.ANSWER else str(refusal or finish or "an empty answer")[:DETAIL_CHARACTERS],
+        detail="" if kind is OutcomeKind.ANSWER else str(refusal or finish or "an empty answer")[:DETAIL_CHARACTERS],
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class OutcomeKind(StrEnum):
     """What became of a request."""
 
     ANSWER = "answer"
@@ -20,10 +20,10 @@ class Kind(StrEnum):
     MISDIRECTED = "misdirected"  # 3xx, 405 and the like: this is not the server's address
 
 
-FINAL = (Kind.ANSWER, Kind.TRUNCATED, Kind.REFUSED)
+FINAL = (OutcomeKind.ANSWER, OutcomeKind.TRUNCATED, OutcomeKind.REFUSED)
 """Paid answers of the model."""
 
-FATAL = (Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING, Kind.MISDIRECTED)
+FATAL = (OutcomeKind.AUTH, OutcomeKind.BILLING, OutcomeKind.MODEL_MISSING, OutcomeKind.MISDIRECTED)
 """No other request will fare better."""
 
 
@@ -48,10 +48,10 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RequestOutcome:
     """What came of one request. `detail` is safe to print: it never holds a header."""
 
-    kind: Kind
+    kind: OutcomeKind
     text: str = ""
     finish: str | None = None
     usage: Usage = field(default_factory=Usage)

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.core.files import file_hash
 from ucotron_ray.core.run import Run
@@ -76,14 +76,14 @@ def _import_pairs(run: Run, path: Path) -> Artifact:
     rows = jsonl.read_preferences(path)
     seed = run.config.recipe.dpo.seed
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         # By the prompt: two pairs of one text stay on one side.
         is_val = {row.prompt: random.Random(f"{seed}/{row.prompt}").random() < VAL_SHARE for row in rows}
         train = [row for row in rows if not is_val[row.prompt]] or rows
         val = [row for row in rows if is_val[row.prompt]] if len(train) < len(rows) else []
         jsonl.write_rows(build.path / TRAIN, train)
         jsonl.write_rows(build.path / VAL, val)
-        return Result({}, {"train": len(train), "val": len(val)}, [f"from {path}"])
+        return BuildResult({}, {"train": len(train), "val": len(val)}, [f"from {path}"])
 
     return run.make("import-pairs", import_request(run, path), build)
 
@@ -96,7 +96,7 @@ def _on_policy(run: Run, data: Artifact, merged: Artifact) -> Artifact:
     inputs = (data.as_input("data"), merged.as_input("base"))
     name = f"on-policy-{Request('dataset', 'on-policy', fields, inputs).recipe[:12]}"
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         run.connect()
         from ucotron_ray.core import session
         from ucotron_ray.training.on_ray import sample_on_ray
@@ -124,6 +124,6 @@ def _on_policy(run: Run, data: Artifact, merged: Artifact) -> Artifact:
                 found=f"{counts['always_right']} rows answered rightly every time",
                 next_step="raise training.dpo.<tier>.on_policy.temperature, or give rows that the model does not know",
             )
-        return Result({}, counts, [f"answers of {merged.manifest.name} to rows of {data.manifest.name}"])
+        return BuildResult({}, counts, [f"answers of {merged.manifest.name} to rows of {data.manifest.name}"])
 
     return run.make("sample-pairs", Request("dataset", name, fields, inputs), build)

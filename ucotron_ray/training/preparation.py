@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import ConfigError, InputError, ResourceError
 from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.core.requirements import require_packages
@@ -37,7 +37,7 @@ CHECKPOINTS_ON_DISK = 3
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Preparation:
     """What a training needs: the base as workers load it, its tokens, and its plan (None for unknown layers)."""
 
     loadable: str
@@ -93,7 +93,7 @@ def check_batch(run: Run, stage: Stage) -> None:
     )
 
 
-def prepare(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel) -> Prepared:
+def prepare(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel) -> Preparation:
     """Check everything, tokenize the rows once (kept in the cache), make the plan and print it.
 
     Raises UserError of some kind before a worker is started.
@@ -110,7 +110,7 @@ def prepare(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel)
         plan = _checked_plan(run, stage, tokens, base)
     for line in plans.lines(plan) if plan else []:
         log.info("%s: %s", stage, line)
-    return Prepared(loadable, tokens, plan)
+    return Preparation(loadable, tokens, plan)
 
 
 def _checked_plan(run: Run, stage: Stage, tokens: Artifact, base: base_models.BaseModel) -> Plan | None:
@@ -289,13 +289,13 @@ def _tokenized(run: Run, stage: Stage, data: Artifact, base: base_models.BaseMod
     inputs = (data.as_input("data"),)
     name = f"tokens-{Request('cache', 'tokens', fields, inputs).recipe[:12]}"
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         from ucotron_ray.training import tokens
 
         tokenizer = _tokenizer(base_models.resolve(loadable))
         made = _made(run, stage, data, tokenizer)
         tokens.write(build.path, made)
-        return Result({}, made.counts, [f"{data.manifest.name} for {base.reference}"])
+        return BuildResult({}, made.counts, [f"{data.manifest.name} for {base.reference}"])
 
     return run.make("tokenize", Request("cache", name, fields, inputs), build)
 

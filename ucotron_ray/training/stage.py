@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.files import write_json, write_text
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.spool import Spool
@@ -15,7 +15,7 @@ from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
 from ucotron_ray.models.stage import prompt_identity
 from ucotron_ray.training import preferences, preparation
-from ucotron_ray.training.preparation import Prepared
+from ucotron_ray.training.preparation import Preparation
 
 if TYPE_CHECKING:
     from ucotron_ray.training.job import TrainingJob
@@ -31,7 +31,7 @@ def sft_request(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Req
     return Request("adapter", run.name, fields, (dataset.as_input("data"),))
 
 
-def job_fields(run: Run, base: str, data: Artifact, directory: Path, prepared: Prepared) -> dict[str, Any]:
+def job_fields(run: Run, base: str, data: Artifact, directory: Path, prepared: Preparation) -> dict[str, Any]:
     """What every training job is told."""
     from ucotron_ray.core import session
 
@@ -55,7 +55,7 @@ def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
     # A run that reuses what is there prepares nothing; a mistake is found before the artifact is begun.
     prepared = None if run.store.plan(request) == "reuse" else preparation.prepare(run, "sft", dataset, base)
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         assert prepared is not None
         from ucotron_ray.training.job import SftJob
 
@@ -69,8 +69,8 @@ def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
 
 
 def _trained(
-    run: Run, job: "TrainingJob", prepared: Prepared, spool: Spool, build: Build, note: str, *, named: str
-) -> Result:
+    run: Run, job: "TrainingJob", prepared: Preparation, spool: Spool, build: Build, note: str, *, named: str
+) -> BuildResult:
     """Train on Ray; keep adapter, record, report and plan. `named` is how the adapter calls its base."""
     from ucotron_ray.training import report
     from ucotron_ray.training.on_ray import train_on_ray
@@ -88,7 +88,7 @@ def _trained(
     name_base(build.path / "adapter" / "adapter_config.json", named)
     for file in ("training.json", "report.html"):
         spool.file(build.path / file)
-    return Result(metrics, record["counts"], [note])
+    return BuildResult(metrics, record["counts"], [note])
 
 
 def dpo_request(run: Run, name: str, pairs: Artifact, merged: Artifact) -> Request:
@@ -102,7 +102,7 @@ def dpo_request(run: Run, name: str, pairs: Artifact, merged: Artifact) -> Reque
 def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapter: Artifact) -> Artifact:
     """Preference training of a fresh adapter on an adapter merged into its base → `adapter/<name>`."""
     settings = run.config.recipe.dpo.model_dump()
-    prepared: Prepared | None = None
+    prepared: Preparation | None = None
     there = run.store.find("model", f"{adapter.manifest.name}-merged")
     if there is not None:
         run.store.refuse_other_recipe(dpo_request(run, name, pairs, there), replace=run.replace)
@@ -114,7 +114,7 @@ def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapt
         # What was there had been merged from another adapter.
         prepared = preparation.prepare(run, "dpo", pairs, base)
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         assert prepared is not None
         from ucotron_ray.training.job import DpoJob
 
@@ -130,7 +130,7 @@ def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapt
     return run.make("dpo", dpo_request(run, name, pairs, merged), build)
 
 
-def reference_of(run: Run, pairs: Artifact, merged: Artifact, prepared: Prepared) -> Artifact:
+def reference_of(run: Run, pairs: Artifact, merged: Artifact, prepared: Preparation) -> Artifact:
     """The base's log-probabilities of the pairs, made once for every run on the same model, pairs and context."""
     settings = run.config.recipe.dpo
     names = {"max_context_length", "max_rows", "eval_rows", "max_longer_share", "seed", "quantize"}
@@ -139,14 +139,14 @@ def reference_of(run: Run, pairs: Artifact, merged: Artifact, prepared: Prepared
     inputs = (pairs.as_input("data"), merged.as_input("base"))
     name = f"reference-{Request('cache', 'reference', fields, inputs).recipe[:12]}"
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         from ucotron_ray.training.job import TrainingJob
         from ucotron_ray.training.on_ray import reference_on_ray
 
         fields_of_job = job_fields(run, str(merged.path), pairs, build.path, prepared)
         job = TrainingJob(**fields_of_job, settings=settings.model_dump())
         reference_on_ray(job, run.config.place.workers, run.log_file)
-        return Result({}, {}, [f"{merged.manifest.name} on {pairs.manifest.name}"])
+        return BuildResult({}, {}, [f"{merged.manifest.name} on {pairs.manifest.name}"])
 
     return run.make("reference", Request("cache", name, fields, inputs), build)
 

@@ -10,7 +10,7 @@ from ucotron_ray.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from ucotron_ray.core.run import Run
-    from ucotron_ray.tuning.subjects import Subject
+    from ucotron_ray.tuning.targets import TuningTarget
 
 STAGES = ("sft", "dpo", "projection")
 
@@ -50,10 +50,10 @@ def _tune(args: argparse.Namespace) -> dict[str, Any]:
     )
     requirements.require_packages("ray", "matplotlib", *packages)
     with flags.run_of(args, name=_name(args)) as run:
-        subject = _subject(run, args)
+        target = _target(run, args)
         if args.dry_run:
-            return _planned(run, subject)
-        made = tuning.tune(run, subject)
+            return _planned(run, target)
+        made = tuning.tune(run, target)
         return _result(made.path, args.output) | {"artifact": str(made.path), "mlflow_run": run.mlflow_run()}
 
 
@@ -63,25 +63,25 @@ def _name(args: argparse.Namespace) -> str | None:
     return "projection" if args.stage == "projection" else None
 
 
-def _subject(run: "Run", args: argparse.Namespace) -> "Subject":
+def _target(run: "Run", args: argparse.Namespace) -> "TuningTarget":
     from ucotron_ray.data import stage as datasets
     from ucotron_ray.models import stage as models
     from ucotron_ray.projection import embeddings
     from ucotron_ray.training import preferences
-    from ucotron_ray.tuning import subjects
+    from ucotron_ray.tuning import targets
 
     _refuse_foreign(args)
     if args.stage == "sft":
-        return subjects.sft_subject(run, datasets.training_data(run, args.train_data, args.val_data))
+        return targets.sft_target(run, datasets.training_data(run, args.train_data, args.val_data))
     if args.stage == "projection":
-        return subjects.projection_subject(run, embeddings.pairs_of(run, args.input or "projection"))
+        return targets.projection_target(run, embeddings.pairs_of(run, args.input or "projection"))
     base, adapter = models.model(run, args.start)
     if adapter is None:
         raise ConfigError(
             "DPO starts from an adapter", where="--from", expected="an adapter of the store", found=args.start
         )
     data = preferences.data_of(run, args.pairs)
-    return subjects.dpo_subject(run, preferences.pairs_of(run, data, base, adapter), base, adapter)
+    return targets.dpo_target(run, preferences.pairs_of(run, data, base, adapter), base, adapter)
 
 
 def _refuse_foreign(args: argparse.Namespace) -> None:
@@ -102,25 +102,25 @@ def _refuse_foreign(args: argparse.Namespace) -> None:
                 raise ConfigError(f"`tune dpo` needs {shown}", where="tune dpo", expected="--data PAIRS --from ADAPTER")
 
 
-def _planned(run: "Run", subject: "Subject") -> dict[str, Any]:
+def _planned(run: "Run", target: "TuningTarget") -> dict[str, Any]:
     from ucotron_ray.training import preparation
     from ucotron_ray.tuning import stage as tuning
-    from ucotron_ray.tuning import subjects
+    from ucotron_ray.tuning import targets
 
-    trials = tuning.check(run, subject)
+    trials = tuning.check(run, target)
     for trial in trials:
         print(f"{trial.id:<18} " + ", ".join(f"{name} {value}" for name, value in trial.params.items()))
     if not trials:
         print(f"{run.config.recipe.tuning.trials} trials of each tier, which Optuna proposes one after the other")
     plans = {}
-    if subject.stage == "sft":
+    if target.stage == "sft":
         from ucotron_ray.models import base as base_models
         from ucotron_ray.training.plan import lines
 
-        for tier in subject.settings:
-            with subjects.at_tier(run, tier):
+        for tier in target.settings:
+            with targets.at_tier(run, tier):
                 base = base_models.resolve(run.config.recipe.tier_model.local_model)
-                plan = preparation.dry_run(run, "sft", subject.data, base)
+                plan = preparation.dry_run(run, "sft", target.data, base)
             print(f"one trial of {tier}:")
             for line in lines(plan) if plan else ["the layers of this model are not known: no plan"]:
                 print(f"  {line}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ucotron_ray.core import requirements
-from ucotron_ray.core.artifacts import Artifact, Build, Request, Result
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.core.place import Workers
@@ -20,26 +20,26 @@ from ucotron_ray.tuning import record as records
 from ucotron_ray.tuning import space, sweep, winners
 from ucotron_ray.tuning.job import TrialJob
 from ucotron_ray.tuning.record import Record, TierFacts, Trial
-from ucotron_ray.tuning.subjects import PROJECTION, Subject, Template, share_of
+from ucotron_ray.tuning.targets import PROJECTION, Template, TuningTarget, share_of
 
 
-def request(run: Run, subject: Subject) -> Request:
+def request(run: Run, target: TuningTarget) -> Request:
     """What the sweep would make."""
     tuning = run.config.recipe.tuning
     fields: dict[str, Any] = {
-        "sweep": subject.stage,
+        "sweep": target.stage,
         "tuning": tuning.model_dump(exclude={"space", "tiers"}),
-        "space": tuning.model_dump()["space"][subject.stage],
-        "settings": {tier: settings.model_dump() for tier, settings in subject.settings.items()},
-        "base": dict(subject.identity),
+        "space": tuning.model_dump()["space"][target.stage],
+        "settings": {tier: settings.model_dump() for tier, settings in target.settings.items()},
+        "base": dict(target.identity),
         "resamples": run.config.recipe.evaluation.resamples,
     }
-    if subject.stage != "projection":
+    if target.stage != "projection":
         fields["prompt"] = prompt_identity()
-    return Request("sweep", run.name, fields, subject.inputs)
+    return Request("sweep", run.name, fields, target.inputs)
 
 
-def plan_of(run: Run, subject: Subject, rows: Mapping[str, int], at_once: Mapping[str, int]) -> sweep.Plan:
+def plan_of(run: Run, target: TuningTarget, rows: Mapping[str, int], at_once: Mapping[str, int]) -> sweep.Plan:
     """The sweep as its own code wants it. Raises ConfigError for a space that cannot be searched."""
     tuning = run.config.recipe.tuning
     if tuning.search == "optuna":
@@ -49,27 +49,27 @@ def plan_of(run: Run, subject: Subject, rows: Mapping[str, int], at_once: Mappin
         return math.ceil(rows[tier] / (settings["batch_size"] or 16)) * int(settings["epochs"])
 
     side_by_side = run.config.place.trials.side_by_side
-    return sweep.Plan(subject.stage, tuning, subject.settings, at_once, side_by_side, steps_of)
+    return sweep.Plan(target.stage, tuning, target.settings, at_once, side_by_side, steps_of)
 
 
-def check(run: Run, subject: Subject) -> list[Trial]:
+def check(run: Run, target: TuningTarget) -> list[Trial]:
     """Everything in the space that can be found wrong before anything is started; the trials that are known by then."""
-    nobody = dict.fromkeys(subject.settings, 1)
-    trials = sweep.first_trials(plan_of(run, subject, nobody, nobody))
-    if subject.stage != "projection":
+    nobody = dict.fromkeys(target.settings, 1)
+    trials = sweep.first_trials(plan_of(run, target, nobody, nobody))
+    if target.stage != "projection":
         known = [trial.params for trial in trials]
-        for tier, settings in subject.settings.items():
-            _check_batches(run, subject, tier, cast(LoraSettings, settings), known)
-            _check_targets(run, subject, tier, known)
+        for tier, settings in target.settings.items():
+            _check_batches(run, target, tier, cast(LoraSettings, settings), known)
+            _check_targets(run, target, tier, known)
     return trials
 
 
 def _check_batches(
-    run: Run, subject: Subject, tier: str, settings: LoraSettings, known: Sequence[space.Params]
+    run: Run, target: TuningTarget, tier: str, settings: LoraSettings, known: Sequence[space.Params]
 ) -> None:
     """Raise ConfigError for a batch that the workers of a trial cannot share: each such trial would fail."""
     tuning, workers = run.config.recipe.tuning, run.config.place.workers
-    values, searched = space.candidates(tuning, subject.stage, settings, "batch_size", known)
+    values, searched = space.candidates(tuning, target.stage, settings, "batch_size", known)
     for value in values:
         try:
             plans.per_device_batch(
@@ -80,7 +80,7 @@ def _check_batches(
                 max_tokens_per_microbatch=workers.max_tokens_per_microbatch,
             )
         except InputError as error:
-            batch = f"tuning.space.{subject.stage}" if searched else f"training.{subject.stage}.{tier}"
+            batch = f"tuning.space.{target.stage}" if searched else f"training.{target.stage}.{tier}"
             raise ConfigError(
                 error.problem,
                 where=f"{batch}.batch_size, trials.{tier}.num_workers, workers.per_device_batch",
@@ -90,54 +90,54 @@ def _check_batches(
             ) from error
 
 
-def _check_targets(run: Run, subject: Subject, tier: str, known: Sequence[space.Params]) -> None:
+def _check_targets(run: Run, target: TuningTarget, tier: str, known: Sequence[space.Params]) -> None:
     """Raise ConfigError for target modules that the model has not. Those of the recipe are looked at by its stage."""
     tuning = run.config.recipe.tuning
-    values, searched = space.candidates(tuning, subject.stage, subject.settings[tier], "target_modules", known)
+    values, searched = space.candidates(tuning, target.stage, target.settings[tier], "target_modules", known)
     if not searched:
         return
-    shape = shape_of(models.named_base(subject.identity[tier]["reference"], run.store))
+    shape = shape_of(models.named_base(target.identity[tier]["reference"], run.store))
     unknown = [value for value in values if not shape.targets(value)] if shape else []
     if shape and unknown:
         names = ", ".join(name.partition(".")[2] for name in shape.linears)
         raise ConfigError(
             "the LoRA target modules do not exist in this model",
-            where=f"tuning.space.{subject.stage}.target_modules",
+            where=f"tuning.space.{target.stage}.target_modules",
             expected=rf"all-linear, or patterns for the whole path of a module, such as .*\.q_proj: {names}",
             found=", ".join(unknown),
         )
 
 
-def tune(run: Run, subject: Subject) -> Artifact:
+def tune(run: Run, target: TuningTarget) -> Artifact:
     """Run the sweep, or what is left of it → `sweep/<name>`."""
-    wanted = request(run, subject)
+    wanted = request(run, target)
     run.store.refuse_other_recipe(wanted, replace=run.replace)
     workers: dict[str, Workers] = {}
     templates: Mapping[str, Template] = {}
     at_once: dict[str, int] = {}
     if run.store.plan(wanted) != "reuse":
-        check(run, subject)
+        check(run, target)
         run.connect(workers=False)
-        workers, at_once = shares(run, list(subject.settings))
-        templates = subject.prepare(workers)
+        workers, at_once = shares(run, list(target.settings))
+        templates = target.prepare(workers)
 
-    def build(build: Build) -> Result:
+    def build(build: Build) -> BuildResult:
         from ucotron_ray.tuning import on_ray
 
         rows = {tier: template.rows for tier, template in templates.items()}
-        plan = plan_of(run, subject, rows, at_once)
+        plan = plan_of(run, target, rows, at_once)
         if run.replace and records.is_fruitless(build.path):
             # Of the same recipe, so it would be gone on with, and end at once in what it ended in before.
             records.forget(build.path)
-        record = records.read(build.path) or _begun(run, subject, plan, templates)
+        record = records.read(build.path) or _begun(run, target, plan, templates)
         spool = run.spool.child("tune")
-        spool.dataset(subject.data, "training")
+        spool.dataset(target.data, "training")
         schedulers = {tier: _scheduler(record, tier) for tier in record.tiers}
         pages = winners.Pages(build.path, spool)
         running = sweep.Sweep(build.path, record, plan, schedulers, pages.told)
         if not running.is_over:
             launch = on_ray.Launch(
-                jobs=lambda trial: _job(run, subject, templates[trial.tier], record, trial, build.path),
+                jobs=lambda trial: _job(run, target, templates[trial.tier], record, trial, build.path),
                 workers=workers,
                 max_failures=run.config.place.workers.max_failures,
                 log_file=run.log_file,
@@ -184,18 +184,18 @@ def adopt(run: Run, made: Artifact) -> None:
     run.config = winners.over(run.config, made)
 
 
-def _begun(run: Run, subject: Subject, plan: sweep.Plan, templates: Mapping[str, Template]) -> Record:
+def _begun(run: Run, target: TuningTarget, plan: sweep.Plan, templates: Mapping[str, Template]) -> Record:
     """The record of a sweep that was not begun before."""
     tuning = plan.tuning
     trials = sweep.first_trials(plan)
     tiers = {}
     for tier, template in templates.items():
-        own = plan.steps_of(tier, subject.settings[tier].model_dump())
+        own = plan.steps_of(tier, target.settings[tier].model_dump())
         longest = max((trial.steps for trial in trials if trial.tier == tier), default=own)
         every = tuning.report_steps or records.report_steps(longest)
-        if subject.stage == "projection":
+        if target.stage == "projection":
             # Its loss is known at the end of every epoch.
-            settings = cast(Projection, subject.settings[tier])
+            settings = cast(Projection, target.settings[tier])
             every = max(1, plan.steps_of(tier, {**settings.model_dump(), "epochs": 1}))
         shortest = min((trial.steps for trial in trials if trial.tier == tier), default=own)
         every, parameters = min(every, shortest), template.parameters
@@ -212,12 +212,12 @@ def _begun(run: Run, subject: Subject, plan: sweep.Plan, templates: Mapping[str,
         )
     return Record(
         name=run.name,
-        stage=subject.stage,
-        data=subject.data.manifest.name,
+        stage=target.stage,
+        data=target.data.manifest.name,
         search=tuning.search,
         scheduler=tuning.scheduler,
         reduction_factor=tuning.reduction_factor,
-        searched=list(space.space_of(tuning, subject.stage)),
+        searched=list(space.space_of(tuning, target.stage)),
         tiers=tiers,
         trials=trials,
     )
@@ -232,17 +232,17 @@ def _scheduler(record: Record, tier: str) -> sweep.Scheduler:
     return Halving(grace=facts.grace_steps, factor=record.reduction_factor, steps=facts.steps)
 
 
-def _job(run: Run, subject: Subject, template: Template, record: Record, trial: Trial, directory: Path) -> TrialJob:
+def _job(run: Run, target: TuningTarget, template: Template, record: Record, trial: Trial, directory: Path) -> TrialJob:
     """A trial's job: the stage's own, with the settings of this trial."""
     tuning, workers = run.config.recipe.tuning, run.config.place.workers
     path = directory / "trials" / trial.id
-    settings = subject.settings[trial.tier].model_dump() | trial.params | {"seed": trial.seed}
-    if subject.stage != "projection":
+    settings = target.settings[trial.tier].model_dump() | trial.params | {"seed": trial.seed}
+    if target.stage != "projection":
         every = record.tiers[trial.tier].report_steps
         settings |= {"eval_steps": every, "save_steps": every, "eval_f1_rows": tuning.f1_rows}
     return TrialJob(
         trial=trial.id,
-        stage=subject.stage,
+        stage=target.stage,
         directory=str(path),
         training={**template.fields, "directory": str(path), "settings": settings},
         f1_rows=tuning.f1_rows,

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ucotron_ray.core.artifacts import Artifact, Result
+from ucotron_ray.core.artifacts import Artifact, BuildResult
 from ucotron_ray.core.config import Config, with_overlay
 from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.core.files import content_hash, list_files, write_json, write_text
@@ -62,7 +62,7 @@ class Pages:
             child.end(ENDS[trial.state])
 
 
-def promote(record: Record, directory: Path, spool: Spool, *, recipe: str) -> Result:
+def promote(record: Record, directory: Path, spool: Spool, *, recipe: str) -> BuildResult:
     """Keep the winners, write what a sweep leaves, throw the rest of the weights away.
 
     A kill in between leaves what the next call goes on with. Raises StageFailed if no trial came to a score.
@@ -95,7 +95,7 @@ def promote(record: Record, directory: Path, spool: Spool, *, recipe: str) -> Re
         metrics |= {f"{tier}_{name}": value for name, value in values.items() if value is not None}
     counts = {"trials": made["trials"], "steps": made["steps_run"]} | {k: v for k, v in made["states"].items() if v}
     notes = [f"{tier}: {won['trial']} {won['params']}" for tier, won in made["winners"].items()]
-    return Result(metrics, counts, notes)
+    return BuildResult(metrics, counts, notes)
 
 
 def over(config: Config, made: Artifact) -> Config:

@@ -18,7 +18,7 @@ from ucotron_ray.core import addresses
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.fireworks import account
 from ucotron_ray.teacher import chat, endpoint
-from ucotron_ray.teacher.outcome import Outcome
+from ucotron_ray.teacher.outcome import RequestOutcome
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def asked_by_urllib(url: str, allowed: list[str]) -> str:
 
 
 def asked_by_aiohttp(url: str, allowed: list[str]) -> str:
-    async def ask() -> Outcome:
+    async def ask() -> RequestOutcome:
         connector = aiohttp.TCPConnector(resolver=addresses.resolver(allowed))
         async with aiohttp.ClientSession(connector=connector) as session:
             return await chat.chat(session, url, {"messages": []}, {"Authorization": "Bearer fw-canary"})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ucotron_ray.core.artifacts import Build, Input, Request, Result, Store
+from ucotron_ray.core.artifacts import Build, BuildResult, Input, Request, Store
 from ucotron_ray.core.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, RecipeChanged
 from ucotron_ray.core.files import MANIFEST, canonical_hash
 
@@ -21,7 +21,7 @@ def make(store: Store, request: Request = REQUEST, text: str = "hello", *, repla
         if build.artifact is None:
             (build.path / "sub").mkdir(exist_ok=True)
             (build.path / "sub" / "file.txt").write_text(text, encoding="utf-8")
-            build.publish(Result({"f1": 0.5}, {"rows": 3}, ["a note"]))
+            build.publish(BuildResult({"f1": 0.5}, {"rows": 3}, ["a note"]))
     return build
 
 
@@ -85,7 +85,7 @@ def test_a_failed_build_is_resumed_by_the_same_recipe_and_refused_to_another(tmp
     with store.building(REQUEST) as build:
         assert build.resumed
         assert (build.path / "half").read_text(encoding="utf-8") == "x"
-        build.publish(Result({}, {}, []))
+        build.publish(BuildResult({}, {}, []))
 
 
 def test_an_input_with_other_content_is_another_recipe_though_its_name_is_the_same():
@@ -125,7 +125,7 @@ def test_damaged_bytes_are_found_before_use(tmp_path, damage):
 def test_a_rejected_artifact_is_no_input_unless_asked_for(tmp_path):
     store = Store(tmp_path)
     with store.building(REQUEST) as build:
-        build.publish(Result({}, {}, ["too many duplicates"], state="rejected"))
+        build.publish(BuildResult({}, {}, ["too many duplicates"], state="rejected"))
     with pytest.raises(ArtifactError, match="too many duplicates"):
         store.get("dataset", "d")
     assert store.get("dataset", "d", accept_rejected=True).manifest.state == "rejected"

@@ -9,7 +9,7 @@ from tests.faults.invariants import After, broken
 from tests.faults.kill_points import killed_at
 from ucotron_ray import cli
 from ucotron_ray.core import artifacts
-from ucotron_ray.core.artifacts import Request, Result, Store
+from ucotron_ray.core.artifacts import BuildResult, Request, Store
 from ucotron_ray.operations import record
 from ucotron_ray.synthesis import journal
 
@@ -37,7 +37,7 @@ def build(store: Path, text: str, *, replace: bool = False) -> None:
         if work.artifact is None:
             for name in ("a.jsonl", "b.jsonl"):
                 (work.path / name).write_text(text, encoding="utf-8")
-            work.publish(Result({}, {}, []))
+            work.publish(BuildResult({}, {}, []))
 
 
 def test_an_artifact_is_there_whole_or_not_at_all(tmp_path):

@@ -6,15 +6,15 @@ import pytest
 
 from tests.unit.test_cli import call
 from ucotron_ray.core import copies, outputs
-from ucotron_ray.core.artifacts import Artifact, Kind, Request, Result, Store
+from ucotron_ray.core.artifacts import Artifact, ArtifactKind, BuildResult, Request, Store
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.models import stage as models
 
 
-def made(store: Store, kind: Kind = "bundle", text: str = "new") -> Artifact:
+def made(store: Store, kind: ArtifactKind = "bundle", text: str = "new") -> Artifact:
     with store.building(Request(kind, "mine", {"text": text}), replace=True) as build:
         (build.path / "weights").write_text(text, encoding="utf-8")
-        return build.publish(Result({}, {}, []))
+        return build.publish(BuildResult({}, {}, []))
 
 
 @pytest.mark.parametrize("place", ["store/bundle/mine", "store/adapter/mine", "store/new", "store", ".", "link/mine"])

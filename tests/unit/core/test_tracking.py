@@ -11,7 +11,7 @@ import pytest
 from ucotron_ray.core import config, tracking
 from ucotron_ray.core import destination as destinations
 from ucotron_ray.core import spool as spools
-from ucotron_ray.core.artifacts import Request, Result, Store
+from ucotron_ray.core.artifacts import BuildResult, Request, Store
 from ucotron_ray.core.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ def client(where: destinations.Destination):
 def adapter(tmp_path):
     with Store(tmp_path / "store").building(Request("adapter", "a", {"x": str(tmp_path)})) as build:
         (build.path / "weights").write_text(str(tmp_path), encoding="utf-8")
-        return build.publish(Result({}, {}, []))
+        return build.publish(BuildResult({}, {}, []))
 
 
 def test_parent_child_params_metrics_over_time_lineage_and_files_arrive_once(tmp_path, database):
@@ -176,7 +176,7 @@ def test_names_that_mlflow_does_not_take_are_spelt_in_its_letters(tmp_path, data
     spool.metrics({"unseen (50%) /f1": 0.5, "x" * 300: 1.0})
     with Store(tmp_path / "store").building(Request("adapter", "demo-0.5b", {})) as build:
         (build.path / "weights").write_text("w", encoding="utf-8")
-        spool.model(build.publish(Result({}, {}, [])), "output")
+        spool.model(build.publish(BuildResult({}, {}, [])), "output")
     assert tracking.send_pending(spool.directory, database)
     found = client(database).get_run(spools.run_id(spool.directory, "run-names"))
     assert found.data.metrics == {"unseen _50__ _f1": 0.5, "x" * 250: 1.0}

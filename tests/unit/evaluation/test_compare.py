@@ -11,7 +11,7 @@ from ucotron_ray import cli
 from ucotron_ray.core.artifacts import Store
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import Relation
-from ucotron_ray.evaluation.compare import Answered, compare
+from ucotron_ray.evaluation.compare import ScoredModel, compare
 from ucotron_ray.evaluation.guide_prompts import guide_rows
 from ucotron_ray.evaluation.page import comparison_page
 from ucotron_ray.evaluation.predictions import Prediction
@@ -89,18 +89,18 @@ def test_answers_in_the_store_are_not_asked_for_again_but_another_name_asks_an_e
 def test_a_bundle_is_named_by_its_kind_and_decodes_as_it_is_served(tmp_path):
     from ucotron_ray.core import config
     from ucotron_ray.core.run import Run
-    from ucotron_ray.evaluation.answers import source_of
+    from ucotron_ray.evaluation.answers import model_ref
 
     store = Store(tmp_path / "store")
     bundle = make_bundle(store, "good", base_directory(tmp_path / "base"))
     run = Run(config.load(overrides=[("store", str(store.root))]), verb="compare", name="x")
-    assert source_of(run, "good").adapter.manifest.name == "good"
+    assert model_ref(run, "good").adapter.manifest.name == "good"
     for reference in ("bundle/good", "bundle/good@fp32", str(bundle.path)):
-        found = source_of(run, reference)
+        found = model_ref(run, reference)
         assert (found.kind, found.variant, found.decoding) == ("bundle", "fp32", "free")
         assert found.bundle.manifest.content == bundle.manifest.content
-    assert source_of(run, "bundle/good+entities").decoding == "entities"
-    assert source_of(run, "bundle/good+entities").identity != source_of(run, "bundle/good").identity
+    assert model_ref(run, "bundle/good+entities").decoding == "entities"
+    assert model_ref(run, "bundle/good+entities").identity != model_ref(run, "bundle/good").identity
 
 
 def test_adapters_by_name_stand_beside_their_base(tmp_path, capsys, monkeypatch):
@@ -136,13 +136,13 @@ def test_mistakes_end_before_anything_is_asked(tmp_path, capsys, models, said):
     assert (code, said in err) == (2, True), err
 
 
-def answered(directory, label: str, answers: list[str], asked) -> Answered:
+def answered(directory, label: str, answers: list[str], asked) -> ScoredModel:
     from ucotron_ray.core import config
 
     directory.mkdir()
     settings = config.load(overrides=[("evaluation.resamples", 50)]).recipe.evaluation
     predictions = [Prediction(index, "chat", text, 3, False) for index, text in enumerate(answers)]
-    return Answered(label, write_scores(directory, asked, predictions, settings), answers)
+    return ScoredModel(label, write_scores(directory, asked, predictions, settings), answers)
 
 
 def test_the_page_escapes_what_rows_and_models_say(tmp_path):
@@ -175,13 +175,13 @@ def test_the_guides_five_count_in_no_difference_and_answers_must_be_whole(tmp_pa
     assert (comparison["wins"], comparison["ties"]) == ({"a": 0, "b": 0}, 4)
     assert [row["winner"] for row in comparison["guide"]] == ["b"] * 5
     with pytest.raises(ValueError, match="zip"):
-        compare(asked, [models[0], Answered("c", models[1].scores, right[:3])], resamples=20, seed=1)
+        compare(asked, [models[0], ScoredModel("c", models[1].scores, right[:3])], resamples=20, seed=1)
 
 
 def test_the_teachers_key_goes_to_the_teachers_host_alone(tmp_path, monkeypatch):
     from ucotron_ray.core import config
     from ucotron_ray.core.run import Run
-    from ucotron_ray.evaluation.answers import source_of
+    from ucotron_ray.evaluation.answers import model_ref
 
     monkeypatch.setenv("TEACHERS_KEY", "fw-canary")
     application, _ = endpoint()
@@ -189,4 +189,4 @@ def test_the_teachers_key_goes_to_the_teachers_host_alone(tmp_path, monkeypatch)
         for teacher, key in (("https://api.example.com/v1", None), (f"{url}/v1", "TEACHERS_KEY")):
             values = {"store": str(tmp_path), "api.inference_base_url": teacher, "api.key_variable": "TEACHERS_KEY"}
             run = Run(config.load(overrides=list(values.items())), verb="compare", name="x")
-            assert source_of(run, f"{url}/v1#m").endpoint.key_variable == key
+            assert model_ref(run, f"{url}/v1#m").endpoint.key_variable == key

@@ -6,7 +6,7 @@ from ucotron_ray.core import config
 from ucotron_ray.data.records import Entity, RawRow, Relation
 from ucotron_ray.data.wire import format_answer
 from ucotron_ray.evaluation import gates
-from ucotron_ray.evaluation.compare import Answered, scores_of_rows
+from ucotron_ray.evaluation.compare import ScoredModel, scores_of_rows
 from ucotron_ray.evaluation.scoring import summary
 
 SETTINGS = config.load().recipe.promotion
@@ -21,15 +21,15 @@ ROWS = [
 ]
 
 
-def model(label: str, wrong: int, *, wrong_answer: str = "[]") -> Answered:
+def model(label: str, wrong: int, *, wrong_answer: str = "[]") -> ScoredModel:
     """A model that is wrong on the first rows."""
     answers = [
         wrong_answer if index < wrong else format_answer(row.expected_relations) for index, row in enumerate(ROWS)
     ]
-    return Answered(label, {"overall": summary(scores_of_rows(ROWS, answers), **DRAWN)}, answers)
+    return ScoredModel(label, {"overall": summary(scores_of_rows(ROWS, answers), **DRAWN)}, answers)
 
 
-def failed(candidate: Answered, base: Answered, champion: Answered | None) -> dict[str, str]:
+def failed(candidate: ScoredModel, base: ScoredModel, champion: ScoredModel | None) -> dict[str, str]:
     found = gates.gates(ROWS, candidate, base, champion, SETTINGS, **DRAWN)
     return {gate.name: gate.said for gate in found if not gate.passed}
 

@@ -11,7 +11,7 @@ from ucotron_ray.evaluation import bootstrap
 from ucotron_ray.evaluation.calibration import calibration
 from ucotron_ray.evaluation.matching import is_whole_array, keeps_schema, relaxed_matches, same_name
 from ucotron_ray.evaluation.scoring import counts_of, score_row, summary
-from ucotron_ray.evaluation.sureness import sureness
+from ucotron_ray.evaluation.token_confidence import token_confidence
 from ucotron_ray.graph import cooccurrence
 
 DRAWN = {"resamples": 200, "seed": 1}
@@ -158,10 +158,10 @@ def test_sureness_is_the_mean_of_the_names_and_predicates_alone():
     text = '[{"subject":"Ann","predicate":"met","object":"Bo","confidence":1.0}]'
     pieces = ['[{"subject":"', "Ann", '","predicate":"', "met", '","object":"', "Bo", '","confidence":1.0}]']
     logs = [-5.0, np.log(0.5), -5.0, np.log(0.5), -5.0, np.log(0.5), -5.0]
-    assert sureness(text, pieces, logs) == [pytest.approx(0.5)]
-    assert sureness("no array", ["no array"], [-1.0]) is None
+    assert token_confidence(text, pieces, logs) == [pytest.approx(0.5)]
+    assert token_confidence("no array", ["no array"], [-1.0]) is None
     # A piece that is not of this answer: nothing can be said.
-    assert sureness(text, [*pieces, "x"], [*logs, 0.0]) is None
+    assert token_confidence(text, [*pieces, "x"], [*logs, 0.0]) is None
 
 
 def test_sureness_of_several_relations_keeps_their_order_and_skips_what_the_server_drops():
@@ -172,7 +172,7 @@ def test_sureness_of_several_relations_keeps_their_order_and_skips_what_the_serv
     ]
     text = json.dumps(items)
     logs = [np.log(0.25) if letter in "CD" else 0.0 for letter in text]
-    first, second = sureness(text, list(text), logs)
+    first, second = token_confidence(text, list(text), logs)
     assert first == 1.0
     assert second == pytest.approx(0.25 ** (2 / 3))
 

@@ -13,7 +13,7 @@ import pytest
 from tests.llama_cpp import llama_cpp
 from tests.tiny_models import save_tiny
 from ucotron_ray.core import config
-from ucotron_ray.core.artifacts import Request, Result
+from ucotron_ray.core.artifacts import BuildResult, Request
 from ucotron_ray.core.errors import InputError, ResourceError
 from ucotron_ray.core.files import canonical_hash
 from ucotron_ray.core.run import Run
@@ -184,9 +184,9 @@ def test_a_tied_head_reads_the_bytes_of_the_table(made):
 def test_rounding_is_within_half_a_step(seed):
     blocks = np.random.default_rng(seed).standard_normal((5, 3, 16)).astype(np.float32)
     blocks[0, 0] = 0
-    codes, scales = quantize.octets(blocks)
+    codes, scales = quantize.quantize_int8(blocks)
     assert np.abs((codes.astype(np.float32) - 128) * scales[..., None] - blocks).max() <= scales.max() / 2 + 1e-6
-    codes, scales, zeros = quantize.nibbles(blocks)
+    codes, scales, zeros = quantize.quantize_int4(blocks)
     unpacked = np.stack([codes & 15, codes >> 4], axis=-1).reshape(5, 3, 16).astype(np.float32)
     points = np.stack([zeros & 15, zeros >> 4], axis=-1).reshape(5, 4)[:, :3].astype(np.float32)
     # The zero point is rounded too, which costs the ends of a block up to another half step.
@@ -394,7 +394,7 @@ def test_the_rows_that_the_gates_are_judged_on_are_part_of_what_a_bundle_is(tmp_
     for name in ("few", "many"):
         with run.store.building(Request("dataset", name, {})) as build:
             (build.path / "rows.jsonl").write_text(name)
-            rows = build.publish(Result({}, {}, []))
+            rows = build.publish(BuildResult({}, {}, []))
         recipes.add(export_stage.bundle_request(run, base, None, rows).recipe)
     assert len(recipes) == 2
     # The merged model is the same whatever is asked of it.

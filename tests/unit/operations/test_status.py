@@ -10,7 +10,7 @@ import pytest
 
 from ucotron_ray import cli
 from ucotron_ray.core import spool as spools
-from ucotron_ray.core.artifacts import Request, Result, Store
+from ucotron_ray.core.artifacts import BuildResult, Request, Store
 from ucotron_ray.operations import record, status, status_table
 
 
@@ -106,7 +106,7 @@ def test_rows_and_dollars_of_a_synthesis_that_is_done(tmp_path):
     run = spool(tmp_path, "synthesize-d-0123")
     child = stage(run, "synthesize", "dataset/d")
     with Store(tmp_path).building(Request("dataset", "d", {})) as build:
-        build.publish(Result({"cost_usd": 1.5}, {"train": 90, "val": 10, "rejected": 7}, []))
+        build.publish(BuildResult({"cost_usd": 1.5}, {"train": 90, "val": 10, "rejected": 7}, []))
     child.end("FINISHED")
     run.end("FINISHED")
     (found,) = status.look(tmp_path).runs

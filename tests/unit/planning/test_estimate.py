@@ -8,7 +8,7 @@ import pytest
 
 from ucotron_ray import cli, pipeline
 from ucotron_ray.core import config, generators
-from ucotron_ray.core.artifacts import Input, Request, Result, Store
+from ucotron_ray.core.artifacts import BuildResult, Input, Request, Store
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.steps import Step
 from ucotron_ray.models.shape import Shape
@@ -154,7 +154,7 @@ def artifact(store: Store, kind, name, fields, *, counts=None, metrics=None, sec
     with store.building(Request(kind, name, fields, tuple(inputs))) as build:
         (build.path / "rows.jsonl").write_text("{}\n")
         build._began -= seconds
-        return build.publish(Result(metrics or {}, counts or {}, []))
+        return build.publish(BuildResult(metrics or {}, counts or {}, []))
 
 
 def finished(store: Store, name: str, *, rows: int, speed: float) -> None:

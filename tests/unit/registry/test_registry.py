@@ -12,7 +12,7 @@ from tests.registered import answer_with, base_directory, held_out_file, make_bu
 from ucotron_ray import cli
 from ucotron_ray.core import config, copies, tracking
 from ucotron_ray.core import destination as destinations
-from ucotron_ray.core.artifacts import Request, Result, Store, read_artifact
+from ucotron_ray.core.artifacts import BuildResult, Request, Store, read_artifact
 from ucotron_ray.core.errors import CorruptArtifact
 from ucotron_ray.core.files import MANIFEST, content_hash, list_files
 from ucotron_ray.evaluation import stage as scoring
@@ -298,7 +298,7 @@ def export_anew(store, name):
     request = Request("bundle", name, {**old.recipe_fields, "prompt": "4567"}, tuple(old.inputs))
     with store.building(request, replace=True) as build:
         (build.path / "model.onnx").write_bytes(b"another graph of " + name.encode())
-        return build.publish(Result({}, {}, []))
+        return build.publish(BuildResult({}, {}, []))
 
 
 def test_a_champion_keeps_its_files_when_its_name_is_exported_anew(world, tmp_path):

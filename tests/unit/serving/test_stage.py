@@ -13,7 +13,7 @@ import pytest
 
 from ucotron_ray import cli
 from ucotron_ray.core import config
-from ucotron_ray.core.artifacts import Request, Result, Store, read_artifact
+from ucotron_ray.core.artifacts import BuildResult, Request, Store, read_artifact
 from ucotron_ray.core.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, ResourceError
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.version import Version
@@ -42,7 +42,7 @@ def bundle(
             (build.path / graph).write_text(content, encoding="utf-8")
         if decoding:
             (build.path / "decoding.json").write_text(json.dumps({"default": decoding}), encoding="utf-8")
-        build.publish(Result({}, {}, ["as a test wants it"], state=state))
+        build.publish(BuildResult({}, {}, ["as a test wants it"], state=state))
     return store / "bundle" / name
 
 
@@ -163,7 +163,7 @@ def test_an_adapter_of_the_same_name_does_not_take_the_place_of_a_bundle_that_wa
     with Store(tmp_path).building(Request("adapter", "relations", fields)) as build:
         (build.path / "adapter").mkdir()
         (build.path / "adapter" / "weights").write_bytes(b"ungated")
-        build.publish(Result({}, {}, []))
+        build.publish(BuildResult({}, {}, []))
     path = bundle(tmp_path, "relations")
     file = tmp_path / "serving" / "s.json"
     following = [serving.Following(serving.Reference(run(), reference), file) for reference in ("relations", str(path))]

@@ -109,7 +109,7 @@ def test_a_clean_set_is_ok_and_its_numbers_are_those_of_the_rows():
 
 
 def test_what_was_caught_counts_for_the_state_too_and_a_missing_label_does_in_a_large_set():
-    looked = [gate.Looked(str(n), "train", (), 10, ("works_at",)) for n in range(1000)]
+    looked = [gate.RowReport(str(n), "train", (), 10, ("works_at",)) for n in range(1000)]
     report = gate.report(TASK.rows, looked, GENERATION.gate, caught={"secret": 20}, samples=1020)
     assert report["state"] == "rejected"
     assert [failure.split(":")[0] for failure in report["failures"]] == ["caught", "vocabulary"]
@@ -140,8 +140,8 @@ class Parsed(HTMLParser):
 
 def test_the_page_has_pictures_no_script_nothing_from_outside_and_hostile_text_as_text():
     looked = [
-        gate.Looked(HOSTILE, "train", ("schema",), 5, (HOSTILE,), detail=HOSTILE),
-        gate.Looked("line 2", "train", (), 9, (HOSTILE, "works_at")),
+        gate.RowReport(HOSTILE, "train", ("schema",), 5, (HOSTILE,), detail=HOSTILE),
+        gate.RowReport("line 2", "train", (), 9, (HOSTILE, "works_at")),
     ]
     report = gate.report(TASK.rows, looked, GENERATION.gate)
     text = page.page(HOSTILE, report)

@@ -15,7 +15,7 @@ from ucotron_ray.simulators.fireworks_answers import answer_to
 from ucotron_ray.synthesis import aliases, facts, gate
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Task, request_body, request_id
 from ucotron_ray.synthesis.tasks import contradiction, entity_resolution, projection
-from ucotron_ray.teacher.outcome import Kind
+from ucotron_ray.teacher.outcome import OutcomeKind
 
 GENERATION = config.load().recipe.generation
 PAIRS = contradiction.make_task(GENERATION)
@@ -30,7 +30,7 @@ def answered(task: Task, number: int) -> Done:
     while isinstance(step, Ask):
         rid = request_id(task, "m", facts, step, answers)
         text = answer_to(request_body("m", step, rid), random.Random(rid)).answer
-        answers.append(Answer(Kind.ANSWER, text))
+        answers.append(Answer(OutcomeKind.ANSWER, text))
         step = play(task, facts, *answers)
     return step
 

@@ -5,7 +5,7 @@ import pytest
 from ucotron_ray.synthesis import governor as g
 from ucotron_ray.synthesis.governor import Governor
 from ucotron_ray.synthesis.ledger import Budget, Finished, Need, Reserved, Settings
-from ucotron_ray.teacher.outcome import Kind, Limits
+from ucotron_ray.teacher.outcome import Limits, OutcomeKind
 from ucotron_ray.teacher.prices import Price
 
 NEED = Need("task.step", 100, 300, 400)
@@ -37,9 +37,9 @@ def made(clock: Clock, *, budget: Budget | None = None, **changes) -> Governor:
     return governor
 
 
-def done(reserved: Reserved, kind: Kind = Kind.ANSWER, **changes) -> Finished:
+def done(reserved: Reserved, kind: OutcomeKind = OutcomeKind.ANSWER, **changes) -> Finished:
     values = {"prompt_tokens": 100, "cached_tokens": 0, "completion_tokens": 200, "usd": 0.0, "attempt": 1}
-    if kind is not Kind.ANSWER:
+    if kind is not OutcomeKind.ANSWER:
         values |= {"prompt_tokens": 0, "completion_tokens": 0}
     return Finished(need=NEED, reserved=reserved, kind=kind, **{**values, **changes})
 
@@ -84,7 +84,7 @@ def test_a_no_halves_the_window_once_a_second_and_pauses_as_long_as_the_server_s
     clock = Clock()
     governor = made(clock, first_in_flight=64)
     granted = ask(governor).reserved
-    refused = [done(reserved, Kind.RATE_LIMITED, retry_after=7.0) for reserved in granted]
+    refused = [done(reserved, OutcomeKind.RATE_LIMITED, retry_after=7.0) for reserved in granted]
     grant = ask(governor, refused)
     assert (grant.reserved, grant.at_once) == ((), 0)
     assert governor.window == 32, "all refusals of one moment are one signal"
@@ -98,7 +98,7 @@ def test_growth_after_the_first_no_is_slow():
     clock = Clock()
     governor = made(clock, first_in_flight=32, max_in_flight=1000)
     granted = ask(governor).reserved
-    ask(governor, [done(granted[0], Kind.OVERLOADED), *[done(r) for r in granted[1:]]])
+    ask(governor, [done(granted[0], OutcomeKind.OVERLOADED), *[done(r) for r in granted[1:]]])
     clock.now += 2
     before = governor.window
     granted = ask(governor).reserved
@@ -115,7 +115,7 @@ def test_the_floor_is_one_probe():
         if governor.runs["run"].stop:
             break
         assert granted, "it never stops probing by itself before `give_up_after`"
-        ask(governor, [done(reserved, Kind.OVERLOADED) for reserved in granted], queue=0)
+        ask(governor, [done(reserved, OutcomeKind.OVERLOADED) for reserved in granted], queue=0)
     assert governor.window == 1
     assert governor.runs["run"].stop == "the server gave no answer for 300 s"
 
@@ -162,7 +162,7 @@ def test_a_budget_is_never_passed_even_in_the_worst_case():
     assert governor.runs["run"].usd == 1000.0
 
 
-@pytest.mark.parametrize("kind", [Kind.AUTH, Kind.BILLING, Kind.MODEL_MISSING])
+@pytest.mark.parametrize("kind", [OutcomeKind.AUTH, OutcomeKind.BILLING, OutcomeKind.MODEL_MISSING])
 def test_what_no_request_can_pass_stops_the_run_at_once(kind):
     clock = Clock()
     governor = made(clock)

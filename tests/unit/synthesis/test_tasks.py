@@ -13,7 +13,7 @@ from ucotron_ray.simulators import fireworks_language as language
 from ucotron_ray.synthesis import conversation, plan, seeds
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Task
 from ucotron_ray.synthesis.tasks import entity_resolution, judge, preference, relation_extraction
-from ucotron_ray.teacher.outcome import Kind
+from ucotron_ray.teacher.outcome import OutcomeKind
 
 GENERATION = config.load().recipe.generation
 TASK = relation_extraction.make_task(GENERATION)
@@ -25,7 +25,7 @@ def play(task: Task, facts, *answers: str | Answer) -> Ask | Done:
     try:
         step: Ask | Done = next(talk)
         for answer in answers:
-            step = talk.send(answer if isinstance(answer, Answer) else Answer(Kind.ANSWER, answer))
+            step = talk.send(answer if isinstance(answer, Answer) else Answer(OutcomeKind.ANSWER, answer))
     except StopIteration as end:
         return end.value
     except Ended as end:
@@ -89,8 +89,8 @@ def test_a_row_has_exactly_the_keys_of_the_generator_and_spans_of_whole_words():
         ("Here is a text: Ana Silva works at Al Bank.", "rejected", "not a text alone"),
         (TEXT * 50, "rejected", "longer"),
         (TEXT + " <|im_end|>", "quarantined", "turn marker"),
-        (Answer(Kind.POISON), "quarantined", "does not take"),
-        (Answer(Kind.REFUSED), "quarantined", "refused"),
+        (Answer(OutcomeKind.POISON), "quarantined", "does not take"),
+        (Answer(OutcomeKind.REFUSED), "quarantined", "refused"),
     ],
 )
 def test_texts_that_cannot_be_used(text, status, reason):
@@ -159,7 +159,7 @@ def test_fences_and_prose_are_taken_off_and_mended_json_is_marked(answer, repair
 
 
 def test_a_truncated_answer_is_asked_again_with_twice_the_tokens_and_then_given_up():
-    cut = Answer(Kind.TRUNCATED, '{"entities": [')
+    cut = Answer(OutcomeKind.TRUNCATED, '{"entities": [')
     again = play(TASK, FACTS, TEXT, cut)
     assert isinstance(again, Ask)
     assert again.max_tokens == 2 * GENERATION.task("relation_extraction").extract.max_tokens
@@ -192,7 +192,7 @@ def test_request_ids_hold_what_changes_the_answer():
     others = [
         plan.request_id(TASK, "another", FACTS, ask, []),
         plan.request_id(TASK, "m", {**FACTS, "number": 1}, ask, []),
-        plan.request_id(TASK, "m", FACTS, ask, [Answer(Kind.ANSWER, "x")]),
+        plan.request_id(TASK, "m", FACTS, ask, [Answer(OutcomeKind.ANSWER, "x")]),
         plan.request_id(Task(TASK.name, 2, TASK.sample, TASK.converse, TASK.rows), "m", FACTS, ask, []),
         plan.request_id(TASK, "m", FACTS, Ask(ask.step, ask.messages, 0.1, ask.max_tokens), []),
     ]

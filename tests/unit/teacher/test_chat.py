@@ -18,7 +18,7 @@ from ucotron_ray.core.place import Api
 from ucotron_ray.simulators.fireworks_settings import TEACHER
 from ucotron_ray.teacher import chat as chats
 from ucotron_ray.teacher import endpoint as endpoints
-from ucotron_ray.teacher.outcome import Kind, Limits, Outcome
+from ucotron_ray.teacher.outcome import Limits, OutcomeKind, RequestOutcome
 
 CANARY = "fw-canary-4711"
 BODY = {
@@ -28,8 +28,8 @@ BODY = {
 }
 
 
-def ask(url: str, body: dict = BODY, *, total: float = 5.0, read: float = 5.0) -> Outcome:
-    async def run() -> Outcome:
+def ask(url: str, body: dict = BODY, *, total: float = 5.0, read: float = 5.0) -> RequestOutcome:
+    async def run() -> RequestOutcome:
         timeout = chats.client_timeout(connect=1.0, read=read, total=total)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             headers = {"Authorization": f"Bearer {CANARY}", "Content-Type": "application/json"}
@@ -57,7 +57,7 @@ def completion(content: object, finish: str = "stop", **more) -> dict:
 def test_an_answer_with_its_usage_and_the_limits_of_its_headers():
     with teaching(requests_per_minute=600, generated_tokens_per_minute=60_000) as teacher:
         outcome = ask(teacher.base_url)
-    assert outcome.kind is Kind.ANSWER
+    assert outcome.kind is OutcomeKind.ANSWER
     assert json.loads(outcome.text)["relations"][0]["relation"] == "lives_in"
     assert outcome.usage.completion > 0
     assert not outcome.usage.estimated
@@ -67,23 +67,23 @@ def test_an_answer_with_its_usage_and_the_limits_of_its_headers():
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (400, Kind.POISON),
-        (413, Kind.POISON),
-        (422, Kind.POISON),
-        (401, Kind.AUTH),
-        (403, Kind.AUTH),
-        (402, Kind.BILLING),
-        (404, Kind.MODEL_MISSING),
-        (408, Kind.TRANSIENT),
-        (429, Kind.RATE_LIMITED),
-        (500, Kind.TRANSIENT),
-        (502, Kind.TRANSIENT),
-        (503, Kind.OVERLOADED),
-        (529, Kind.OVERLOADED),
-        (302, Kind.MISDIRECTED),
-        (405, Kind.MISDIRECTED),
-        (409, Kind.TRANSIENT),
-        (201, Kind.ANSWER),
+        (400, OutcomeKind.POISON),
+        (413, OutcomeKind.POISON),
+        (422, OutcomeKind.POISON),
+        (401, OutcomeKind.AUTH),
+        (403, OutcomeKind.AUTH),
+        (402, OutcomeKind.BILLING),
+        (404, OutcomeKind.MODEL_MISSING),
+        (408, OutcomeKind.TRANSIENT),
+        (429, OutcomeKind.RATE_LIMITED),
+        (500, OutcomeKind.TRANSIENT),
+        (502, OutcomeKind.TRANSIENT),
+        (503, OutcomeKind.OVERLOADED),
+        (529, OutcomeKind.OVERLOADED),
+        (302, OutcomeKind.MISDIRECTED),
+        (405, OutcomeKind.MISDIRECTED),
+        (409, OutcomeKind.TRANSIENT),
+        (201, OutcomeKind.ANSWER),
     ],
 )
 def test_the_status_decides_whatever_the_body_says(status, kind):
@@ -91,23 +91,23 @@ def test_the_status_decides_whatever_the_body_says(status, kind):
     with answering(whole, status=status, headers={"Location": "http://127.0.0.1:9/elsewhere"}) as url:
         outcome = ask(url)
     assert outcome.kind is kind
-    assert bool(outcome.text) == (kind is Kind.ANSWER)
+    assert bool(outcome.text) == (kind is OutcomeKind.ANSWER)
 
 
 @pytest.mark.parametrize(
     ("payload", "kind"),
     [
-        (completion("x", "length"), Kind.TRUNCATED),
-        (completion("", "stop"), Kind.REFUSED),
-        (completion(None, "stop"), Kind.REFUSED),
-        (completion("no", "content_filter"), Kind.REFUSED),
-        (completion("no", "stop", refusal="I will not"), Kind.REFUSED),
-        ({"choices": []}, Kind.TRANSIENT),
-        ([1], Kind.TRANSIENT),
-        ("<html>", Kind.TRANSIENT),
-        (completion(["a"]), Kind.TRANSIENT),
-        ("[" * 100_000, Kind.TRANSIENT),
-        (completion("half a pair: \ud83d"), Kind.ANSWER),
+        (completion("x", "length"), OutcomeKind.TRUNCATED),
+        (completion("", "stop"), OutcomeKind.REFUSED),
+        (completion(None, "stop"), OutcomeKind.REFUSED),
+        (completion("no", "content_filter"), OutcomeKind.REFUSED),
+        (completion("no", "stop", refusal="I will not"), OutcomeKind.REFUSED),
+        ({"choices": []}, OutcomeKind.TRANSIENT),
+        ([1], OutcomeKind.TRANSIENT),
+        ("<html>", OutcomeKind.TRANSIENT),
+        (completion(["a"]), OutcomeKind.TRANSIENT),
+        ("[" * 100_000, OutcomeKind.TRANSIENT),
+        (completion("half a pair: \ud83d"), OutcomeKind.ANSWER),
     ],
 )
 def test_a_200_is_an_answer_only_if_it_holds_one(payload, kind):
@@ -121,16 +121,16 @@ def test_a_server_that_streams_and_counts_nothing_is_understood():
     stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
     with answering(stream + "data: [DONE]\n\n", content_type="text/event-stream") as url:
         outcome = ask(url)
-    assert (outcome.kind, outcome.text) == (Kind.ANSWER, "Hello")
+    assert (outcome.kind, outcome.text) == (OutcomeKind.ANSWER, "Hello")
     assert outcome.usage.estimated
     with answering(stream.rsplit("data:", 1)[0], content_type="text/event-stream") as url:
-        assert ask(url).kind is Kind.TRANSIENT, "a stream that breaks off is no answer"
+        assert ask(url).kind is OutcomeKind.TRANSIENT, "a stream that breaks off is no answer"
 
 
 @pytest.mark.parametrize("line", ["null", '{"choices": [7]}', '{"choices": [{"delta": {"content": ["a"]}}]}', "[]"])
 def test_a_stream_with_nonsense_in_it_is_transient(line):
     with answering(f"data: {line}\n\ndata: [DONE]\n\n", content_type="text/event-stream") as url:
-        assert ask(url).kind is Kind.TRANSIENT
+        assert ask(url).kind is OutcomeKind.TRANSIENT
 
 
 def test_line_separators_inside_of_a_streamed_answer_do_not_cut_it():
@@ -150,7 +150,7 @@ def test_a_server_that_repeats_the_key_does_not_get_it_into_the_outcome():
 def test_a_broken_connection_is_transient_and_may_have_been_billed(fault):
     with teaching(faults={fault: 1.0}) as teacher:
         outcome = ask(teacher.base_url)
-    assert outcome.kind is Kind.TRANSIENT
+    assert outcome.kind is OutcomeKind.TRANSIENT
     assert outcome.maybe_billed
 
 
@@ -159,7 +159,7 @@ def test_a_server_that_hangs_is_left_after_the_time_given():
     with teaching(faults={"hang": 1.0}) as teacher:
         outcome = ask(teacher.base_url, total=0.5)
         assert time.monotonic() - began < 3
-    assert outcome.kind is Kind.TRANSIENT
+    assert outcome.kind is OutcomeKind.TRANSIENT
     assert outcome.detail == "timeout"
     assert outcome.maybe_billed
 
@@ -169,7 +169,7 @@ def test_nobody_there_was_not_billed():
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     outcome = ask(url)
-    assert outcome.kind is Kind.TRANSIENT
+    assert outcome.kind is OutcomeKind.TRANSIENT
     assert not outcome.maybe_billed
 
 
@@ -186,7 +186,7 @@ def test_a_connection_that_is_never_taken_was_not_billed():
         outcome = ask(f"http://127.0.0.1:{port}")
         for one in waiting:
             one.close()
-    assert outcome.kind is Kind.TRANSIENT
+    assert outcome.kind is OutcomeKind.TRANSIENT
     assert not outcome.maybe_billed
 
 

@@ -6,7 +6,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from tests.unit import test_cli
 from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by being there
-from ucotron_ray.core.artifacts import Request, Result, Store
+from ucotron_ray.core.artifacts import BuildResult, Request, Store
 from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.data import jsonl
 from ucotron_ray.simulators import demo_world
@@ -45,7 +45,7 @@ def test_the_adapter_alone_goes_into_a_private_repository(tmp_path, monkeypatch)
     with Store(tmp_path).building(Request("adapter", "a", {})) as build:
         (build.path / "adapter").mkdir()
         (build.path / "adapter" / "adapter_config.json").write_text("{}")
-        adapter = build.publish(Result({}, {}, []))
+        adapter = build.publish(BuildResult({}, {}, []))
     assert hub.push(adapter, "org/a") == "https://hub/org/a"
     assert calls == [("create", "org/a", True, True), ("upload", "org/a", str(adapter.path / "adapter"))]
 

@@ -266,12 +266,12 @@ def test_rows_without_an_answer_end_before_a_worker_starts(tmp_path, capsys, tin
 
 
 def test_a_dataset_whose_validation_rows_are_training_rows_is_refused(tmp_path):
-    from ucotron_ray.core.artifacts import Request, Result, Store
+    from ucotron_ray.core.artifacts import BuildResult, Request, Store
     from ucotron_ray.training.preparation import refuse_overlap
 
     with Store(tmp_path).building(Request("dataset", "d", {})) as build:
         jsonl.write_rows(build.path / "train.jsonl", ROWS[:4])
         jsonl.write_rows(build.path / "val.jsonl", ROWS[3:6])
-        artifact = build.publish(Result({}, {}, []))
+        artifact = build.publish(BuildResult({}, {}, []))
     with pytest.raises(InputError, match="1 validation row"):
         refuse_overlap(artifact, "sft")

@@ -224,7 +224,7 @@ def test_mistakes_end_before_anything_is_started(place, capsys, monkeypatch, arg
 
 def test_a_name_that_is_taken_is_said_before_anything_is_prepared(place, capsys, monkeypatch):
     with Store(place / "store").building(artifacts.Request("sweep", "r", {"other": 1})) as build:
-        build.publish(artifacts.Result({}, {}, []))
+        build.publish(artifacts.BuildResult({}, {}, []))
     monkeypatch.setattr(run.Run, "connect", lambda self, **more: pytest.fail("Ray would have been started"))
     code, _, err = tune(place, capsys)
     assert code == 3
@@ -282,7 +282,7 @@ def tune_projection(place, capsys, data, monkeypatch) -> tuple[int, dict, str]:
     with Store(place / "store").building(artifacts.Request("dataset", "pairs", {"x": 1})) as build:
         for file in data.iterdir():
             (build.path / file.name).write_bytes(file.read_bytes())
-        build.publish(artifacts.Result({}, {"rows": 600}, []))
+        build.publish(artifacts.BuildResult({}, {"rows": 600}, []))
     monkeypatch.setattr("ucotron_ray.projection.embeddings.pairs_of", lambda run, name: run.store.get("dataset", name))
     monkeypatch.setattr("ucotron_ray.projection.embeddings.labels_of", lambda made: {"clip": "a", "text": "b"})
     values = {"tuning.search": "grid", "tuning.space.projection.learning_rate": "[1.0e-9, 3.0e-3]"}

@@ -40,7 +40,7 @@ class Template:
 
 
 @dataclass(frozen=True)
-class Subject:
+class TuningTarget:
     """What is tuned: a stage, its settings by tier, what they are hashed with, and how trials are got ready."""
 
     stage: Stage
@@ -51,7 +51,7 @@ class Subject:
     prepare: Callable[[Mapping[str, Workers]], Mapping[str, Template]]
 
 
-def sft_subject(run: Run, data: Artifact) -> Subject:
+def sft_target(run: Run, data: Artifact) -> TuningTarget:
     """LoRA on relation rows, for the tiers of the recipe. Finds mistakes; starts nothing."""
     tiers: list[str] = [*(run.config.recipe.tuning.tiers or [run.config.recipe.tier])]
     recipe = run.config.recipe
@@ -74,10 +74,10 @@ def sft_subject(run: Run, data: Artifact) -> Subject:
         return made
 
     identity = {tier: models.base_fields(base) for tier, base in bases.items()}
-    return Subject("sft", data, (data.as_input("data"),), settings, identity, prepare)
+    return TuningTarget("sft", data, (data.as_input("data"),), settings, identity, prepare)
 
 
-def dpo_subject(run: Run, pairs: Artifact, base: base_models.BaseModel, adapter: Artifact) -> Subject:
+def dpo_target(run: Run, pairs: Artifact, base: base_models.BaseModel, adapter: Artifact) -> TuningTarget:
     """Preferences on one adapter, merged into its base: one tier, the run's."""
     recipe = run.config.recipe
     tier: str = recipe.tier
@@ -103,10 +103,10 @@ def dpo_subject(run: Run, pairs: Artifact, base: base_models.BaseModel, adapter:
 
     inputs = (pairs.as_input("data"), adapter.as_input("adapter"))
     identity = {tier: models.base_fields(base)}
-    return Subject("dpo", pairs, inputs, {tier: recipe.dpo}, identity, prepare)
+    return TuningTarget("dpo", pairs, inputs, {tier: recipe.dpo}, identity, prepare)
 
 
-def projection_subject(run: Run, pairs: Artifact) -> Subject:
+def projection_target(run: Run, pairs: Artifact) -> TuningTarget:
     """The layer from CLIP's space to MiniLM's, judged by its validation loss."""
     settings = run.config.recipe.projection
     if share_of(run, PROJECTION).num_workers not in (None, 1):
@@ -125,7 +125,7 @@ def projection_subject(run: Run, pairs: Artifact) -> Subject:
         return {PROJECTION: Template(fields, len(parts["train"]), "projection", "projection", None)}
 
     inputs = (pairs.as_input("pairs"),)
-    return Subject("projection", pairs, inputs, {PROJECTION: settings}, {}, prepare)
+    return TuningTarget("projection", pairs, inputs, {PROJECTION: settings}, {}, prepare)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ucotron_ray.data.wire import parse_answer
 _PART = re.compile(r'"(?:subject|predicate|object)"\s*:\s*"((?:[^"\\]|\\.)*)"')
 
 
-def sureness(answer: str, pieces: Sequence[str], logprobs: Sequence[float]) -> list[float] | None:
+def token_confidence(answer: str, pieces: Sequence[str], logprobs: Sequence[float]) -> list[float] | None:
     """exp(mean log-probability) of every relation of the answer, in the order of `parse_answer`.
 
     `pieces` are the texts of the tokens, which make up the answer, and `logprobs` theirs. None where the answer has no

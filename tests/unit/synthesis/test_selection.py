@@ -8,7 +8,7 @@ import pytest
 
 from ucotron_ray.core import config
 from ucotron_ray.core.errors import StageFailed
-from ucotron_ray.synthesis import outcomes, publish, release
+from ucotron_ray.synthesis import outcomes, publish, selection
 from ucotron_ray.synthesis.quality import Duplicates, leaking, shingles
 from ucotron_ray.synthesis.tasks import contradiction, relation_extraction
 
@@ -33,7 +33,7 @@ def judged(tmp_path, entries, count=100):
     # Two files, out of order, as two workers leave them.
     outcomes.append_outcomes(tmp_path / outcomes.OUTCOMES / "b.jsonl", entries[::2])
     outcomes.append_outcomes(tmp_path / outcomes.OUTCOMES / "a.jsonl", entries[1::2])
-    return release.select(tmp_path, KIND, count, 0.8)
+    return selection.select(tmp_path, KIND, count, 0.8)
 
 
 def test_the_sum_is_what_was_planned_and_the_count_is_exact(tmp_path):
@@ -44,19 +44,19 @@ def test_the_sum_is_what_was_planned_and_the_count_is_exact(tmp_path):
     ]
     entries.append(outcome(9, text=entries[0]["row"]["text"].upper() + "!"))
     verdicts = judged(tmp_path, entries, count=4)
-    counts = release.counts(verdicts, 10)
+    counts = selection.counts(verdicts, 10)
     assert counts == {"accepted": 4, "rejected": 1, "duplicate": 1, "quarantined": 1, "pending": 3}
     assert [v.number for v in verdicts if v.status == "accepted"] == [0, 1, 2, 3], "the first of the plan"
-    files = release.write_files(tmp_path, KIND, verdicts).lines
+    files = selection.write_files(tmp_path, KIND, verdicts).lines
     assert files == {"relation_extraction.jsonl": 4, "train.jsonl": 4, "vendor.jsonl": 4, "rejected.jsonl": 6}
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert all(reasons)
-    assert release.NOT_NEEDED in reasons
+    assert selection.NOT_NEEDED in reasons
 
 
 def test_a_lost_sample_is_noticed(tmp_path):
     with pytest.raises(StageFailed, match="lost"):
-        release.counts(judged(tmp_path, [outcome(0), outcome(2)]), 3)
+        selection.counts(judged(tmp_path, [outcome(0), outcome(2)]), 3)
 
 
 def test_a_sample_that_two_workers_ended_counts_once_and_an_answer_beats_none(tmp_path):
@@ -68,7 +68,7 @@ def test_an_outcome_cut_off_by_a_kill_is_not_read(tmp_path):
     judged(tmp_path, [outcome(0), outcome(1)])
     path = tmp_path / outcomes.OUTCOMES / "a.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
-    assert [v.number for v in release.select(tmp_path, KIND, 10, 0.8)] == [0]
+    assert [v.number for v in selection.select(tmp_path, KIND, 10, 0.8)] == [0]
 
 
 def test_a_validation_row_with_a_name_of_training_is_rejected(tmp_path):
@@ -120,12 +120,12 @@ def test_every_class_has_exactly_its_share_and_what_is_missing_counts_samples_of
         folder = tmp_path / f"{len(entries)}-{count}"
         (folder / outcomes.OUTCOMES).mkdir(parents=True)
         outcomes.append_outcomes(folder / outcomes.OUTCOMES / "a.jsonl", entries)
-        return release.select(folder, kind, count, 0.8)
+        return selection.select(folder, kind, count, 0.8)
 
     few = verdicts([of_class(n, "a") for n in range(6)], 8)
-    assert release.missing(few, kind, 8) == 8, "two of b are two eighths"
+    assert selection.missing(few, kind, 8) == 8, "two of b are two eighths"
     more = verdicts([of_class(n, "b" if n in (1, 2, 5) else "a") for n in range(12)], 8)
-    assert release.missing(more, kind, 8) == 0
+    assert selection.missing(more, kind, 8) == 0
     kept = [v.number for v in more if v.status == "accepted"]
     assert kept == [0, 1, 2, 3, 4, 6, 7, 8], "the first of each class"
     assert kind.quotas(10) == {"a": 8, "b": 2} or kind.quotas(10) == {"a": 7, "b": 3}
@@ -143,7 +143,7 @@ def test_rows_with_hostile_text_or_another_shape_are_quarantined_at_the_last_ste
         ("quarantined", "special_token"),
         ("quarantined", "schema"),
     ]
-    written = release.write_files(tmp_path, KIND, verdicts)
+    written = selection.write_files(tmp_path, KIND, verdicts)
     assert written.caught == {"special_token": 1, "schema": 1}
 
 
