@@ -1,4 +1,4 @@
-"""The stand-in for Fireworks in a thread of the test: real HTTP on loopback."""
+"""The simulator of Fireworks in a thread of the test: real HTTP on loopback."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ def serving(application: web.Application) -> Iterator[str]:
 
     async def stop() -> None:
         await runner.cleanup()
-        # Requests that the stand-in lets hang.
+        # Requests that the simulator lets hang.
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -57,7 +57,7 @@ def serving(application: web.Application) -> Iterator[str]:
 
 @contextmanager
 def teaching(**settings) -> Iterator[Teacher]:
-    """The stand-in with these settings; no garbage unless asked for."""
+    """The simulator with these settings; no garbage unless asked for."""
     chosen = Settings(**{"garbage": 0.0, **settings})
     with serving(simulator.make_app(chosen)) as url:
         yield Teacher(f"{url}/inference/v1")

@@ -1,4 +1,4 @@
-"""The stand-in's control plane in a thread of the test, and an account that asks it."""
+"""The simulator's control plane in a thread of the test, and an account that asks it."""
 
 import json
 import os
@@ -29,7 +29,7 @@ class Vendor:
         return self.control()["created"].get(collection, 0)
 
     def settings(self, store: Path) -> list[str]:
-        """Flags that point a verb at this stand-in."""
+        """Flags that point a verb at this simulator."""
         values = {
             "api.fine_tuning_base_url": f"{self.url}/v1",
             "api.inference_base_url": f"{self.url}/inference/v1",
@@ -45,7 +45,7 @@ class Vendor:
 
 @contextmanager
 def vending(monkeypatch, *, garbage: float = 0.0, **control) -> Iterator[Vendor]:
-    """The stand-in with these control settings, and the variables of its account set."""
+    """The simulator with these control settings, and the variables of its account set."""
     monkeypatch.setenv("FIREWORKS_API_KEY", KEY)
     monkeypatch.setenv("FIREWORKS_ACCOUNT_ID", "acme")
     with teaching(control=ControlSettings(**control), api_key=KEY, garbage=garbage) as teacher:

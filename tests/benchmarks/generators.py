@@ -1,6 +1,6 @@
 """Measures the six generators and the gate: `python -m tests.benchmarks.generators [targets teacher files kill graph]`.
 
-The stand-in runs in a process of its own, and its ledger is what is counted. Writes `results/generators_<name>.json`.
+The simulator runs in a process of its own, and its ledger is what is counted. Writes `results/generators_<name>.json`.
 """
 
 import argparse
@@ -126,7 +126,7 @@ TEACHERS = (
 
 
 def teacher(directory: Path, count: int = 400) -> dict[str, Any]:
-    """The stand-in plants one defect at a time; the ledger knows how often, and the report says how often it was found."""
+    """The simulator plants one defect at a time; the ledger knows how often, and the report says how often it was found."""
     return {"arms": {f"{task}: {defect}": planted_by_teacher(directory, task, defect, share, count)
                      for task, defect, share in TEACHERS}}  # fmt: skip
 
@@ -217,7 +217,7 @@ def entries_of(rows: Iterable[tuple[str, Fields]]) -> list[Entry]:
 
 
 def clean_rows(task: Task, count: int) -> list[tuple[str, Fields]]:
-    """Rows of the stand-in in which the gate finds nothing."""
+    """Rows of the simulator in which the gate finds nothing."""
     made = []
     for number in itertools.count():
         done = answered(task, number)
@@ -231,7 +231,7 @@ def clean_rows(task: Task, count: int) -> list[tuple[str, Fields]]:
 
 
 def answered(task: Task, number: int) -> Done:
-    """A sample as the stand-in answers it, without HTTP."""
+    """A sample as the simulator answers it, without HTTP."""
     facts, answers = task.sample(number), []
     talk = task.converse(facts)
     try:

@@ -60,7 +60,7 @@ def real_graph(store: Path) -> dict[str, Any]:
 
 
 def ucotron(store: Path, *arguments: str, simulator: bool = False) -> dict[str, Any]:
-    """One verb; with `simulator` beside the stand-in for the teacher."""
+    """One verb; with `simulator` beside the one of the teacher."""
     command = [sys.executable, "-m", "ucotron_ray", *arguments, *PLACE, "--set", f"store={store}", "--json"]
     if simulator:
         command = [sys.executable, "-m", "ucotron_ray", "simulate-fireworks", "--", *command]

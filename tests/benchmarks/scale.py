@@ -54,7 +54,7 @@ class Measured:
     """Costs on one core of the machine of the result files."""
 
     sender_requests_per_second: float
-    """Of one sending actor, with the stand-in that it asks beside it on two cores."""
+    """Of one sending actor, with the simulator that it asks beside it on two cores."""
     exchange_us: Mapping[int, float]
     """Of the limiter for one exchange, by the number of senders."""
     request_us: float

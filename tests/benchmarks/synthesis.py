@@ -1,6 +1,6 @@
 """Measures the synthesis engine: `python -m tests.benchmarks.synthesis [throughput limits start plan targets]`.
 
-The stand-in runs in a process of its own, and its ledger is what is counted: the client's own figures are no evidence.
+The simulator runs in a process of its own, and its ledger is what is counted: the client's own figures are no evidence.
 Every arm of one name is measured in one run, one after the other, on the same machine. Writes `results/<name>.json`.
 """
 
@@ -39,7 +39,7 @@ RAMP_SECONDS = 60.0
 
 @contextmanager
 def simulator(ledger: Path, *options: str) -> Iterator[str]:
-    """The stand-in in a process of its own; gives its address."""
+    """The simulator in a process of its own; gives its address."""
     command = [sys.executable, "-m", "ucotron_ray", "simulate-fireworks", "--ledger", str(ledger), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
@@ -232,7 +232,7 @@ def limits(directory: Path) -> dict[str, Any]:
 
 
 def allowed(begin: float, until: float) -> float:
-    """Tokens that the stand-in allows between two moments after the first request."""
+    """Tokens that the simulator allows between two moments after the first request."""
     edges = [(0.0, 1.0), *MOVES, (float("inf"), 0.0)]
     total = 0.0
     for (low, factor), (high, _) in itertools.pairwise(edges):
@@ -285,7 +285,7 @@ def start(directory: Path, count: int = 200_000) -> dict[str, Any]:
 
 
 def targets(directory: Path) -> dict[str, Any]:
-    """10,000 relation rows and 5,000 preference pairs, with the stand-in's usual share of garbage."""
+    """10,000 relation rows and 5,000 preference pairs, with the simulator's usual share of garbage."""
     ledger, store = directory / "targets.jsonl", directory / "store"
     results = {}
     with simulator(ledger, "--latency", "0.2") as url:

@@ -313,7 +313,7 @@ def _throughput(result: dict[str, Any]) -> list[tuple[str, str]]:
             f"{ours['cpu_ms_per_request']:.2f} ms",
         ),
         (
-            "saturation of two cores that the stand-in shares (20 ms latency)",
+            "saturation of two cores that the simulator shares (20 ms latency)",
             f"{arms['ours at 0.02 s']['rate']:.0f} a second, bare {arms['bare at 0.02 s']['rate']:.0f}",
         ),
     ]

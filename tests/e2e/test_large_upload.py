@@ -46,5 +46,5 @@ def test_200_megabytes_with_a_reset_in_the_middle_arrive_whole_and_once(tmp_path
             capture_output=True, text=True, check=True, env=environment(vendor), timeout=120,
         )  # fmt: skip
         assert read.stdout.strip() == hashlib.sha256(path.read_bytes()).hexdigest()
-    # Neither side held the file: the stand-in runs in this process too.
+    # Neither side held the file: the simulator runs in this process too.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000

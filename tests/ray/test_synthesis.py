@@ -1,4 +1,4 @@
-"""Synthesis on a real Ray head against the stand-in in a process of its own, whose ledger judges what was paid twice."""
+"""Synthesis on a real Ray head against the simulator in a process of its own, whose ledger judges what was paid twice."""
 
 import json
 import os

@@ -65,7 +65,7 @@ AT_THE_RIM_ONLY = {("training", "evaluation"): {"ucotron_ray.training.on_ray"}}
 
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 60
-LONG_FUNCTIONS = {"make_app": "the routes of the stand-in, each a few lines", "build_bundle": "inside export"}
+LONG_FUNCTIONS = {"make_app": "the routes of the simulator, each a few lines", "build_bundle": "inside export"}
 
 
 def module(path: Path) -> str:
@@ -179,7 +179,7 @@ def test_the_environment_is_read_in_two_files_only():
         "ucotron_ray/core/tracking.py": "tells mlflow its limits before it is imported",
         "ucotron_ray/export/exporter.py": "tells optimum its file layout before it is imported",
         "ucotron_ray/operations/address.py": "tells Ray its authentication before it is imported",
-        "ucotron_ray/simulators/ucotron.py": "the stand-in's own key, by the variable's name",
+        "ucotron_ray/simulators/ucotron.py": "the simulator's own key, by the variable's name",
     }
     for path in FILES:
         text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The vendor: requests, datasets, jobs, prices, and a stand-in. The guide's names can be imported from here.
+"""The vendor: requests, datasets, jobs, prices, and a simulator. The guide's names can be imported from here.
 
     from ucotron_ray.fireworks import FireworksFineTuner, SftJobConfig, DpoJobConfig
 

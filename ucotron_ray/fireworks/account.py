@@ -192,7 +192,7 @@ def get_signed(account: Account, url: str) -> bytes:
 
 
 def _check_signed(account: Account, url: str) -> None:
-    """The vendor chose this address: it may lead to this machine only if the vendor's stand-in runs on it."""
+    """The vendor chose this address: it may lead to this machine only if the vendor's simulator runs on it."""
     is_here = urlsplit(account.base_url).hostname in addresses.LOOPBACK
     addresses.check(
         _without_query(url), allowed=account.allowed_hosts, where="a signed address of the vendor's", loopback=is_here
@@ -240,7 +240,7 @@ def _lost(reason: str, shown: str) -> FireworksError:
         "the vendor did not answer",
         where=shown,
         found=reason,
-        next_step="run the same command again; `ucotron-ray simulate-fireworks` serves a stand-in",
+        next_step="run the same command again; `ucotron-ray simulate-fireworks` serves a simulator",
     )
 
 

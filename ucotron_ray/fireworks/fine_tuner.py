@@ -1,7 +1,7 @@
 """The guide's Python API: its class, methods and arguments, over the functions of this folder.
 
 `FireworksFineTuner()` reads `FIREWORKS_API_KEY` and `FIREWORKS_ACCOUNT_ID`, and `FIREWORKS_BASE_URL` as the vendor's
-own SDK does (a stand-in's address, for instance). What an argument leaves open is what `defaults.yaml` says.
+own SDK does (a simulator's address, for instance). What an argument leaves open is what `defaults.yaml` says.
 """
 
 from collections.abc import Callable, Sequence

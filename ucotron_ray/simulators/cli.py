@@ -1,4 +1,4 @@
-"""Verbs that serve the stand-ins: `simulate-fireworks`, `simulate-ucotron`."""
+"""Verbs that serve the simulators: `simulate-fireworks`, `simulate-ucotron`."""
 
 import argparse
 from pathlib import Path
@@ -8,11 +8,11 @@ from ucotron_ray.core import flags, variables
 
 
 def add_simulate_fireworks(verbs: Any) -> None:
-    """`simulate-fireworks`: the stand-in for the vendor."""
+    """`simulate-fireworks`: the simulator of the vendor."""
     parser = verbs.add_parser(
         "simulate-fireworks",
-        help="Serve a STAND-IN for Fireworks.ai on loopback, for tests and for trying things out.",
-        description="Serve a STAND-IN for Fireworks.ai on loopback. Its answers come from sentence patterns.",
+        help="Serve a SIMULATOR of Fireworks.ai on loopback, for tests and for trying things out.",
+        description="Serve a SIMULATOR of Fireworks.ai on loopback. Its answers come from sentence patterns.",
         usage="ucotron-ray simulate-fireworks [options] [-- COMMAND with {url}]",
     )
     parser.set_defaults(handler=_simulate_fireworks, json=False)
@@ -50,9 +50,9 @@ def add_simulate_fireworks(verbs: Any) -> None:
 
 
 def add_simulate_ucotron(verbs: Any) -> None:
-    """`simulate-ucotron`: the stand-in for the server."""
+    """`simulate-ucotron`: the simulator of the server."""
     parser = flags.verb(
-        verbs, "simulate-ucotron", "Serve a STAND-IN for a Ucotron server on loopback, for tests.", _simulate_ucotron
+        verbs, "simulate-ucotron", "Serve a SIMULATOR of a Ucotron server on loopback, for tests.", _simulate_ucotron
     )
     parser.add_argument("--port", type=int, default=8420, help="port on 127.0.0.1")
     parser.add_argument("--graph", type=Path, metavar="FILE", help="export file to begin with")

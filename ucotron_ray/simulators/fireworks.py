@@ -1,4 +1,4 @@
-"""A STAND-IN for Fireworks.ai on loopback: it speaks the vendor's HTTP for chat, models and embeddings. It is no model.
+"""A SIMULATOR of Fireworks.ai on loopback: it speaks the vendor's HTTP for chat, models and embeddings. It is no model.
 
 Datasets, jobs and deployments are in `simulator_datasets.py` and `simulator_jobs.py`.
 

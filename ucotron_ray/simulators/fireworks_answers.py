@@ -16,11 +16,11 @@ from ucotron_ray.simulators import fireworks_language as language
 from ucotron_ray.simulators import fireworks_scenes as scenes
 from ucotron_ray.simulators.fireworks_settings import STAND_IN
 
-UNKNOWN = f"I am a stand-in and know no answer. ({STAND_IN})"
+UNKNOWN = f"I am a simulator and know no answer. ({STAND_IN})"
 
 
 def answer_to(body: dict[str, Any], rng: random.Random) -> defects.SimulatedAnswer:
-    """What the stand-in says to the messages of a request: the right answer, as far as it knows one."""
+    """What the simulator says to the messages of a request: the right answer, as far as it knows one."""
     system = " ".join(str(m.get("content")) for m in body["messages"] if m.get("role") == "system")
     user = next((str(m.get("content")) for m in body["messages"] if m.get("role") == "user"), "")
     asked = wire.parse_prompt(user)

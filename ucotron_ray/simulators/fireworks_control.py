@@ -1,4 +1,4 @@
-"""The stand-in's control plane, what its routes share: settings, state, refusals in the vendor's shape, pages, faults.
+"""The simulator's control plane, what its routes share: settings, state, refusals in the vendor's shape, pages, faults.
 
 It speaks what the vendor's SDK sends (`fireworks-ai` 1.2.30) and refuses fields that the vendor does not know. How jobs
 move, and what goes wrong, is told by `ControlSettings`. Nothing here trains anything.
@@ -65,7 +65,7 @@ class Refusal(Exception):
 
 
 class ControlPlane:
-    """What the stand-in knows of one account or several: resources by full name, files on disk, counts of what came."""
+    """What the simulator knows of one account or several: resources by full name, files, counts of what came."""
 
     def __init__(self, settings: ControlSettings, api_key: str | None) -> None:
         self.settings = settings
@@ -184,7 +184,7 @@ def parse_control_faults(text: str) -> dict[str, float]:
 
 
 def shown(resource: Mapping[str, Any]) -> dict[str, Any]:
-    """What is sent of a resource: keys that begin with `_` are the stand-in's own."""
+    """What is sent of a resource: keys that begin with `_` are the simulator's own."""
     return {key: value for key, value in resource.items() if not key.startswith("_")}
 
 

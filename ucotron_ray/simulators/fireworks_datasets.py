@@ -1,4 +1,4 @@
-"""The stand-in's datasets: creation, direct upload, signed upload and download, as the vendor's SDK calls them."""
+"""The simulator's datasets: creation, direct upload, signed upload and download, as the vendor's SDK calls them."""
 
 import re
 import uuid

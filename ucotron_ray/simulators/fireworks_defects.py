@@ -1,4 +1,4 @@
-"""Defects on demand: what the stand-in plants into its answers, each known by the ledger. For trying out the checks.
+"""Defects on demand: what the simulator plants into its answers, each known by the ledger. For trying out the checks.
 
 Whether an answer is planted depends on its request alone, so that a run that goes on after a kill meets the same ones.
 """

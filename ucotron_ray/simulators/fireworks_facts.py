@@ -1,4 +1,4 @@
-"""What the stand-in says about facts and names: sentences that state a value, and forms of a name. GENERATED DATA.
+"""What the simulator says about facts and names: sentences that state a value, and forms of a name. GENERATED DATA.
 
 It knows the layout of this project's prompts, as `simulator_language.py` does.
 """

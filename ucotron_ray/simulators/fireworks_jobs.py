@@ -1,4 +1,4 @@
-"""The stand-in's jobs, models and deployments: a life cycle that moves when it is looked at, ends and quotas on demand.
+"""The simulator's jobs, models and deployments: a life cycle that moves when it is looked at, ends, quotas on demand.
 
 A completed tuning job adds a model; a completed batch job answers its requests, in another order than they were asked.
 """

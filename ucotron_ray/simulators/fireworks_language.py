@@ -1,4 +1,4 @@
-"""What the stand-in of the teacher can say and read: sentence patterns, written out and recognised again.
+"""What the simulator of the teacher can say and read: sentence patterns, written out and recognised again.
 
 It knows the layout of this project's prompts, and answers them from the patterns alone: GENERATED DATA.
 """
@@ -138,10 +138,10 @@ def hurried(relations: list[Relation], rng: random.Random) -> list[Relation]:
 
 
 def judged(prompt: str, rng: random.Random) -> str | None:
-    """Marks for a row, as JSON; None if none are asked. It does not read the row: a stand-in has no opinion."""
+    """Marks for a row, as JSON; None if none are asked. It does not read the row: a simulator has no opinion."""
     if not prompt.startswith("Row of kind "):
         return None
-    return json.dumps({"score": rng.choice((4, 4, 5)), "reason": "a stand-in's mark"})
+    return json.dumps({"score": rng.choice((4, 4, 5)), "reason": "a simulator's mark"})
 
 
 def garbled(answer: str, rng: random.Random) -> str:

@@ -1,4 +1,4 @@
-"""What the stand-in sees: descriptions of scenes from patterns with slots. GENERATED DATA.
+"""What the simulator sees: descriptions of scenes from patterns with slots. GENERATED DATA.
 
 A description has three sentences of six patterns each with slots of dozens of words, so that tens of thousands of them
 share hardly a sentence.

@@ -8,7 +8,7 @@ from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.simulators import fireworks_defects as defects
 from ucotron_ray.simulators.fireworks_control import ControlSettings
 
-STAND_IN = "simulate-fireworks: a stand-in of ucotron_ray, not Fireworks.ai; its answers are generated, not a model's"
+STAND_IN = "simulate-fireworks: a simulator of ucotron_ray, not Fireworks.ai; its answers are generated, not a model's"
 
 
 TEACHER, EMBEDDER = "accounts/simulator/models/teacher", "accounts/simulator/models/embedder"
@@ -23,7 +23,7 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """How the stand-in behaves. Latency in seconds; limits per minute; shares of requests."""
+    """How the simulator behaves. Latency in seconds; limits per minute; shares of requests."""
 
     seed: int = 0
     latency: float = 0.0

@@ -1,4 +1,4 @@
-"""A STAND-IN for a Ucotron server, for tests and for trying things out. It is not the server and has no NER model.
+"""A SIMULATOR of a Ucotron server, for tests and for trying things out. It is not the server and has no NER model.
 
 It speaks the part of the REST interface that this project uses: export, generate-dataset, health and learn, with bearer
 keys, namespaces and the server's error bodies. It chooses its strategy by the `[models]` keys of a `ucotron.toml` as
@@ -26,7 +26,7 @@ from ucotron_ray.data.wire import dataset_messages, parse_answer, server_request
 from ucotron_ray.graph import cooccurrence
 from ucotron_ray.graph.export import read_file
 
-STAND_IN = "simulate-ucotron: a stand-in of ucotron_ray, not a Ucotron server"
+STAND_IN = "simulate-ucotron: a simulator of ucotron_ray, not a Ucotron server"
 ENDPOINT_TIMEOUT_SECONDS = 30.0
 """The server's own limit for one call of the endpoint (`relations.rs:773`)."""
 
@@ -47,7 +47,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class Memory:
-    """What the stand-in holds, per namespace; nodes and edges in the export's layout."""
+    """What the simulator holds, per namespace; nodes and edges in the export's layout."""
 
     nodes: list[dict[str, Any]] = field(default_factory=list)
     edges: list[dict[str, Any]] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Memory:
 
 @dataclass
 class Settings:
-    """How the stand-in behaves. `keys` maps a bearer key to its role; empty = everybody is admin."""
+    """How the simulator behaves. `keys` maps a bearer key to its role; empty = everybody is admin."""
 
     keys: dict[str, str] = field(default_factory=dict)
     endpoint: str | None = None

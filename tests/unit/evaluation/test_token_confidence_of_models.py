@@ -24,7 +24,7 @@ def test_noted_log_probabilities_are_those_of_a_full_pass_and_pieces_make_up_the
     def note(answer, pieces, logprobs):
         noted.append((answer, pieces, logprobs))
 
-    monkeypatch.setattr(generate, "sureness", note)
+    monkeypatch.setattr(generate, "token_confidence", note)
     sure: list[list[float] | None] = []
     answers = generate.greedy(model, tokenizer, prompts, max_new_tokens=12, sure=sure)
     assert answers == generate.greedy(model, tokenizer, prompts, max_new_tokens=12)

@@ -127,7 +127,7 @@ def test_a_wrong_key_is_exit_2(tmp_path, capsys, monkeypatch):
 
 
 def test_the_key_does_not_go_to_signed_addresses(tmp_path, monkeypatch):
-    """The stand-in refuses a PUT with a key, as a storage that checks its signature does."""
+    """The simulator refuses a PUT with a key, as a storage that checks its signature does."""
     monkeypatch.setattr(datasets, "DIRECT_UPLOAD_BYTES", 10)
     with vending(monkeypatch) as vendor:
         assert datasets.upload(vendor.account, chat_file(tmp_path / "rows.jsonl")).sent

@@ -130,7 +130,7 @@ def test_a_job_that_failed_is_said_and_gone_on_with_after_a_resume(tmp_path, row
         assert f"fireworks resume {job.job_id}" in err
         assert chain(vendor, rows, tmp_path, capsys)[0] == 1
         assert vendor.created("supervisedFineTuningJobs") == 1
-        # The stand-in lets a resumed job end well.
+        # The simulator lets a resumed job end well.
         assert cli.main(["fireworks", "resume", job.job_id, *vendor.settings(tmp_path / "store")]) == 0
         capsys.readouterr()
         assert chain(vendor, rows, tmp_path, capsys, "--skip-dpo")[0] == 0

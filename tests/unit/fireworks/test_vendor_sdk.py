@@ -1,4 +1,4 @@
-"""The stand-in speaks the vendor's protocol, not ours: the vendor's own SDK says so."""
+"""The simulator speaks the vendor's protocol, not ours: the vendor's own SDK says so."""
 
 import json
 

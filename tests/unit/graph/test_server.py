@@ -1,4 +1,4 @@
-"""import-graph against a server, over real HTTP on loopback; the server is the stand-in."""
+"""import-graph against a server, over real HTTP on loopback; the server is the simulator."""
 
 import asyncio
 import json
@@ -169,7 +169,7 @@ def test_learn_asks_the_endpoint_as_the_server_does_and_keeps_what_its_parser_ke
     assert learned["entities_found"] == 2
     relations = [edge for edge in graph.edges if "predicate" in edge.metadata]
     assert [(edge.metadata["predicate"], edge.weight) for edge in relations] == [("works_at", 0.9)]
-    assert "stand-in" in health["models"]["stand_in"]
+    assert "simulator" in health["models"]["stand_in"]
 
 
 def test_an_answer_that_comes_in_pieces_is_read_to_its_end():

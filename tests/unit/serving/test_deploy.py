@@ -1,4 +1,4 @@
-"""`deploy`: the lines work on the stand-in as they stand, and the probe tells the model from what only looks like it."""
+"""`deploy`: the lines work on the simulator as they stand, and the probe tells the model from what only looks like it."""
 
 import json
 import tomllib
@@ -169,7 +169,7 @@ def test_a_gguf_directory_is_found_but_health_proves_nothing(store, tmp_path, ca
     assert settings.strategy == "llm"
     with serving(simulator.make_app(settings)) as server:
         code, _, err = call(store, capsys, "deploy", "mine", "--output", str(out), "--server", server)
-    # The stand-in loads no GGUF: as on a server that could not, health says llm and co-occurrence answers.
+    # The simulator loads no GGUF: as on a server that could not, health says llm and co-occurrence answers.
     assert code == 1
     assert "its health field says llm" in err
     assert "nothing shows that the server uses the model" in err

@@ -19,7 +19,7 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&</svg>"
 
 
 def clean(task, count: int) -> list[tuple[str, dict]]:
-    """Rows of the stand-in without defect, the validation rows with their split."""
+    """Rows of the simulator without defect, the validation rows with their split."""
     made = [(task.sample(n)["split"], answered(task, n)) for n in range(count)]
     entries = [(split, end.row) for split, end in made if end.status == "accepted"]
     looked = gate.examine(task.rows, [Entry(str(n), s, r) for n, (s, r) in enumerate(entries)], 0.8)

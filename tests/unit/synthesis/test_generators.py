@@ -24,7 +24,7 @@ SCENES = projection.make_task(GENERATION)
 
 
 def answered(task: Task, number: int) -> Done:
-    """A sample as the stand-in answers it."""
+    """A sample as the simulator answers it."""
     facts, answers = task.sample(number), []
     step = play(task, facts)
     while isinstance(step, Ask):

@@ -1,4 +1,4 @@
-"""What the generators ask, take and refuse; and what the stand-in says to it."""
+"""What the generators ask, take and refuse; and what the simulator says to it."""
 
 import json
 import random
@@ -303,7 +303,7 @@ def test_hostile_text_of_an_input_file_is_never_sent():
     assert (done.status, done.notes) == ("quarantined", ("special_token",))
 
 
-# ---- the stand-in's language -----------------------------------------------------------------------------------------
+# ---- the simulator's language -----------------------------------------------------------------------------------------
 
 
 def test_the_stand_in_reads_what_it_writes():

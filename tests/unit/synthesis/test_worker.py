@@ -1,4 +1,4 @@
-"""Samples against the stand-in over real HTTP, with the real limiter and journal, without Ray."""
+"""Samples against the simulator over real HTTP, with the real limiter and journal, without Ray."""
 
 import asyncio
 import concurrent.futures
