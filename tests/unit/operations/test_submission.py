@@ -108,7 +108,7 @@ def test_the_same_submission_has_the_same_id_and_any_difference_another(project)
     assert submission.plan(project, ["sft", "--epochs", "1"], OPTIONS).run == first.run
     others = {submission.plan(project, ["sft", "--epochs", "2"], OPTIONS).run}
     others.add(submission.plan(project, ["sft", "--epochs", "1"], Options(None, ("A=1",), (), None, "python")).run)
-    (project / "ucotron_ray" / "stages" / "a.py").write_text("changed = 1\n", encoding="utf-8")
+    (project / "ucotron_ray" / "training" / "a.py").write_text("changed = 1\n", encoding="utf-8")
     others.add(submission.plan(project, ["sft", "--epochs", "1"], OPTIONS).run)
     assert len(others | {first.run}) == 4
     assert first.run.startswith("ucotron-sft-")
