@@ -43,8 +43,9 @@ format: setup ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Two processes: one has the tests that need a Ray head, first and alone (see OneRayHead in tests/conftest.py).
 test: setup check ## Everything that CI runs
-	$(BIN)/pytest -m "not slow and not faults and not gpu and not browser"
+	$(BIN)/pytest -n 2 --no-loadscope-reorder -m "not slow and not faults and not gpu and not browser"
 
 test-gpu: setup ## Seconds, on a machine with a GPU
 	$(BIN)/pytest -m gpu tests/gpu

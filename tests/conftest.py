@@ -7,12 +7,32 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
+RAY = "tests/ray/"
 SHARED = Path(__file__).parents[2] / "shared"
 
 # Nothing may look for a hub, whatever a test asks for.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Threads of torch's arithmetic otherwise spin while they wait for each other: two processes on two cores then take five
+# times as long for a step. It changes no result. libgomp reads it when it is loaded, so here.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+class OneRayHead(LoadScopeScheduling):
+    """Shares the tests out by file; those that need a Ray head go to one process, since a machine has one at a time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return RAY if file.startswith(RAY) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRayHead:
+    """Only with `-n`, as `make test` runs."""
+    return OneRayHead(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -49,6 +49,9 @@ def new_head(*under: str, **settings: str) -> Iterator[tuple[Head, subprocess.Po
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_PORT": str(gcs),
         "RAY_DASHBOARD_PORT": str(dashboard),
+        # Else Ray's own actors look for a head among this machine's processes: beside another one a training's end
+        # waits twelve seconds for the wrong one.
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "RAY_METRICS_PORT": str(free_port()),
         "RAY_TEMP_DIR": directory,
         "RAY_OBJECT_STORE_BYTES": "200000000",

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.ray
 
 RECIPE = """
 models: {fine_tuning: {slm: {local_model: MODEL}}}
-training: {sft: {slm: {epochs: 10, learning_rate: 3.0e-3, batch_size: 4, max_rows: 32, eval_rows: 4, save_steps: 5}}}
+training: {sft: {slm: {epochs: 4, learning_rate: 3.0e-3, batch_size: 4, max_rows: 32, eval_rows: 4, save_steps: 5}}}
 graph: {source: GRAPH, min_relations: 0}
 evaluation: {data: HELDOUT, max_rows: 6, raw_rows: 3, end_to_end_rows: 2, max_new_tokens: 16, resamples: 50}
 export:
@@ -36,7 +36,7 @@ FLOAT32 = ("--set", "workers.dtype=float32")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tiny_model, demo_files, ray_head) -> dict[str, Path]:
-    """A directory with the recipe and, made by one straight run of the whole chain, the store."""
+    """A directory with the recipe and, made by one straight run of the whole chain as a submitted job, the store."""
     directory = tmp_path_factory.mktemp("chain")
     text = (
         RECIPE.replace("MODEL", str(tiny_model))
@@ -46,8 +46,11 @@ def place(tmp_path_factory, tiny_model, demo_files, ray_head) -> dict[str, Path]
     recipe = directory / "chain.yaml"
     recipe.write_text(text, encoding="utf-8")
     store = directory / "store"
-    result = finished(start(ray_head, "pipeline", "--recipe", str(recipe), "--set", f"store={store}", *FLOAT32))
-    (directory / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    arguments = ["--recipe", str(recipe), "--set", f"store={store}", *FLOAT32, "--json"]
+    code, output = submit(ray_head, sys.executable, "jobs/pipeline.py", *arguments)
+    assert code == 0, output[-3000:]
+    (line,) = [line for line in output.splitlines() if line.startswith('{"status"')]
+    (directory / "result.json").write_text(line, encoding="utf-8")
     return {"recipe": recipe, "store": store, "result": directory / "result.json"}
 
 
@@ -74,10 +77,29 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
+def submit(head: Head, *command: str) -> tuple[int, str]:
+    environment = {**head.environment, "RAY_API_SERVER_ADDRESS": head.dashboard}
+    ray = str(Path(sys.executable).parent / "ray")
+    full = [
+        ray,
+        "job",
+        "submit",
+        "--working-dir",
+        str(ROOT),
+        "--runtime-env",
+        str(ROOT / "cluster/runtime_env.yaml"),
+        "--",
+        *command,
+    ]
+    result = subprocess.run(full, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    return result.returncode, result.stdout + result.stderr
+
+
 def test_chain_leaves_every_artifact_with_its_lineage_and_its_figures(place):
     result = json.loads(place["result"].read_text(encoding="utf-8"))
     store = Store(place["store"])
     assert result["status"] == "ok"
+    assert result["adapter"] == str(store.get("adapter", "chain").path)
     assert result["parity"] is True
     assert set(result) >= {"base_f1", "tuned_f1", "tuned_f1_unseen", "valid_answers", "bundle", "mlflow_run", "seconds"}
     adapter = store.get("adapter", "chain")
@@ -172,28 +194,35 @@ def test_another_learning_rate_stops_with_the_field_named(place, ray_head):
     assert "sft.learning_rate: 0.003 → 0.1" in result["stderr"]
 
 
-@pytest.mark.parametrize("victim", ["driver", "worker"])
-def test_after_kill_9_the_same_command_ends_with_the_same_bytes(place, ray_head, tmp_path, victim):
-    store = Store(place["store"])
-    arguments = ["sft", "--recipe", str(place["recipe"]), "--train-data", "chain", "--name", f"killed-{victim}"]
+def test_after_kill_9_of_the_driver_and_then_of_the_worker_the_run_ends_with_the_same_bytes(place, ray_head):
+    """The straight run was a submitted job: this one is a driver of its own, with the same bytes."""
+    store, name = Store(place["store"]), "killed"
+    arguments = ["sft", "--recipe", str(place["recipe"]), "--train-data", "chain", "--name", name]
     arguments += ["--set", f"store={place['store']}", *FLOAT32]
+
+    def checkpoints() -> set[Path]:
+        return set(store.partial("adapter", name).glob("checkpoints/*/checkpoint.json"))
+
+    def workers() -> list[str]:
+        logs = sorted((place["store"] / "tracking/logs").glob(f"sft-{name}-*.log"), key=os.path.getmtime)
+        return re.findall(r"worker 0 of 1, pid (\d+)", "".join(path.read_text() for path in logs))
+
     process = start(ray_head, *arguments)
-    partial = store.partial("adapter", f"killed-{victim}")
-    wait_for(lambda: len(list(partial.glob("checkpoints/*/checkpoint.json"))) >= 1, process)
-    if victim == "driver":
-        process.kill()
-        process.communicate()
-        assert store.find("adapter", f"killed-{victim}") is None
-        result = finished(start(ray_head, *arguments))
-    else:
-        logs = "".join(
-            path.read_text() for path in (place["store"] / "tracking/logs").glob(f"sft-killed-{victim}-*.log")
-        )
-        os.kill(int(re.findall(r"worker 0 of 1, pid (\d+)", logs)[-1]), signal.SIGKILL)
-        result = finished(process)
-    assert "going on from checkpoint-" in result["stderr"]
+    wait_for(checkpoints, process)
+    process.kill()
+    process.communicate()
+    assert store.find("adapter", name) is None
+    killed = workers()
+    process = start(ray_head, *arguments)
+    wait_for(lambda: len(workers()) > len(killed), process)
+    there = checkpoints()
+    wait_for(lambda: checkpoints() - there, process)
+    os.kill(int(workers()[-1]), signal.SIGKILL)
+    result = finished(process)
+    # Both went on: the second driver, and Ray's second worker of it.
+    assert result["stderr"].count("going on from checkpoint-") == 2
     straight = store.get("adapter", "chain").path / WEIGHTS
-    assert file_hash(store.get("adapter", f"killed-{victim}").path / WEIGHTS) == file_hash(straight)
+    assert file_hash(store.get("adapter", name).path / WEIGHTS) == file_hash(straight)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -246,32 +275,6 @@ def test_more_than_the_cluster_has_is_refused_instead_of_waited_for(place, ray_h
     arguments += ["--set", f"store={place['store']}", "--set", "workers.gpus_per_worker=1"]
     result = finished(start(ray_head, *arguments), code=2)
     assert "too few GPUs" in result["stderr"]
-
-
-def submit(head: Head, *command: str) -> tuple[int, str]:
-    environment = {**head.environment, "RAY_API_SERVER_ADDRESS": head.dashboard}
-    ray = str(Path(sys.executable).parent / "ray")
-    full = [
-        ray,
-        "job",
-        "submit",
-        "--working-dir",
-        str(ROOT),
-        "--runtime-env",
-        str(ROOT / "cluster/runtime_env.yaml"),
-        "--",
-        *command,
-    ]
-    result = subprocess.run(full, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    return result.returncode, result.stdout + result.stderr
-
-
-def test_the_chain_runs_as_a_submitted_job(place, ray_head):
-    arguments = ["--recipe", str(place["recipe"]), "--name", "job", "--epochs", "1", "--skip-export", "--json"]
-    code, output = submit(ray_head, sys.executable, "jobs/pipeline.py", *arguments, "--set", f"store={place['store']}")
-    assert code == 0, output[-3000:]
-    (line,) = [line for line in output.splitlines() if line.startswith('{"status"')]
-    assert json.loads(line)["adapter"] == str(Store(place["store"]).get("adapter", "job").path)
 
 
 def test_a_submitted_job_with_a_relative_store_is_refused(place, ray_head):

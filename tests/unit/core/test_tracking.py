@@ -132,14 +132,16 @@ def test_a_database_that_another_process_holds_delays_the_spool_and_loses_nothin
         "sys.stdin.read()\n"
     )
     path = database.uri.removeprefix("sqlite:///")
+    # sqlite waits five seconds for a lock by default, and MLflow asks four times.
+    impatient = replace(database, uri=f"{database.uri}?timeout=0.1")
     command = [sys.executable, "-c", hold, path]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        assert not tracking.send_pending(tmp_path, database)
+        assert not tracking.send_pending(tmp_path, impatient)
         assert spools.has_pending(tmp_path)
         other.kill()
-    assert tracking.send_pending(tmp_path, database)
+    assert tracking.send_pending(tmp_path, impatient)
     run_id = spools.run_id(tmp_path, "run-locked")
     assert run_id is not None
     assert [entry.value for entry in client(database).get_metric_history(run_id, "f1")] == [0.5]

@@ -177,8 +177,8 @@ def waited(vendor, job, patience, **more):
 
 def test_no_limit_means_no_limit(tmp_path, monkeypatch):
     """A timeout of 0 used to end at once."""
-    with vending(monkeypatch, job_polls=500) as vendor:
-        done, clock = waited(vendor, made(vendor, tmp_path), Patience(interval=3600, timeout=0, verbose=False))
+    with vending(monkeypatch, job_polls=50) as vendor:
+        done, clock = waited(vendor, made(vendor, tmp_path), Patience(interval=36_000, timeout=0, verbose=False))
     assert done.state == "COMPLETED"
     assert clock.now > 3600 * 400
 
