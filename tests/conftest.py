@@ -1,5 +1,6 @@
 """Fixtures of all tests. No test may reach another host than this one."""
 
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -33,6 +34,12 @@ class OneRayHead(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRayHead:
     """Only with `-n`, as `make test` runs."""
     return OneRayHead(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collections that accelerate asks for at each training pass over it no more."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
