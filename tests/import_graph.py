@@ -28,6 +28,8 @@ def imports_of(path: Path, files: dict[str, Path], *, lazy: bool = True) -> set[
     for node in _nodes(ast.parse(path.read_text(encoding="utf-8")), lazy=lazy):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
+        elif node.level:
+            raise ValueError(f"{path}: a relative import, which this does not follow")
         elif node.module:
             # `from package import module` names a module, `from module import name` does not.
             names = {f"{node.module}.{alias.name}" for alias in node.names}

@@ -6,7 +6,7 @@ are the vendor's steps instead.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def rows_steps(run: Run, options: Options) -> list[Step]:
 def held_out_step(run: Run) -> Step:
     """`held-out`: the rows to score on. Read before the long part: a wrong path should not cost a training run."""
     reference = run.config.recipe.evaluation.data
-    if reference is not None and Path(reference).exists():
+    if reference is not None and Path(reference).exists() and not datasets.in_store(run, reference):
         asked, make = datasets.held_out_request(Path(reference)), partial(datasets.held_out, run, reference, None)
         return Step("held-out", "import-held-out", "dataset", asked.name, lambda _: make(), lambda _: asked)
     return Step(
@@ -144,10 +144,9 @@ def training_steps(run: Run, options: Options, base: Base) -> list[Step]:
         request=lambda made: training.sft_request(run, made["rows"], base()),
         needs=("rows", "sweep") if options.tune else ("rows",),
     )
-    if options.skip_train:
-        adapter = Step("adapter", "sft", "adapter", run.name, lambda _: trained(run))
+    made_before = Step("adapter", "sft", "adapter", run.name, lambda _: trained(run))
     scores = scores_step(run, "scores", "evaluate", run.name, lambda made: (base(), made["adapter"]), ("adapter",))
-    return [*([sweep] if options.tune else []), adapter, scores]
+    return [*([sweep] if options.tune else []), made_before if options.skip_train else adapter, scores]
 
 
 def pairs_steps(run: Run, options: Options) -> list[Step]:
@@ -194,10 +193,10 @@ def alignment_steps(run: Run, options: Options, base: Base) -> list[Step]:
             needs=("adapter", "pairs"),
         )
         is_wanted = aligns(run, options)
-    scores = scores_step(
-        run, "aligned-scores", "evaluate-dpo", name, lambda made: aligned_model(run, made), ("aligned",)
-    )
-    return [aligned, scores] if is_wanted else []
+    model = partial(aligned_model, run)
+    scores = scores_step(run, "aligned-scores", "evaluate-dpo", name, model, ("aligned", "scores"))
+    said = replace(scores, make=lambda made: told(run, made["scores"], scores.make(made)))
+    return [aligned, said] if is_wanted else []
 
 
 def last_steps(run: Run, options: Options, base: Base, *, aligns: bool) -> list[Step]:
@@ -217,7 +216,8 @@ def last_steps(run: Run, options: Options, base: Base, *, aligns: bool) -> list[
     def make(made: Made) -> Artifact:
         return export.export(run, *chosen(run, base, made), made["held-out"])
 
-    return [*steps, Step("bundle", "export", "bundle", run.name, make, request, ("adapter", "scores", "held-out"))]
+    needs = ("adapter", "held-out", *(("scores",) if aligns else ()))
+    return [*steps, Step("bundle", "export", "bundle", run.name, make, request, needs)]
 
 
 def scores_step(
@@ -250,9 +250,9 @@ def chosen(run: Run, base: Base, made: Made) -> Model:
     return base(), made["adapter"]
 
 
-def told(run: Run, before: Artifact, after: Artifact) -> Artifact:
+def told(run: Run, before: Artifact, after: Artifact | None) -> Artifact | None:
     """The scores after DPO; says so where they are too low to go on with."""
-    if not keeps_dpo(run, before, after):
+    if after is not None and not keeps_dpo(run, before, after):
         lost = scoring.f1_of(before) - scoring.f1_of(after)
         log.warning("dpo: F1 fell by %.3f: the chain goes on with the adapter before it", lost)
     return after
@@ -300,7 +300,6 @@ def check(run: Run, options: Options) -> None:
     """Everything that can be found wrong before anything is started or paid. Raises UserError of some kind."""
     check_rows(run, options)
     if options.remote:
-        vendor.check(run)
         return
     needed = ["ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf"]
     needed += [] if options.skip_export else ["optimum", "onnx", "onnxruntime"]
@@ -315,16 +314,21 @@ def check(run: Run, options: Options) -> None:
         preparation.check(run, stage, base)
         preparation.check_batch(run, stage)
     if options.tune:
-        tuning.check_tier(run)
+        tuning.check_for_chain(run)
     if not options.skip_export:
         export.check_formats(run, base)
 
 
-def check_teacher(run: Run, options: Options, *, ask: bool) -> None:
-    """Refuse a teacher that cannot be asked for what the chain wants of it; with `ask`, as `synthesis.chain.check`."""
+def check_servers(run: Run, options: Options, *, ask: bool) -> None:
+    """Refuse a teacher that cannot be asked for what the chain wants of it, and a vendor that trains no such model.
+
+    `ask`: as `synthesis.chain.check` has it.
+    """
     rows = not options.skip_generate and options.data_dir is None
     pairs = not (options.skip_dpo or options.skip_train) and preference_reference(run, options) is None
     teacher.check(run, rows=rows, pairs=pairs, ask=ask)
+    if options.remote:
+        vendor.check(run)
 
 
 def check_rows(run: Run, options: Options) -> None:

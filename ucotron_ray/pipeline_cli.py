@@ -64,7 +64,7 @@ def _pipeline(args: argparse.Namespace) -> dict[str, Any]:
     options = pipeline.Options(**{name: getattr(args, name) for name in names})
     with flags.run_of(args) as run:
         pipeline.check(run, options)
-        pipeline.check_teacher(run, options, ask=not (args.dry_run or args.remote))
+        pipeline.check_servers(run, options, ask=not (args.dry_run or args.remote))
         steps = pipeline.chain(run, options)
         if args.dry_run:
             return _planned(run, engine.planned(run, steps))
@@ -125,7 +125,7 @@ def _summary(run: "Run", options: "Options", made: "Made") -> dict[str, Any]:
         result["max_logit_difference"] = parity["figures"]["max_logit_difference"]
         if options.output_dir is not None:
             for directory, kind in pipeline.copies(options.output_dir).items():
-                outputs.copy_out(run.store.get(kind, run.name), directory)
+                outputs.copy_out(bundle if kind == "bundle" else run.store.get(kind, run.name), directory)
     return result
 
 
@@ -158,9 +158,10 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         )
 
 
-def _planned(run: Any, steps: list[dict[str, str]]) -> dict[str, Any]:
+def _planned(run: "Run", steps: list[dict[str, str]]) -> dict[str, Any]:
     for step in steps:
         print(f"{step['stage']:<16} {step['action']:<9} {step['artifact']}")
     conflicts = any(step["action"] == "conflict" for step in steps)
     ends = {"status": "conflict", "exit_code": 3} if conflicts else {"status": "planned"}
-    return {**ends, "plan": steps, "config": run.config.model_dump()}
+    config = {"recipe": run.config.recipe.whole(), "place": run.config.place.model_dump()}
+    return {**ends, "plan": steps, "config": config}

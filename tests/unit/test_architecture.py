@@ -115,7 +115,7 @@ def test_rooms_import_what_is_below_them_and_the_few_stages_that_are_listed():
     # An order of the rooms exists, and no permission is left over from an arrow that is gone.
     assert list(TopologicalSorter(allowed()).static_order())
     used = set(arrows(ROOT))
-    listed = {(here, there) for here, rooms in (BETWEEN_STAGES | STORY).items() for there in rooms}
+    listed = {(here, there) for here, rooms in (FOUNDATION | BETWEEN_STAGES | STORY).items() for there in rooms}
     assert listed - used == set()
 
 
@@ -251,3 +251,9 @@ def test_a_recipe_that_says_nothing_of_generators_is_read_without_them():
     script += "print([n for n in sys.modules if n.startswith('ucotron_ray.') and not n.startswith('ucotron_ray.core')])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_modules_are_imported_by_name_where_that_is_the_point_and_nowhere_else():
+    tables = {"cli.py", "core/generators.py", "fireworks/__init__.py"}
+    found = {str(path.relative_to(PACKAGE)) for path in FILES if "import_module(" in path.read_text(encoding="utf-8")}
+    assert found == tables

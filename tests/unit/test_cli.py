@@ -284,3 +284,25 @@ def test_an_export_is_planned_without_loading_anything(tmp_path, capsys):
     code, _, err = call(tmp_path, capsys, "export", "someone/unknown-model", "--dry-run")
     assert code == 2
     assert "sizes of this model are not known" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["export", "m", "--data", "rows.jsonl"], "recipe.evaluation.data", "rows.jsonl"),
+        (["evaluate", "m", "--data", "rows.jsonl", "--no-base"], "recipe.evaluation.base", False),
+        (["import-graph", "--all-namespaces", "--seed", "7"], "recipe.graph.all_namespaces", True),
+        (["tune", "sft", "--tiers", "slm,small"], "recipe.tuning.tiers", ["slm", "small"]),
+        (["dpo", "--data", "d", "--from", "a", "--epochs", "4"], "recipe.dpo.epochs", 4),
+        (["serve", "m", "--replicas", "2"], "place.serving.num_replicas", 2),
+        (["fireworks", "sft", "--dataset", "d", "--model-size", "medium"], "recipe.tier", "medium"),
+        (["fireworks", "dpo", "--dataset", "d", "--base-model", "b", "--beta", "0.3"], "recipe.dpo.beta", 0.3),
+        (["fireworks", "sft", "--dataset", "d", "--wandb-project", "p"], "place.tracking.enabled", True),
+        (["promote", "b", "--registry", "http://x"], "place.tracking.registry_uri", "http://x"),
+    ],
+)
+def test_a_flag_that_is_a_setting_sets_it(words, key, value):
+    found = flags.config_of(cli.parse(words))
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value

@@ -18,7 +18,8 @@ UV = str(Path(sys.executable).with_name("uv"))
 
 ANSWER = """
 import json, sys
-from ucotron_ray.serving import app, engine, exchange, metrics, stage  # what a node that answers imports
+from ucotron_ray.core import session
+from ucotron_ray.serving import app, engine, exchange, metrics, on_ray, stage  # what a node that answers imports
 from ucotron_ray.serving import backends
 from ucotron_ray.serving.target import Target
 

@@ -77,6 +77,33 @@ def test_dpo_is_kept_if_it_costs_no_more_f1_than_allowed(tmp_path, after, kept):
     assert pipeline.keeps_dpo(run, *scores) is kept
 
 
+def test_a_dpo_that_is_not_kept_is_said(tmp_path, caplog):
+    run = SimpleNamespace(config=config.load())
+    before, after = (SimpleNamespace(path=tmp_path / name) for name in ("before", "after"))
+    for made, f1 in ((before, 0.8), (after, 0.7)):
+        made.path.mkdir()
+        (made.path / "scores.json").write_text(json.dumps({"overall": {"f1": f1}}))
+    assert pipeline.told(run, before, after) is after
+    assert "F1 fell by 0.100" in caplog.text
+    caplog.clear()
+    pipeline.told(run, after, before)
+    assert caplog.text == ""
+
+
+def test_a_bundle_of_another_recipe_is_a_conflict_in_the_plan_also_before_there_are_scores(tmp_path, tiny_model):
+    run = Run(config.load(overrides=[("store", str(tmp_path))]), verb="pipeline", name="p")
+    own = base_models.resolve(str(tiny_model))
+    fields = {"base": {"reference": own.reference, "identity": own.identity}}
+    for kind in ("dataset", "adapter", "bundle"):
+        with run.store.building(Request(kind, "p", fields)) as build:
+            if kind == "dataset":
+                jsonl.write_rows(build.path / "val.jsonl", demo_world.rows(demo_world.graph_world(2), 4, seed=2))
+            build.publish(BuildResult({}, {}, []))
+    chain = pipeline.chain(run, pipeline.Options(skip_train=True, skip_generate=True))
+    actions = {line["stage"]: line["action"] for line in steps.planned(run, chain)}
+    assert (actions["evaluate"], actions["export"]) == ("run", "conflict")
+
+
 def test_a_teacher_without_a_key_is_refused_before_anything_is_made(tmp_path, capsys, tiny_model, data):
     (data / "train_dpo.jsonl").unlink()
     arguments = ["pipeline", "--data-dir", str(data), "--model-name", str(tiny_model), "--name", "p"]
@@ -184,11 +211,11 @@ def test_a_teacher_of_pairs_alone_is_asked_for_its_models_before_the_training(tm
     run = Run(config.load(overrides=overrides), verb="pipeline", name="p")
     asked = []
     monkeypatch.setattr(teachers, "checked", asked.append)
-    pipeline.check_teacher(run, pipeline.Options(), ask=False)
+    pipeline.check_servers(run, pipeline.Options(), ask=False)
     assert asked == []
-    pipeline.check_teacher(run, pipeline.Options(skip_dpo=True), ask=True)
+    pipeline.check_servers(run, pipeline.Options(skip_dpo=True), ask=True)
     assert asked == []
-    pipeline.check_teacher(run, pipeline.Options(), ask=True)
+    pipeline.check_servers(run, pipeline.Options(), ask=True)
     assert asked == [run]
 
 

@@ -1,15 +1,11 @@
 """Where the runs of a store are tracked."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.place import Place
-
-if TYPE_CHECKING:
-    pass
-
 
 NO_TRACKING = "none"
 
@@ -27,6 +23,9 @@ def destination(place: Place, store: Path) -> Destination | None:
     """Where the place wants runs tracked. Raises ConfigError for what MLflow 3 no longer takes."""
     uri = place.tracking.mlflow_uri
     if uri is not None and uri.lower() == NO_TRACKING:
+        return None
+    if uri is None and importlib.util.find_spec("mlflow") is None:
+        # Nobody asked for it, and a node without the extra `track` has it not; `doctor` says so.
         return None
     if uri is None:
         # The folder is made with the first event: a dry run leaves nothing behind.

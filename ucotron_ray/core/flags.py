@@ -53,17 +53,27 @@ def verb(verbs: Any, name: str, help_text: str, handler: Handler) -> argparse.Ar
     return parser
 
 
-def add_setting(parser: Parser, flag: str, key: str, *, alias: str | None = None, const: object = None) -> None:
+def add_setting(
+    parser: Parser,
+    flag: str,
+    key: str,
+    *,
+    alias: str | None = None,
+    metavar: str | None = None,
+    const: object = None,
+    text: str | None = None,
+) -> None:
     """A flag that is another way to say --set KEY=VALUE; `{tier}` in the key stands for the run's tier.
 
-    Type, choices and help are those of the setting in its typed model. `const`: the value that the flag alone stands
-    for; `alias`: another name of the flag.
+    Type, choices and help are those of the setting in its typed model. `alias`: another name of the flag. `const`: the
+    value that the flag alone stands for, with a `text` of its own, since it says one value and not what the setting is.
     """
     names = [flag, *([alias] if alias else [])]
     field = config.field_of(key.format(tier=TIERS[0]))
     kind = _kind_of(field.annotation)
-    text = " ".join((field.description or "").split())
-    help_text = f"{text} [{key.format(tier='TIER')}]".strip().replace("%", "%%")
+    said = " ".join((text or field.description or "").split()).replace("null =", "default:")
+    shown = key.format(tier="TIER") + ("" if const is None else f"={str(const).lower()}")
+    help_text = f"{said} [{shown}]".strip().replace("%", "%%")
     shared: dict[str, Any] = {"dest": f"{SETTING}{key}", "default": None, "help": help_text}
     if const is not None:
         parser.add_argument(*names, action="store_const", const=const, **shared)
@@ -71,18 +81,18 @@ def add_setting(parser: Parser, flag: str, key: str, *, alias: str | None = None
         parser.add_argument(*names, choices=typing.get_args(kind), **shared)
     else:
         take = str if typing.get_origin(kind) is list else kind
-        parser.add_argument(*names, type=take, metavar=METAVARS.get(take, "VALUE"), **shared)
+        parser.add_argument(*names, type=take, metavar=metavar or METAVARS.get(take, "VALUE"), **shared)
 
 
 def add_training_settings(parser: argparse.ArgumentParser) -> None:
     """The guide's flags of a training."""
     group = settings_group(parser)
     add_setting(group, "--tier", "tier")
-    add_setting(group, "--model-name", "models.fine_tuning.{tier}.local_model")
+    add_setting(group, "--model-name", "models.fine_tuning.{tier}.local_model", metavar="MODEL")
     add_setting(group, "--epochs", "training.sft.{tier}.epochs")
     add_setting(group, "--batch-size", "training.sft.{tier}.batch_size")
     add_setting(group, "--learning-rate", "training.sft.{tier}.learning_rate")
-    add_setting(group, "--max-seq-length", "training.sft.{tier}.max_context_length")
+    add_setting(group, "--max-seq-length", "training.sft.{tier}.max_context_length", metavar="TOKENS")
 
 
 def settings_group(parser: argparse.ArgumentParser) -> Parser:
@@ -106,7 +116,7 @@ def config_of(args: argparse.Namespace) -> config.Config:
         if name.startswith(SETTING) and value is not None:
             key = name.removeprefix(SETTING).format(tier=chosen)
             is_list = typing.get_origin(_kind_of(config.field_of(key).annotation)) is list
-            overrides.append((key, value.split(",") if is_list else value))
+            overrides.append((key, [part for part in value.split(",") if part] or None if is_list else value))
     if given(args, "tracking.wandb_project"):
         overrides.append(("tracking.enabled", True))
     return config.load(**files, overrides=overrides)

@@ -1,12 +1,15 @@
 """Which generators of rows there are: a line here registers one, its file declares the rest.
 
-A recipe may have a section for each generator, whose settings are declared in the generator's own file. So the core
-looks up here, in one place and by name, when a recipe has such a section; it imports nothing above it.
+A recipe may have a section for each generator, whose settings are declared in the generator's own file. So this is the
+one place where the core looks up: it knows those files by name, and imports one when somebody asks for its settings.
 """
 
 import importlib
 from collections.abc import Mapping
 from types import ModuleType
+
+from pydantic import ValidationError
+from pydantic_core import InitErrorDetails
 
 from ucotron_ray.core.sections import Section, merged
 
@@ -38,7 +41,19 @@ def settings_of(value: object) -> object:
     """
     if not isinstance(value, Mapping):
         return value
-    return {name: given if isinstance(given, Section) else _settings(name, given) for name, given in value.items()}
+    made, wrong = {}, []
+    for name, given in value.items():
+        try:
+            made[name] = given if isinstance(given, Section) else _settings(name, given)
+        except ValidationError as error:
+            # Under the generator's name: a validator of the whole section is not told of its parts.
+            wrong += [
+                InitErrorDetails(type=e["type"], loc=(name, *e["loc"]), input=e["input"], ctx=e.get("ctx", {}))
+                for e in error.errors()
+            ]
+    if wrong:
+        raise ValidationError.from_exception_data("generation.tasks", wrong)
+    return made
 
 
 def _settings(name: str, given: object) -> Section:

@@ -62,7 +62,7 @@ class Tracking(Section):
 
     enabled: bool
     wandb_project: str | None
-    """Project at Weights & Biases; its key is in WANDB_API_KEY."""
+    """Project at Weights & Biases; the flag switches tracking there on. The key is in WANDB_API_KEY."""
     mlflow_uri: str | None
     experiment: Text
     registry_uri: str | None
@@ -105,17 +105,17 @@ class Serving(Section):
     """The endpoint that the Ucotron server calls."""
 
     host: Text
-    """Address to listen on; any other than loopback needs a key."""
+    """Address to listen on, 127.0.0.1 unless given; any other than loopback needs a key."""
     port: Port
-    """Port to listen on."""
+    """Port to listen on, 8000 unless given."""
     key_variable: VariableName | None
     """Variable with the key that is required as bearer token; null = nobody is asked for one."""
     backend: Literal["auto", "onnx", "transformers"]
     variant: Literal["fp32", "int8", "int4"]
-    """Which graph of the bundle answers."""
+    """Which graph of the bundle answers, fp32 unless given."""
     decoding: Literal["auto", "free", "entities", "vocabulary"]
     num_replicas: Count
-    """Processes that hold the model."""
+    """Processes that hold the model, 1 unless given."""
     cpus_per_replica: Positive | None
     gpus_per_replica: Annotated[float, Field(ge=0)] | None
     max_batch: Count

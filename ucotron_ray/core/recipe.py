@@ -1,6 +1,7 @@
 """The recipe: what a run makes, a class a section. Every value of it can change the result, and is hashed.
 
-What the values mean stands beside their defaults, in `defaults.yaml`.
+What the values mean stands beside their defaults in `defaults.yaml`; of settings that have a flag it stands here, for
+`--help`. Sections of generators are declared in `synthesis/tasks/`.
 """
 
 from typing import Annotated, Any, Literal
@@ -112,6 +113,10 @@ class Generation(Section):
     preferences_in_pipeline: NonNegative
     licence: Text
     gate: Gate
+
+    def whole(self) -> dict[str, Any]:
+        """All settings that are in force, also those of generators that the recipe says nothing of."""
+        return {**self.model_dump(), "tasks": {name: self.task(name).model_dump() for name in generators.NAMES}}
 
     def task(self, name: str) -> Any:
         """The settings of a generator, of the class that its file declares."""
@@ -253,7 +258,7 @@ class Tuning(Section):
     """A sweep. Its time unit is the optimizer step."""
 
     tiers: list[Tier] | None
-    """Several tiers in one sweep, for example slm,small; null = the run's tier."""
+    """Several tiers in one sweep of sft, for example slm,small; null = the run's tier."""
     search: Literal["grid", "random", "optuna"]
     """grid: every combination of the lists; random; optuna (pip install optuna)."""
     trials: Count
@@ -293,6 +298,10 @@ class Recipe(Section):
     projection: Projection
     tuning: Tuning
     tuned: SweepChoice | None
+
+    def whole(self) -> dict[str, Any]:
+        """All settings that are in force, also those of generators that the recipe says nothing of."""
+        return {**self.model_dump(), "generation": self.generation.whole()}
 
     @property
     def tier_model(self) -> TierModel:

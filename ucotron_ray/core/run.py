@@ -33,7 +33,7 @@ class Run:
         self.store = Store(_store_root(config.place.store))
         self.destination = destinations.destination(config.place, self.store.root)
         # The same recipe gives the same key, so that a run that goes on after a kill is one run in MLflow.
-        key = f"{verb}-{name}-{canonical_hash(config.recipe.model_dump())[:12]}"
+        key = f"{verb}-{name}-{canonical_hash(config.recipe.whole())[:12]}"
         self.spool = spools.Spool(spools.spool_directory(self.store.root), key)
         self.hub_needed = False
         """Whether a model hub may be asked: only if a recipe names a hub model. Set before `connect`."""

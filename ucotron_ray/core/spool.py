@@ -15,12 +15,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ucotron_ray.core.artifacts import Artifact
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

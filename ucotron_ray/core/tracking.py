@@ -19,9 +19,9 @@ from ucotron_ray.core.artifacts import Artifact
 from ucotron_ray.core.destination import Destination
 from ucotron_ray.core.errors import ConfigError, StageFailed
 from ucotron_ray.core.files import write_json
+from ucotron_ray.core.model_version import Version
 from ucotron_ray.core.place import Place
 from ucotron_ray.core.spool import Line, SendingState, only_sender, pending, read_sent
-from ucotron_ray.core.version import Version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

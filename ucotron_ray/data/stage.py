@@ -68,7 +68,7 @@ def held_out(run: Run, reference: str | None, dataset: Artifact | None) -> Artif
 
     Raises ConfigError or InputError where there is no row that could be scored.
     """
-    if reference is not None and not _in_store(run, reference):
+    if reference is not None and not in_store(run, reference):
         return _import_held_out(run, reference)
     if reference is not None:
         dataset = run.store.get("dataset", reference, accept_rejected=run.accept_rejected)
@@ -85,11 +85,12 @@ def held_out(run: Run, reference: str | None, dataset: Artifact | None) -> Artif
 
 def check_held_out(run: Run, reference: str) -> None:
     """Raise InputError if a reference to held-out rows names neither a dataset nor rows that can be scored."""
-    if not _in_store(run, reference):
+    if not in_store(run, reference):
         _rows_to_score(reference, run)
 
 
-def _in_store(run: Run, reference: str) -> bool:
+def in_store(run: Run, reference: str) -> bool:
+    """Whether a reference to rows names a dataset; a file of that name comes first, a directory does not."""
     path = Path(reference)
     return not path.is_file() and path.name == reference and run.store.find("dataset", reference) is not None
 

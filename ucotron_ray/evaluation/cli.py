@@ -15,9 +15,10 @@ def add_evaluate(verbs: Any) -> None:
         verbs, "evaluate", "Score a model's triples on held-out rows and on the guide's five prompts.", _evaluate
     )
     parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}, an adapter's name or path, or a base model")
-    flags.add_setting(parser, "--data", "evaluation.data")
+    flags.add_setting(parser, "--data", "evaluation.data", metavar="NAME|FILE")
     flags.add_setting(parser, "--max-rows", "evaluation.max_rows")
-    flags.add_setting(parser, "--no-base", "evaluation.base", const=False)
+    text = "Do not score the base model beside an adapter."
+    flags.add_setting(parser, "--no-base", "evaluation.base", const=False, text=text)
 
 
 def add_compare(verbs: Any) -> None:
@@ -35,7 +36,7 @@ def add_compare(verbs: Any) -> None:
         help=f"the first one is compared with: {MODEL_HELP}, an adapter, a base model, or co-occurrence (what the "
         "server does without a model)",
     )
-    flags.add_setting(parser, "--data", "evaluation.data")
+    flags.add_setting(parser, "--data", "evaluation.data", metavar="NAME|FILE")
     flags.add_setting(parser, "--max-rows", "evaluation.max_rows")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="also write the page there")
 

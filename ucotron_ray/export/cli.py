@@ -20,7 +20,7 @@ def add_export(verbs: Any) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="an adapter's name or path, or a base model")
     parser.add_argument("--model-dir", type=Path, metavar="DIR", help="a plain model directory instead of MODEL")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the bundle there")
-    parser.add_argument("--data", metavar="NAME|FILE", help="held-out rows that the gates are measured on")
+    flags.add_setting(parser, "--data", "evaluation.data", metavar="NAME|FILE")
     parser.add_argument("--dry-run", action="store_true", help="only say how large the bundle and its memory become")
 
 

@@ -42,7 +42,7 @@ def _add_jobs(actions: Any) -> None:
             ("--batch-size", "batch_size"),
         ):
             flags.add_setting(parser, flag, f"training.{method}.{{tier}}.{name}")
-        flags.add_setting(parser, "--wandb-project", "tracking.wandb_project")
+        flags.add_setting(parser, "--wandb-project", "tracking.wandb_project", metavar="NAME")
         parser.add_argument("--again", type=int, default=1, metavar="N", help="the N-th job of the same request")
         parser.add_argument("--wait", action="store_true", help="wait for its end")
         _add_waiting(parser)
@@ -103,16 +103,16 @@ def _verb(actions: Any, name: str, text: str, handler: flags.Handler) -> argpars
 
 
 def _add_waiting(parser: argparse.ArgumentParser) -> None:
-    flags.add_setting(parser, "--poll-interval", "polling.interval")
-    flags.add_setting(parser, "--timeout", "polling.timeout")
+    flags.add_setting(parser, "--poll-interval", "polling.interval", metavar="SECONDS")
+    flags.add_setting(parser, "--timeout", "polling.timeout", metavar="SECONDS")
 
 
 def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
     """Settings and account; a missing key or account ends here."""
-    from ucotron_ray.fireworks import stage as remote
+    from ucotron_ray.fireworks import stage as vendor
 
     settings = flags.config_of(args)
-    return settings, remote.account(settings, args.account_id)
+    return settings, vendor.account(settings, args.account_id)
 
 
 def _models(args: argparse.Namespace) -> dict[str, Any]:
@@ -142,25 +142,25 @@ def _upload(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sft(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.fireworks import stage as remote
+    from ucotron_ray.fireworks import stage as vendor
     from ucotron_ray.fireworks import tuning_jobs
 
     settings, who = _opened(args)
     model = args.base_model or settings.recipe.tier_model.model_id
     kind = tuning_jobs.model_kind(who, model)
     held = _dataset(who, args.evaluation_dataset, "chat") if args.evaluation_dataset else None
-    chosen = remote.sft_config(settings.recipe.sft, held)
+    chosen = vendor.sft_config(settings.recipe.sft, held)
     body = tuning_jobs.sft_body(who, _dataset(who, args.dataset, "chat"), model, chosen, kind)
     return _created(args, settings, who, "sft", body)
 
 
 def _dpo(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.fireworks import stage as remote
+    from ucotron_ray.fireworks import stage as vendor
     from ucotron_ray.fireworks import tuning_jobs
 
     settings, who = _opened(args)
     kind = tuning_jobs.model_kind(who, args.base_model)
-    chosen = remote.dpo_config(settings.recipe.dpo)
+    chosen = vendor.dpo_config(settings.recipe.dpo)
     body = tuning_jobs.dpo_body(who, _dataset(who, args.dataset, "preference"), args.base_model, chosen, kind)
     return _created(args, settings, who, "dpo", body)
 
@@ -180,14 +180,14 @@ def _dataset(who: Any, reference: str, layout: str) -> str:
 
 
 def _created(args: argparse.Namespace, settings: Any, who: Any, kind: Any, body: Mapping[str, Any]) -> dict[str, Any]:
-    from ucotron_ray.fireworks import stage as remote
+    from ucotron_ray.fireworks import stage as vendor
     from ucotron_ray.fireworks import tuning_jobs, waiting
 
     job, is_new = tuning_jobs.create_job(
-        who, kind, body, output_model=args.output_model, wandb=remote.wandb(settings), attempt=args.again
+        who, kind, body, output_model=args.output_model, wandb=vendor.wandb(settings), attempt=args.again
     )
     if args.wait:
-        job = waiting.wait(who, job, remote.patience(settings))
+        job = waiting.wait(who, job, vendor.patience(settings))
     elif not is_new and job.state in tuning_jobs.ENDED_BADLY:
         print(f"this job ended as {job.shown_state}; --again {args.again + 1} makes another one", file=sys.stderr)
     print(job.job_id)
@@ -216,10 +216,10 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _wait(args: argparse.Namespace) -> dict[str, Any]:
-    from ucotron_ray.fireworks import stage as remote
+    from ucotron_ray.fireworks import stage as vendor
     from ucotron_ray.fireworks import waiting
 
-    return _with_job(lambda settings, who, job: waiting.wait(who, job, remote.patience(settings)))(args)
+    return _with_job(lambda settings, who, job: waiting.wait(who, job, vendor.patience(settings)))(args)
 
 
 def _cancel(args: argparse.Namespace) -> dict[str, Any]:
@@ -248,13 +248,13 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
 
 def _batch(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.fireworks import batch
-    from ucotron_ray.fireworks import stage as remote
+    from ucotron_ray.fireworks import stage as vendor
     from ucotron_ray.synthesis import stage as synthesis
 
     with flags.run_of(args, name=None if args.name or args.recipe else args.task) as run:
-        who = remote.account(run.config, args.account_id)
+        who = vendor.account(run.config, args.account_id)
         want = synthesis.wanted(run, args.task, args.count, args.input)
-        made = batch.fill(run, want, who, remote.patience(run.config, pending_timeout=args.pending_timeout))
+        made = batch.fill(run, want, who, vendor.patience(run.config, pending_timeout=args.pending_timeout))
     for key, value in made.items():
         print(f"{key:<12} {value}", file=sys.stderr)
     print(f"`ucotron-ray synthesize {args.task}` with the same settings takes these answers", file=sys.stderr)

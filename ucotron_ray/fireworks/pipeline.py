@@ -9,26 +9,27 @@ from functools import cache
 from ucotron_ray.core.artifacts import Artifact, Request
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.steps import Made, Step
-from ucotron_ray.fireworks import stage as remote
+from ucotron_ray.fireworks import stage as vendor
 from ucotron_ray.fireworks.account import Account
 
 
 def steps(run: Run, *, aligns: bool) -> list[Step]:
     """From `rows`, `held-out` and, if it `aligns`, `pairs` to the scores of what was trained and of its base."""
-    return [*training_steps(run, aligns=aligns), *scoring_steps(run, aligns=aligns)]
+    # Once it is asked for: an estimate needs no account.
+    who = cache(lambda: vendor.account(run.config))
+    return [*training_steps(run, who, aligns=aligns), *scoring_steps(run, who, aligns=aligns)]
 
 
-def training_steps(run: Run, *, aligns: bool) -> list[Step]:
+def training_steps(run: Run, who: Callable[[], Account], *, aligns: bool) -> list[Step]:
     """From `rows` (and `pairs`, if it `aligns`) to the model that is scored: `remote-sft`, `remote-dpo`."""
-    who = _account(run)
     sft = Step(
         key="remote-sft",
         stage="remote-sft",
         kind="model",
         name=f"{run.name}-remote-sft",
         needs=("rows",),
-        request=lambda made: remote.sft_request(run, made["rows"]),
-        make=lambda made: remote.sft(run, who(), made["rows"]),
+        request=lambda made: vendor.sft_request(run, made["rows"]),
+        make=lambda made: vendor.sft(run, who(), made["rows"]),
     )
     dpo = Step(
         key="remote-dpo",
@@ -36,24 +37,23 @@ def training_steps(run: Run, *, aligns: bool) -> list[Step]:
         kind="model",
         name=f"{run.name}-remote-dpo",
         needs=("pairs", "remote-sft"),
-        request=lambda made: remote.dpo_request(run, made["pairs"], made["remote-sft"]),
-        make=lambda made: remote.dpo(run, who(), made["pairs"], made["remote-sft"]),
+        request=lambda made: vendor.dpo_request(run, made["pairs"], made["remote-sft"]),
+        make=lambda made: vendor.dpo(run, who(), made["pairs"], made["remote-sft"]),
     )
     return [sft, dpo] if aligns else [sft]
 
 
-def scoring_steps(run: Run, *, aligns: bool) -> list[Step]:
+def scoring_steps(run: Run, who: Callable[[], Account], *, aligns: bool) -> list[Step]:
     """The trained model on the held-out rows, and the vendor's base model beside it if the recipe wants it."""
-    who = _account(run)
 
     def scores(key: str, name: str, model: Callable[[Made], Artifact | None], needs: tuple[str, ...]) -> Step:
         def request(made: Made) -> Request | None:
             # Which model that will be is known once it is known whether there were pairs.
             waits = key == "scores" and aligns and "remote-dpo" not in made
-            return None if waits else remote.evaluate_request(run, model(made), made["held-out"])
+            return None if waits else vendor.evaluate_request(run, model(made), made["held-out"])
 
         def make(made: Made) -> Artifact:
-            return remote.evaluate(run, who(), model(made), made["held-out"])
+            return vendor.evaluate(run, who(), model(made), made["held-out"])
 
         return Step(key, "remote-evaluate", "scores", name, make, request, (*needs, "held-out"))
 
@@ -66,8 +66,3 @@ def scoring_steps(run: Run, *, aligns: bool) -> list[Step]:
 def trained(made: Made) -> Artifact:
     """The model that training ended with."""
     return made.get("remote-dpo") or made["remote-sft"]
-
-
-def _account(run: Run) -> Callable[[], Account]:
-    """The account once it is asked for: an estimate needs none."""
-    return cache(lambda: remote.account(run.config))

@@ -15,8 +15,9 @@ def add_import_graph(verbs: Any) -> None:
         "source", nargs="?", metavar="SOURCE", help="export file or server URL (default: UCOTRON_SERVER_URL)"
     )
     flags.add_setting(parser, "--source", "graph.kind")
-    flags.add_setting(parser, "--namespace", "graph.namespace")
-    flags.add_setting(parser, "--all-namespaces", "graph.all_namespaces", const=True)
+    flags.add_setting(parser, "--namespace", "graph.namespace", metavar="NAME")
+    text = "generate-dataset mixes the texts of all namespaces: say that you may see them."
+    flags.add_setting(parser, "--all-namespaces", "graph.all_namespaces", const=True, text=text)
     for name in ("max_samples", "train_ratio", "min_relations", "max_text_length", "seed"):
         flags.add_setting(parser, f"--{name.replace('_', '-')}", f"graph.{name}")
     parser.add_argument(

@@ -1,16 +1,12 @@
 """A bundle of the store, or in a directory, with verified bytes; and which of its variants can answer."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact
 from ucotron_ray.core.errors import ArtifactError, ConfigError
 from ucotron_ray.core.files import MANIFEST
 from ucotron_ray.core.run import Run
-
-if TYPE_CHECKING:
-    pass
 
 
 def bundle_of(run: Run, reference: str) -> Artifact:

@@ -53,7 +53,7 @@ def synthesis(settings: Config, task: str, rows: int, rates: Rates) -> Figures:
     facts = tables()
     api = settings.place.api
     rate = rates.synthesis.get(task)
-    per_row = asdict(generator(task).USUAL)
+    per_row = {name: float(value) for name, value in asdict(generator(task).USUAL).items()}
     basis = "tokens assumed"
     if rate is not None:
         per_row = {"requests": rate.requests, "prompt": rate.prompt, "completion": rate.completion}

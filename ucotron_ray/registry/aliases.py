@@ -12,9 +12,9 @@ from ucotron_ray.core.artifacts import Artifact, read_artifact
 from ucotron_ray.core.destination import Destination
 from ucotron_ray.core.errors import ConfigError, MissingArtifact, RecipeChanged
 from ucotron_ray.core.files import MANIFEST
+from ucotron_ray.core.model_version import Version
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Registry
-from ucotron_ray.core.version import Version
 from ucotron_ray.registry import versions as registry
 from ucotron_ray.registry.versions import CHAMPION, CONTENT_TAG, NAME_TAG, PREVIOUS
 

@@ -18,7 +18,7 @@ def add_promote(verbs: Any) -> None:
         _promote,
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's name or directory")
-    flags.add_setting(parser, "--data", "evaluation.data")
+    flags.add_setting(parser, "--data", "evaluation.data", metavar="NAME|FILE")
     flags.add_setting(parser, "--max-rows", "evaluation.max_rows")
     parser.add_argument("--upload", action="store_true", help="log the files at MLflow (a server gets them anyway)")
 
@@ -37,8 +37,8 @@ def add_pull(verbs: Any) -> None:
 
 def _verb(verbs: Any, name: str, text: str, handler: flags.Handler) -> argparse.ArgumentParser:
     parser = flags.verb(verbs, name, text, handler)
-    flags.add_setting(parser, "--registry", "tracking.registry_uri")
-    flags.add_setting(parser, "--registered-model", "tracking.registered_model")
+    flags.add_setting(parser, "--registry", "tracking.registry_uri", metavar="URI")
+    flags.add_setting(parser, "--registered-model", "tracking.registered_model", metavar="NAME")
     return parser
 
 

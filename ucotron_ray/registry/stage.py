@@ -10,9 +10,9 @@ from typing import Any
 from ucotron_ray.core import copies
 from ucotron_ray.core.artifacts import Artifact, read_artifact
 from ucotron_ray.core.errors import Stopped
+from ucotron_ray.core.model_version import Version
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Registry
-from ucotron_ray.core.version import Version
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.stage import TRAIN, data_of, held_out

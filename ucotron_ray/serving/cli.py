@@ -24,11 +24,11 @@ def add_serve(verbs: Any) -> None:
         help="a bundle's name or path, or an alias (champion, candidate, previous); an adapter's path or a base model "
         "runs on transformers",
     )
-    flags.add_setting(parser, "--host", "serving.host")
+    flags.add_setting(parser, "--host", "serving.host", metavar="ADDRESS")
     flags.add_setting(parser, "--port", "serving.port")
     flags.add_setting(parser, "--replicas", "serving.num_replicas")
     flags.add_setting(parser, "--variant", "serving.variant")
-    flags.add_setting(parser, "--api-key-env", "serving.key_variable")
+    flags.add_setting(parser, "--api-key-env", "serving.key_variable", metavar="VARIABLE")
 
 
 def _serve(args: argparse.Namespace) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def write_rows(job: SynthesisJob, planned: int) -> None:
     )
 
 
-def tally(job: SynthesisJob, planned: int) -> Tally:
+def tally_samples(job: SynthesisJob, planned: int) -> Tally:
     """Counts by status, the samples that had no final answer yet, and how many rows are missing."""
     from ucotron_ray.synthesis import selection
 

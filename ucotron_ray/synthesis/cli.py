@@ -34,7 +34,7 @@ def add_synthesize(verbs: Any) -> None:
 def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
     from ucotron_ray.data import stage as datasets
-    from ucotron_ray.synthesis import generators as synthesis
+    from ucotron_ray.synthesis import dispatch
 
     requirements.require_packages("aiohttp", "datasketch", "json_repair", "pyarrow", *([] if args.dry_run else ["ray"]))
     if args.task == "all":
@@ -42,12 +42,12 @@ def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
     if args.output:
         outputs.check_file(args.output)
     with flags.run_of(args, name=None if args.name or args.recipe else args.task) as run:
-        wanted = synthesis.wanted(run, args.task, args.count, args.input)
+        wanted = dispatch.wanted(run, args.task, args.count, args.input)
         if args.dry_run:
-            estimate = synthesis.estimate(run, wanted)
+            estimate = dispatch.estimate(run, wanted)
             _print(estimate)
             return estimate
-        outcome = synthesis.make(run, wanted)
+        outcome = dispatch.make(run, wanted)
         assert outcome.artifact is not None
         if args.output:
             datasets.copy_file(outcome.artifact.path / f"{args.task}.jsonl", args.output)
@@ -61,7 +61,7 @@ def _synthesize(args: argparse.Namespace) -> dict[str, Any]:
 def _synthesize_all(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs
     from ucotron_ray.data import stage as datasets
-    from ucotron_ray.synthesis import generators as synthesis
+    from ucotron_ray.synthesis import dispatch
 
     if args.output:
         outputs.check_directory(args.output)
@@ -76,10 +76,10 @@ def _synthesize_all(args: argparse.Namespace) -> dict[str, Any]:
     prefix = args.name or (args.recipe.stem if args.recipe else None)
     with flags.run_of(args, name="all") as run:
         if args.dry_run:
-            estimate = synthesis.estimate_all(run, share=args.scale, prefix=prefix)
+            estimate = dispatch.estimate_all(run, share=args.scale, prefix=prefix)
             _print(estimate)
             return estimate
-        outcomes = synthesis.make_all(run, share=args.scale, prefix=prefix)
+        outcomes = dispatch.make_all(run, share=args.scale, prefix=prefix)
         for outcome in outcomes:
             if args.output and outcome.artifact is not None:
                 name = f"{outcome.task}.jsonl"

@@ -1,4 +1,4 @@
-"""What the file of a generator declares. `core/generators.py` registers it; nothing else in the project names it.
+"""What the file of a generator declares. A line in `core/generators.py` registers it; verbs and estimates follow.
 
 NAME, VERSION       its name in recipes and verbs; the version changes with its prompts
 Settings            its section of a recipe, with the defaults
@@ -29,7 +29,12 @@ class GuideFigures:
 
 @dataclass(frozen=True)
 class UsualTokens:
-    """Of one accepted row, where no finished run says it: requests, and tokens of prompts and answers."""
+    """Of one accepted row, where no finished run says it: requests, and tokens of prompts and answers.
+
+    Those of `relation_extraction` and `preference` are as this project's prompts have them (prompts by characters / 4,
+    answers a quarter of max_tokens); the others by the reference's description of the generators (one request a sample;
+    `projection`: ten descriptions a request).
+    """
 
     requests: float
     prompt: float

@@ -28,7 +28,7 @@ from ucotron_ray.core import run_log, session
 from ucotron_ray.core.errors import UcotronRayError
 from ucotron_ray.synthesis import outcomes, watch
 from ucotron_ray.synthesis.background import run_in_background
-from ucotron_ray.synthesis.between_rounds import publish_dataset, tally, write_rows
+from ucotron_ray.synthesis.between_rounds import publish_dataset, tally_samples, write_rows
 from ucotron_ray.synthesis.governor import Governor
 from ucotron_ray.synthesis.job import SynthesisJob
 from ucotron_ray.synthesis.ledger import Budget, Finished, Need, Permit, Settings, Totals
@@ -183,7 +183,7 @@ def fill(job: SynthesisJob, governor: Any) -> SynthesisResult:
 
 
 def _filled(job: SynthesisJob, governor: Any, before: dict[str, Any]) -> tuple[Tally, Any, dict[str, Any], float]:
-    """Rounds and release. The governor hears of the driver all the while: it ends itself when it is forgotten."""
+    """Rounds, then the dataset. The governor hears of the driver all the while: it ends itself when it is forgotten."""
     progress = watch.Progress(job.count)
     with (
         run_log.following(job.log_file),
@@ -217,7 +217,9 @@ def _in_background(work: Callable[[], None], governor: Any, job: SynthesisJob) -
             stop=lambda: _ask(governor, "end", job, "stopped by Ctrl-C or SIGTERM"),
             in_flight=lambda: int(_ask(governor, "status", job)["in_flight"]),
         )
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise _cause(error) from error
 
 
@@ -229,7 +231,7 @@ def _crew(job: SynthesisJob, governor: Any, progress: watch.Progress) -> Crew:
 
     return Crew(
         ask=ask,
-        tally=lambda planned: _in_task(tally, job, planned),
+        tally=lambda planned: _in_task(tally_samples, job, planned),
         is_stopped=lambda: _ask(governor, "status", job)["stop"] is not None,
     )
 

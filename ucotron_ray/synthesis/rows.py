@@ -1,6 +1,6 @@
 """What a kind of row is, beyond its typed model: what must not repeat, what must not leak, what can be wrong in it.
 
-A file in `tasks/` declares one `RowKind`; release, gate and card do the rest, and know no task by its name.
+A file in `tasks/` declares one `RowKind`; selection, gate and card do the rest, and know no task by its name.
 """
 
 import json

@@ -153,5 +153,5 @@ def _get(
             "the teacher's server cannot be reached",
             where=url,
             found=str(reason),
-            next_step="start it, or correct api.inference_base_url; `ucotron-ray simulate-fireworks` serves one",
+            next_step="start it, correct api.inference_base_url, or start a simulator: ucotron-ray simulate-fireworks",
         ) from None

@@ -1,7 +1,4 @@
-"""What large models on small GPUs need: 4-bit weights (QLoRA), a base spread over the workers (FSDP2).
-
-And what GPUs gain by: flash attention on rows behind one another without padding.
-"""
+"""The base as it is trained on: as it is, or in 4 bits for a GPU that is too small (QLoRA)."""
 
 from typing import Any
 
@@ -12,7 +9,7 @@ from ucotron_ray.models import base as base_models
 
 
 def load(base: base_models.BaseModel, dtype: base_models.Dtype, *, quantize: str, attention: str = "auto") -> Any:
-    """The base with these levers: on the GPU if it is quantized, else on the processor."""
+    """The base, quantized or not, with this kind of attention: on the GPU if it is quantized, else on the processor."""
     if quantize == "nf4":
         return _quantized(base)
     model = base_models.load_model(base, dtype)

@@ -1,4 +1,4 @@
-"""What the training functions share: order of rows, the trainer's own habits corrected, arguments, what is left."""
+"""What a worker has before its first step: its number, its compute type, the base with a fresh adapter, its batches."""
 
 import json
 import logging

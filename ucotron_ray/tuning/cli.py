@@ -31,7 +31,7 @@ def add_tune(verbs: Any) -> None:
     parser.add_argument("--data", dest="pairs", metavar="NAME|FILE", help="dpo: preference pairs, or relation rows")
     parser.add_argument("--from", dest="start", metavar="ADAPTER", help="dpo: adapter of sft to start from")
     parser.add_argument("--input", metavar="NAME|PATH", help="projection: descriptions or encoded pairs")
-    flags.add_setting(parser, "--tiers", "tuning.tiers")
+    flags.add_setting(parser, "--tiers", "tuning.tiers", metavar="TIER,…")
     flags.add_setting(parser, "--search", "tuning.search")
     flags.add_setting(parser, "--trials", "tuning.trials")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write best.yaml there")

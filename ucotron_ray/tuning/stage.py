@@ -255,8 +255,8 @@ def _job(run: Run, target: TuningTarget, template: Template, record: Record, tri
     )
 
 
-def check_tier(run: Run) -> None:
-    """Refuse a sweep that a chain, which trains the run's tier, cannot take its settings from. Raises ConfigError."""
+def check_for_chain(run: Run) -> None:
+    """Refuse a sweep that a chain cannot have: of other tiers than it trains, without a space or without packages."""
     recipe = run.config.recipe
     if recipe.tuning.tiers not in (None, [recipe.tier]):
         raise ConfigError(

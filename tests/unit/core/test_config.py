@@ -143,3 +143,23 @@ def test_a_setting_that_was_renamed_is_read_by_its_old_name_too(tmp_path):
     assert config.load(place=place).place.workers.max_tokens_per_microbatch == 512
     said = config.load(overrides=[("workers.tokens_per_step", 256)]).place.workers
     assert said.max_tokens_per_microbatch == 256
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("generation.tasks.preference.chosen.temperature", 9),
+        ("generation.tasks.relation_extraction", 5),
+        ("generation.tasks.contradiction.target_samples", "many"),
+    ],
+)
+def test_a_wrong_setting_of_a_generator_is_named_whole(key, value):
+    with pytest.raises(ConfigError, match=f"`{key}`"):
+        config.load(overrides=[(key, value)])
+
+
+def test_a_recipe_says_what_is_in_force_for_generators_that_it_does_not_name():
+    recipe = config.load(overrides=[("generation.tasks.preference.margin", 0.3)]).recipe
+    tasks = recipe.whole()["generation"]["tasks"]
+    assert tasks["preference"]["margin"] == 0.3
+    assert tasks["projection"]["target_samples"] == 50000

@@ -15,12 +15,12 @@ from ucotron_ray import cli
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import BuildResult, Request, Store, read_artifact
 from ucotron_ray.core.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, ResourceError
+from ucotron_ray.core.model_version import Version
 from ucotron_ray.core.run import Run
-from ucotron_ray.core.version import Version
 from ucotron_ray.data.wire import SERVER_MAX_TOKENS
 from ucotron_ray.models import base as base_models
 from ucotron_ray.operations.dashboards import free_port
-from ucotron_ray.registry import stage as promotion
+from ucotron_ray.registry import aliases
 from ucotron_ray.registry.versions import CONTENT_TAG, NAME_TAG
 from ucotron_ray.serving import stage as serving
 from ucotron_ray.serving import target as targets
@@ -215,7 +215,7 @@ def version(number: str, path: Path) -> Version:
 def test_an_alias_that_is_moved_is_followed_and_one_that_points_nowhere_is_an_error(tmp_path, run, monkeypatch):
     one, two = (bundle(tmp_path, name, content=name) for name in ("one", "two"))
     registered = Models()
-    monkeypatch.setattr(promotion, "registry_of", lambda run, must_exist: registered)
+    monkeypatch.setattr(aliases, "registry_of", lambda run, must_exist: registered)
     with pytest.raises(MissingArtifact, match="alias 'champion'"):
         found_by(run(), "champion")
     registered.champion = version("1", one)
@@ -239,7 +239,7 @@ def test_an_alias_that_is_moved_is_followed_and_one_that_points_nowhere_is_an_er
 
 def test_a_champion_is_not_what_was_made_since_in_its_place(tmp_path, run, monkeypatch, caplog):
     registered = Models()
-    monkeypatch.setattr(promotion, "registry_of", lambda run, must_exist: registered)
+    monkeypatch.setattr(aliases, "registry_of", lambda run, must_exist: registered)
     registered.champion = version("1", bundle(tmp_path, "one"))
     file = tmp_path / "serving" / "s.json"
     following = serving.Following(serving.Reference(run(), "champion"), file)
@@ -329,8 +329,8 @@ def test_a_version_whose_files_are_elsewhere_is_fetched_once(tmp_path, run, monk
 
     registered = Models()
     registered.champion = replace(version("3", away), source="mlflow-artifacts:/3")
-    monkeypatch.setattr(promotion, "registry_of", lambda run, must_exist: registered)
-    monkeypatch.setattr(promotion, "fetch", fetch)
+    monkeypatch.setattr(aliases, "registry_of", lambda run, must_exist: registered)
+    monkeypatch.setattr(aliases, "fetch", fetch)
     named = serving.Reference(run(), "champion")
     for _ in range(2):
         assert serving.target_of(named).model == "three"

@@ -113,7 +113,7 @@ def make_task(generation: Generation, rows: Sequence[RawRow] = ()) -> Task:
     if unknown:
         raise ConfigError(
             f"'{unknown[0]}' is no relation of the generator",
-            where="generation.task(NAME).relations",
+            where="generation.tasks.relation_extraction.relations",
             expected=", ".join(RELATION_TYPES),
         )
     return Task(NAME, VERSION, partial(_sample, generation), partial(_converse, generation), row_kind())

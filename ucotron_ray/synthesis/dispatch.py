@@ -1,4 +1,4 @@
-"""All six generators by their names, one at a time or all of them under one governor, one budget and one resume."""
+"""Generators by their names: one of them, or all under one governor, one budget and one resume."""
 
 import logging
 import uuid
