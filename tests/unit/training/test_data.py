@@ -1,14 +1,19 @@
 """Token ids and labels: the loss sees the answer only, whatever the model family and the layout."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.tiny_models import tokenizer_of
 from ucotron_ray.core import config
+from ucotron_ray.core.artifacts import Input
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import ChatRow
+from ucotron_ray.models.base import BaseModel
 from ucotron_ray.models.prompts import prompt_ids, server_row
 from ucotron_ray.simulators import demo_world
+from ucotron_ray.training import preparation
 from ucotron_ray.training.data import IGNORED, epoch_order, example, examples, model_rows
 
 ROWS = list(demo_world.rows(demo_world.graph_world(1), 40, seed=1))
@@ -88,3 +93,29 @@ def test_epoch_order_sees_every_row_in_full_batches_of_like_lengths():
         max(batch) - min(batch) for at in range(0, 104, 8) if (batch := [lengths[i] for i in order[at : at + 8]])
     ]
     assert sum(spreads) / len(spreads) < 30
+
+
+def tokens_name(*, base: str = "a", rows: str = "1", stage: str = "sft", **settings: object) -> str:
+    """Where tokens of such rows for such a model are looked for."""
+    overrides = [(f"training.sft.slm.{key}", value) for key, value in settings.items()]
+    run = SimpleNamespace(config=config.load(overrides=overrides), make=lambda verb, request, build: request.name)
+    data = SimpleNamespace(as_input=lambda role: Input(role=role, kind="dataset", name="d", content=rows))
+    return preparation._tokenized(run, stage, data, BaseModel("m", "directory", None, base), "m")
+
+
+def test_tokens_are_found_again_by_everything_that_they_are_made_of(monkeypatch):
+    changes = (
+        {},
+        {"base": "b"},
+        {"rows": "2"},
+        {"stage": "dpo"},
+        {"max_context_length": 512},
+        {"max_rows": 7},
+        {"seed": 7},
+    )
+    names = [tokens_name(**change) for change in changes]
+    monkeypatch.setattr(preparation, "prompt_identity", lambda: "another prompt")
+    assert len({*names, tokens_name()}) == len(changes) + 1
+    monkeypatch.undo()
+    # What does not change them does not make them anew.
+    assert tokens_name(learning_rate=1e-3) == names[0]
