@@ -226,7 +226,7 @@ def test_a_server_that_refuses_keys_is_asked_with_fewer(tmp_path):
     assert ledger["statuses"]["422"] <= 3 * 8, "found out with the first requests, not with each"
 
 
-def test_no_more_are_in_flight_than_the_window_and_leave_ahead_fills_it(tmp_path):
+def test_no_more_are_in_flight_than_the_window_and_permits_ahead_fill_it(tmp_path):
     with teaching(latency=0.05) as teacher:
         _, governor = sample(teacher, tmp_path, range(200), max_in_flight=8)
         ledger = teacher.ledger()
@@ -234,13 +234,15 @@ def test_no_more_are_in_flight_than_the_window_and_leave_ahead_fills_it(tmp_path
     assert ledger["most_in_flight"] == 8
 
 
-def test_a_stop_hands_back_the_leave_that_was_not_used(tmp_path):
+def test_a_stop_hands_back_the_permits_that_were_not_used(tmp_path):
     with teaching(latency=0.05, faults={"402": 0.05}) as teacher:
         _, governor = sample(teacher, tmp_path, range(200))
         ledger = teacher.ledger()
     assert governor.in_flight == 0
     assert governor.reserved_of("run") == pytest.approx(0.0)
-    assert governor.runs["run"].totals.sent == ledger["received"]
+    totals = governor.runs["run"].totals
+    # One whose connection broke may never have reached the server (seen once on a machine with three loads).
+    assert totals.sent - totals.failed <= ledger["received"] <= totals.sent
 
 
 def test_a_cut_off_answer_is_asked_for_once_more_and_never_taken(tmp_path):
