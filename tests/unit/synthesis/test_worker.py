@@ -32,7 +32,7 @@ def working(
     *,
     max_usd: float | None = None,
     max_retries: int = 3,
-    total: float = 5.0,
+    total: float = 30.0,
     give_up_after: float = 5.0,
     dialect: str = "auto",
     max_in_flight: int = 64,
@@ -50,7 +50,8 @@ def working(
         governor.driver_is_alive("run")
         return governor.exchange("run", name, finished, needs, trouble)
 
-    sending = Sending("run", 1.0, total, total, max_retries, 0.01)
+    # On a busy machine a second is not always enough to be connected, and what failed is asked again.
+    sending = Sending("run", 10.0, total, total, max_retries, 0.01)
     worker = Worker(task, endpoint_of(api, TEACHER), PRICE, sending, directory, directory / "marks", exchange)
     try:
         yield worker, governor
