@@ -35,7 +35,7 @@ def cosine_loss(projected: Floats, targets: Floats) -> float:
 
 
 ROUNDING = 1e-6
-"""Cosines in float32 that are no further apart are the same: on AMD EPYC equal columns of a product differ by so much."""
+"""Cosines in float32 that are no further apart are the same: on AMD EPYC equal columns of a product differ so much."""
 
 
 def ranks(projected: Floats, targets: Floats) -> NDArray[np.int64]:
