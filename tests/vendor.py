@@ -2,12 +2,10 @@
 
 import json
 import os
-import ssl
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from tests.teacher import teaching
@@ -16,9 +14,6 @@ from ucotron_ray.simulators.fireworks_control import ControlSettings
 
 KEY = "fw-secret"
 TINY = "accounts/fireworks/models/qwen2p5-0.5b-instruct"
-
-_context = cache(ssl.create_default_context)
-"""Reading this machine's certificates takes 20 ms, and every request to the stand-in would do it, though it is plain HTTP."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,6 @@ def vending(monkeypatch, *, garbage: float = 0.0, **control) -> Iterator[Vendor]
     """The simulator with these control settings, and the variables of its account set."""
     monkeypatch.setenv("FIREWORKS_API_KEY", KEY)
     monkeypatch.setenv("FIREWORKS_ACCOUNT_ID", "acme")
-    monkeypatch.setattr(ssl, "create_default_context", _context)
     with teaching(control=ControlSettings(**control), api_key=KEY, garbage=garbage) as teacher:
         url = teacher.base_url.removesuffix("/inference/v1")
         account = Account(f"{url}/v1", "acme", "FIREWORKS_API_KEY", None, timeout=10.0, retry_delay=0.01)

@@ -90,6 +90,13 @@ def test_resumed_run_is_bit_equal_to_the_straight_run_and_passes_over_damage(str
     assert file_hash(directory / WEIGHTS) == file_hash(straight / WEIGHTS)
 
 
+def test_a_training_in_float32_is_the_same_after_one_in_bfloat16_in_the_same_process(straight, tmp_path, tiny_model):
+    """transformers leaves the type in the environment, and takes it from there."""
+    sft.train(job(tmp_path / "half" / "run", tiny_model, dtype="bfloat16"), lambda _: None)
+    sft.train(job(tmp_path / "again" / "run", tiny_model), lambda _: None)
+    assert file_hash(tmp_path / "again" / "run" / WEIGHTS) == file_hash(straight / WEIGHTS)
+
+
 def test_the_per_device_batch_is_place_and_does_not_change_the_result(straight, tmp_path, tiny_model):
     from safetensors.torch import load_file
 
