@@ -4,9 +4,9 @@ Written is JSONL; read is what `readers.py` reads.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,6 +26,7 @@ from ucotron_ray.data.records import (
 )
 
 TrainingRow = RawRow | ChatRow
+R = TypeVar("R", bound=Row)
 
 _KEYS: tuple[tuple[str, type[Row]], ...] = (
     ("expected_relations", RawRow),
@@ -84,29 +85,22 @@ def read_training_rows(path: Path, split: str | None = None) -> list[TrainingRow
 def read_preferences(path: Path) -> list[PreferenceRow]:
     """The rows of a file that holds preference pairs only."""
     rows = read_rows(path)
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, PreferenceRow):
-            raise InputError(
-                "this row is no preference pair",
-                where=f"{path}, row {number}",
-                expected='{"prompt", "chosen", "rejected"}',
-                found=type(row).__name__,
-            )
-    return cast(list[PreferenceRow], rows)
+    return _all_are(PreferenceRow, rows, path, "this row is no preference pair", '{"prompt", "chosen", "rejected"}')
 
 
 def read_relations(path: Path) -> list[RawRow]:
     """The rows of a file that holds relation rows only, raw or as the relation generator writes them."""
     rows = [row.raw() if isinstance(row, GeneratedRow) else row for row in read_rows(path)]
+    return _all_are(RawRow, rows, path, "this row cannot be scored", '{"text", "entities", "expected_relations"}')
+
+
+def _all_are(kind: type[R], rows: Sequence[Row], path: Path, problem: str, expected: str) -> list[R]:
+    kept: list[R] = []
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, RawRow):
-            raise InputError(
-                "this row cannot be scored",
-                where=f"{path}, row {number}",
-                expected='{"text", "entities", "expected_relations"}',
-                found=type(row).__name__,
-            )
-    return cast(list[RawRow], rows)
+        if not isinstance(row, kind):
+            raise InputError(problem, where=f"{path}, row {number}", expected=expected, found=type(row).__name__)
+        kept.append(row)
+    return kept
 
 
 def relations_among(path: Path) -> list[RawRow]:

@@ -149,8 +149,11 @@ def load_model(base: BaseModel, dtype: Dtype) -> "PreTrainedModel":
 
 def convert(base: BaseModel, directory: Path) -> None:
     """Write a GGUF model once as safetensors with a clean tokenizer, for fast loading afterwards."""
-    model = load_model(base, "float32")
-    tokenizer = load_tokenizer(base)
+    save_model(load_model(base, "float32"), load_tokenizer(base), directory)
+
+
+def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
+    """Save a model whole, as safetensors with its tokenizer; it ends and pads as the tokenizer says."""
     model.config._name_or_path = ""
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
