@@ -99,9 +99,9 @@ def test_versions_are_pinned_exactly_and_cover_what_is_installed():
     for name in (
         "ray==2.60.0",
         "torch==2.13.0",
-        "transformers==4.57.6",
+        "transformers==5.24.0",
         "trl==1.16.0",
-        "peft==0.21.1",
+        "peft==0.21.2",
         "mlflow==3.17.2",
     ):
         assert name in lines

@@ -75,7 +75,7 @@ def test_the_wheel_alone_shows_help_validates_rows_and_plans_a_synthesis(tmp_pat
 @pytest.mark.filterwarnings("ignore")  # tracing warns about every branch of a model's code
 def test_a_node_that_only_serves_has_no_torch(tmp_path, wheel, tiny_bundle):
     python = environment(tmp_path / "serving", wheel, "[serve]") / "python"
-    names = "torch transformers mlflow trl peft optimum"
+    names = "torch transformers mlflow trl peft onnxscript"
     missing = run(
         tmp_path,
         str(python),

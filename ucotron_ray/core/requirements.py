@@ -12,8 +12,8 @@ PACKAGES = {
     "peft": "peft",
     "datasets": "datasets",
     "accelerate": "accelerate",
-    "optimum": "optimum optimum-onnx",
     "onnx": "onnx",
+    "onnxscript": "onnxscript",
     "onnxruntime": "onnxruntime",
     "llguidance": "llguidance",
     "tokenizers": "tokenizers",
@@ -30,7 +30,6 @@ PACKAGES = {
 OPTIONAL = {
     "optuna": ("optuna", "tuning.search=optuna"),
     "bitsandbytes": ("bitsandbytes", "training.sft.<tier>.quantize=nf4, on a GPU"),
-    # 0.8.5 wants transformers 5.
     "liger_kernel": ("liger-kernel", "workers.liger, on a GPU"),
     # Built against the torch that is there, and not pinned.
     "flash_attn": ("flash-attn", "workers.attention=flash_attention_2, on a GPU"),

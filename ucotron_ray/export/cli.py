@@ -40,7 +40,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
         if args.dry_run:
             return _planned(run, base)
         requirements.require_packages(
-            "ray", "torch", "transformers", "peft", "optimum", "onnx", "onnxruntime", "gguf", "llguidance"
+            "ray", "torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "gguf", "llguidance"
         )
         reference_data = run.config.recipe.evaluation.data
         dataset = datasets.data_of(run, adapter)

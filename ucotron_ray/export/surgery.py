@@ -13,12 +13,19 @@ from ucotron_ray.models.runner import NUM_LOGITS
 
 LOGITS = "logits"
 _ALL = 2**63 - 1
+_ELEMENTWISE = {"Mul", "Div", "Tanh"}
 
 
 def add_num_logits(proto: onnx.ModelProto) -> None:
-    """Cut the head's input to its last `num_logits` tokens. Raises StageFailed if the head is no product."""
+    """Cut the head's input to its last `num_logits` tokens. Raises StageFailed if the head is no product.
+
+    Some families scale the head's output (Granite) or cap it (Gemma): such steps stay behind it.
+    """
     graph = proto.graph
-    head = next((node for node in graph.node if LOGITS in node.output), None)
+    makers = {output: node for node in graph.node for output in node.output}
+    head = makers.get(LOGITS)
+    while head is not None and head.op_type in _ELEMENTWISE:
+        head = makers.get(head.input[0])
     if head is None or head.op_type != "MatMul":
         raise StageFailed(
             "the graph's logits are not made by one product",

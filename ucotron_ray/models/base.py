@@ -12,7 +12,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ucotron_ray.core.errors import InputError, MissingPackage
 from ucotron_ray.core.files import content_hash, file_hash, list_files
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+_TEXT_PART = {
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^language_model\.model\.": "model.",
+    r"^model\.language_model\.": "model.",
+}
+"""Names of a text model's weights in the files of one that also sees (Gemma 3 and 4, Ministral 3), as its own files have
+them. Other names are left as they are."""
 
 TIMED_PRODUCTS = 6
 BFLOAT16_MARGIN = 1.1
@@ -123,27 +131,52 @@ def load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
 def load_model(base: BaseModel, dtype: Dtype) -> "PreTrainedModel":
     """The causal language model in the given precision, on the CPU. Raises InputError for another kind of model."""
     import torch  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
-    torch_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    arguments = {"dtype": torch_dtype, "trust_remote_code": False}
+    return loaded_as(base, dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+
+
+def loaded_as(base: BaseModel, **arguments: Any) -> "PreTrainedModel":
+    """The causal language model with these arguments of `from_pretrained`: of a model that also sees, its text part.
+
+    Raises InputError for another kind of model, and for a file without all of the weights: transformers would go on
+    with random ones.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig  # noqa: PLC0415
+
     if base.kind == "gguf":
         assert base.path is not None
-        model = AutoModelForCausalLM.from_pretrained(str(base.path.parent), gguf_file=base.path.name, **arguments)
+        source = str(base.path.parent)
+        # Else the weights stay in their blocks, which can be neither trained nor saved.
+        own = {"gguf_file": base.path.name, "quantization_config": GgufConfig(dequantize=True)}
     else:
-        source = str(base.path) if base.path else base.reference
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                source, use_safetensors=True, local_files_only=base.path is not None, **arguments
-            )
-        except (ValueError, OSError) as error:
-            raise InputError(
-                "the model cannot be loaded",
-                where=base.reference,
-                expected="a causal language model that the pinned transformers knows, with safetensors weights",
-                found=str(error).splitlines()[0],
-            ) from error
+        source, own = str(base.path) if base.path else base.reference, {}
+    own |= {"local_files_only": base.path is not None, "trust_remote_code": False}
+    try:
+        if base.kind != "gguf":
+            whole = AutoConfig.from_pretrained(source, **own)
+            config = whole.get_text_config()
+            # The head is the whole model's, so whether it is the embedding table is said there.
+            config.tie_word_embeddings = whole.tie_word_embeddings
+            own |= {"config": config, "key_mapping": _TEXT_PART, "use_safetensors": True}
+        model, found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **own, **arguments)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            "the model cannot be loaded",
+            where=base.reference,
+            expected="a causal language model that the pinned transformers knows, with safetensors weights",
+            found=str(error).splitlines()[0],
+        ) from error
+    if found["missing_keys"]:
+        raise InputError(
+            "weights of the model are missing",
+            where=base.reference,
+            expected="every weight of its layers",
+            found=f"{len(found['missing_keys'])} that no file has, {min(found['missing_keys'])} for one",
+            next_step="fetch the model again, whole",
+        )
     loaded: PreTrainedModel = model
+    # Else it is saved under the names of the file that it comes from, which a text model's readers do not know.
+    loaded._weight_conversions = None
     return loaded
 
 

@@ -5,7 +5,8 @@ Qwen2.5-Instruct has and which counts the prompt's tokens too. An answer copies 
 its keys, so such a rule would change what is scored here, and not what a bundle answers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,16 +39,28 @@ def generate(
     longest = max(len(prompt) for prompt in prompts)
     ids_BT = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     mask_BT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    output_BT = model.generate(
-        input_ids=ids_BT.to(model.device),
-        attention_mask=mask_BT.to(model.device),
-        generation_config=_config(max_new_tokens, eos, pad, temperature, samples),
-        # Else transformers fills in what the model's own file has and ours leaves at its default.
-        use_model_defaults=False,
-        logits_processor=LogitsProcessorList([watch] if watch else []),
-    )
+    with _without_own_rules(model):
+        output_BT = model.generate(
+            input_ids=ids_BT.to(model.device),
+            attention_mask=mask_BT.to(model.device),
+            generation_config=_config(max_new_tokens, eos, pad, temperature, samples),
+            logits_processor=LogitsProcessorList([watch] if watch else []),
+        )
     answers: list[list[int]] = output_BT[:, longest:].tolist()
     return answers
+
+
+@contextmanager
+def _without_own_rules(model: "PreTrainedModel") -> Iterator[None]:
+    """Hide the model's own file: `generate` fills in what it has and the given configuration leaves open."""
+    from transformers import GenerationConfig  # noqa: PLC0415 - 2 s
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _config(max_new_tokens: int, eos: int, pad: int, temperature: float | None, samples: int) -> "GenerationConfig":

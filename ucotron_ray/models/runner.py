@@ -7,6 +7,7 @@ so that a server can let rows come and go between two steps.
 Suffixes: B rows, T columns of the cache, S tokens of this step, K key heads, D head dimension, V words.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,20 @@ Integers = NDArray[np.int64]
 NUM_LOGITS = "num_logits"
 """Input of the graph with a default, see `export/surgery.py`: for how many last tokens of a step there are logits."""
 
+SLIDING_WINDOW = "sliding_window"
+"""Entry of the graph's metadata: layers see so many last columns. Then no row may have a hole in its columns."""
+
+LONGEST_STEP = "longest_step"
+"""Entry of the graph's metadata: how many tokens it can read at once. Without it as many as there are."""
+
 
 @dataclass(frozen=True)
 class State:
     """A batch that has read its tokens. A column that is no token of a row, wherever it lies, is 0 in its mask."""
 
     cache: Mapping[str, onnxruntime.OrtValue]
-    """Past keys and values by the names of the graph's inputs, each [B, K, T, D] float32."""
+    """What layers remember, by the names of the graph's inputs, float32: keys and values, each [B, K, T, D], and of
+    recurrent layers states without T."""
     mask_BT: Integers
     logits_BV: Floats
     """Of the last token of each row."""
@@ -56,6 +64,10 @@ class OnnxRunner:
         self.outputs = [entry.name for entry in self._session.get_outputs()]
         self._past = [name for name in self.inputs if name.startswith("past_key_values.")]
         self._last_only = NUM_LOGITS in {entry.name for entry in self._session.get_overridable_initializers()}
+        self._recurrent = any(not _grows(name) for name in self._past)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._windowed = SLIDING_WINDOW in metadata
+        self._longest_step = int(metadata.get(LONGEST_STEP, sys.maxsize))
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> State:
         """A new batch that has read these prompts, the shorter ones padded at the left."""
@@ -63,15 +75,34 @@ class OnnxRunner:
 
     def step(self, state: State, tokens: Sequence[Sequence[int]]) -> State:
         """The batch after every row has read one token or more. The given state stays as it was."""
+        even = len({len(row) for row in tokens}) == 1
+        if not even and (self._recurrent or (self._windowed and state.mask_BT.shape[1])):
+            return self._step_by_length(state, tokens)
         state, _ = self._step(state, tokens, every=False)
         return state
+
+    def _step_by_length(self, state: State, tokens: Sequence[Sequence[int]]) -> State:
+        """A step for each number of tokens.
+
+        What pads a shorter row would go into the state of recurrent layers, and would move its window's tokens away.
+        """
+        parts: list[tuple[State, Sequence[int]]] = []
+        order: list[int] = []
+        for length in sorted({len(row) for row in tokens}):
+            rows = [index for index, row in enumerate(tokens) if len(row) == length]
+            after, _ = self._step(pick([(state, rows)]), [tokens[index] for index in rows], every=False)
+            parts.append((after, range(len(rows))))
+            order += rows
+        return pick([(pick(parts), np.argsort(order).tolist())])
 
     def logits(self, ids: Sequence[int]) -> Floats:
         """Logits [S, V] of one sequence in one pass."""
         return self.logits_of([ids])[0]
 
     def logits_of(self, rows: Sequence[Sequence[int]]) -> list[Floats]:
-        """Logits [S, V] of each sequence, all of them in one left-padded pass."""
+        """Logits [S, V] of each sequence, all of them in one left-padded pass if no layer is recurrent."""
+        if self._recurrent and len(rows) > 1:
+            return [self.logits(ids) for ids in rows]
         _, logits_BSV = self._step(self._empty(len(rows)), rows, every=True)
         return [logits_SV[logits_BSV.shape[1] - len(ids) :] for ids, logits_SV in zip(rows, logits_BSV, strict=True)]
 
@@ -95,6 +126,14 @@ class OnnxRunner:
 
     def _step(self, state: State, tokens: Sequence[Sequence[int]], *, every: bool) -> tuple[State, Floats]:
         """The next state and logits [B, S, V], of every token of the step or of the last ones."""
+        parts = []
+        for start in range(0, max(len(row) for row in tokens), self._longest_step):
+            part = [row[start : start + self._longest_step] for row in tokens]
+            state, logits_BSV = self._run_step(state, part, every=every)
+            parts.append(logits_BSV)
+        return state, np.concatenate(parts, axis=1) if every else parts[-1]
+
+    def _run_step(self, state: State, tokens: Sequence[Sequence[int]], *, every: bool) -> tuple[State, Floats]:
         longest = max(len(row) for row in tokens)
         ids_BS = np.zeros((len(tokens), longest), dtype=np.int64)
         new_BS = np.zeros_like(ids_BS)
@@ -109,14 +148,15 @@ class OnnxRunner:
             values[NUM_LOGITS] = _value(np.ones(1, dtype=np.int64))
         found = self._session.run_with_ort_values(self.outputs, values)
         named = dict(zip(self.outputs, found, strict=True))
-        cache = {name: named[name.replace("past_key_values.", "present.")] for name in self._past}
+        cache = {name: named[name.replace("past_key_values.", "present.", 1)] for name in self._past}
         logits_BSV: Floats = named["logits"].numpy()
         return State(cache, mask_BT, logits_BSV[:, -1]), logits_BSV
 
     def _empty(self, rows: int) -> State:
         shapes = {name: self.inputs[name].shape for name in self._past}
         cache = {
-            name: _value(np.zeros((rows, shape[1], 0, shape[3]), dtype=np.float32)) for name, shape in shapes.items()
+            name: _value(np.zeros((rows, *(size if isinstance(size, int) else 0 for size in shape[1:])), np.float32))
+            for name, shape in shapes.items()
         }
         return State(cache, np.zeros((rows, 0), dtype=np.int64), np.zeros((rows, 0), dtype=np.float32))
 
@@ -135,6 +175,9 @@ def pick(parts: Sequence[tuple[State, Sequence[int]]]) -> State:
     cache = {}
     for name in picked[0][0].cache:
         sources = {id(state): state.cache[name].numpy() for state, _ in parts}
+        if not _grows(name):
+            cache[name] = _value(np.stack([sources[id(state)][row] for state, row in picked]))
+            continue
         first_BKTD = sources[id(picked[0][0])]
         packed_BKTD = np.empty((len(picked), first_BKTD.shape[1], width, first_BKTD.shape[3]), dtype=np.float32)
         for index, ((state, row), row_columns) in enumerate(zip(picked, columns, strict=True)):
@@ -143,6 +186,11 @@ def pick(parts: Sequence[tuple[State, Sequence[int]]]) -> State:
             packed_BKTD[index, :, filled:] = sources[id(state)][row][:, _run(row_columns)]
         cache[name] = _value(packed_BKTD)
     return State(cache, mask_BT, np.stack([state.logits_BV[row] for state, row in picked]))
+
+
+def _grows(name: str) -> bool:
+    """Whether a tensor of the cache has a column for each token."""
+    return name.endswith((".key", ".value"))
 
 
 def _run(columns: NDArray[np.intp]) -> slice | NDArray[np.intp]:

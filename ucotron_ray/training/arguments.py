@@ -11,6 +11,9 @@ from ucotron_ray.training.checkpoints import CHECKPOINTS, KEPT_CHECKPOINTS
 from ucotron_ray.training.job import TrainingJob
 
 
+_ALMOST_ALL = 1 - 1e-9
+
+
 def trainer_arguments(
     job: TrainingJob, settings: LoraSettings, *, dtype: base_models.Dtype, per_device: int, world: int
 ) -> dict[str, Any]:
@@ -21,7 +24,8 @@ def trainer_arguments(
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.lr_scheduler,
-        "warmup_ratio": settings.warmup_ratio,
+        # Below 1 it is a share of all steps, from 1 on a number of steps (`TrainingArguments.get_warmup_steps`).
+        "warmup_steps": min(settings.warmup_ratio, _ALMOST_ALL),
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "per_device_train_batch_size": per_device,

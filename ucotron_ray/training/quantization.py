@@ -27,7 +27,7 @@ def for_answers(base: base_models.BaseModel, dtype: base_models.Dtype, *, quanti
 def _quantized(base: base_models.BaseModel) -> Any:
     """The base in 4 bits (NF4 with double quantization; Dettmers et al. 2023, arxiv.org/abs/2305.14314)."""
     from peft import prepare_model_for_kbit_training  # noqa: PLC0415 - 4 s; only workers pay for it
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: PLC0415
+    from transformers import BitsAndBytesConfig  # noqa: PLC0415
 
     if not torch.cuda.is_available():
         raise ResourceError(
@@ -37,8 +37,8 @@ def _quantized(base: base_models.BaseModel) -> Any:
             found="a processor",
             next_step="set quantize to none",
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        str(base.path) if base.path else base.reference,
+    model = base_models.loaded_as(
+        base,
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -47,8 +47,6 @@ def _quantized(base: base_models.BaseModel) -> Any:
         ),
         dtype=torch.bfloat16,
         device_map={"": torch.cuda.current_device()},
-        use_safetensors=True,
-        trust_remote_code=False,
     )
     # Casts norms to float32 and freezes the rest; checkpointing is the plan's decision, not this function's.
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)

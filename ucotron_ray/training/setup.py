@@ -52,9 +52,6 @@ def begin(stage: str, job: TrainingJob, settings: LoraSettings) -> Worker:
     if job.num_threads:
         torch.set_num_threads(job.num_threads)
     torch.manual_seed(settings.seed)
-    # transformers leaves "bf16" there after a training in bfloat16, and the next one in this process, float32 or
-    # not, takes it from there (`TrainingArguments.__post_init__` of 4.57).
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     base = base_models.resolve(job.base)
     dtype = agreed_dtype(job, Path(job.directory) / CHECKPOINTS, rank, world)
     return Worker(rank, world, base, base_models.load_tokenizer(base), dtype)

@@ -24,11 +24,6 @@ class CorrectedTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
 
     hooks = NO_HOOKS
 
-    def _inner_training_loop(self, batch_size: int | None = None, **kwargs: Any) -> Any:
-        # transformers 4.57.6 takes the batch size of a checkpoint over that of the run (`Trainer.train`): on another
-        # number of workers the global batch would be another one.
-        return super()._inner_training_loop(batch_size=self.args.train_batch_size, **kwargs)
-
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
         # accelerate refuses a base that is spread over GPUs (`prepare_model`: «DTensor … incompatible»), though
         # DDP does not touch what it is told to ignore.

@@ -64,7 +64,7 @@ def test_answering_needs_neither_torch_nor_transformers(tiny_bundle):
         "import sys\n"
         "class Refuse:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'transformers', 'onnx', 'optimum', 'ray'):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers', 'onnx', 'onnxscript', 'ray'):\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
         "from pathlib import Path\n"
