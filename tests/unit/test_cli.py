@@ -281,6 +281,7 @@ def test_an_export_is_planned_without_loading_anything(tmp_path, capsys):
     assert code == 0
     assert result["plan"]["memory"] > 100e9
     assert result["plan"]["files"]["onnx int8"] < 0.35 * result["plan"]["files"]["onnx fp32"]
+    assert result["prompt"].startswith("not compared")
     code, _, err = call(tmp_path, capsys, "export", "someone/unknown-model", "--dry-run")
     assert code == 2
     assert "sizes of this model are not known" in err

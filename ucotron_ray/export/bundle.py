@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ucotron_ray.core.files import canonical_hash, write_json, write_text
 from ucotron_ray.data.records import Entity
 from ucotron_ray.data.wire import CHAT_SYSTEM, SERVER_MAX_TOKENS, SERVER_TEMPERATURE, chat_messages, user_prompt
+from ucotron_ray.models.prompts import chat_text
 from ucotron_ray.models.served import DECODING, IO_CONTRACT, RELATIONS
+from ucotron_ray.models.templates import DATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,14 +26,12 @@ REPORTED = (CARD, PARITY, DECODING, IO_CONTRACT, PROMPT_CONTRACT, SERVER_LINES)
 def prompt_contract(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """The prompt as templates and as one rendered example, with a hash over all of it."""
     example = [Entity(text="{entity}", label="{label}")]
-    rendered = tokenizer.apply_chat_template(
-        chat_messages("{text}", example), tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
     contract: dict[str, Any] = {
         "chat": {
             "system": CHAT_SYSTEM,
             "user": user_prompt("{text}", example),
-            "rendered": str(rendered),
+            "rendered": chat_text(chat_messages("{text}", example), tokenizer),
+            "date": f"{DATE:%Y-%m-%d}, on any day, for a template that asks what day it is",
             "max_tokens": SERVER_MAX_TOKENS,
             "temperature": SERVER_TEMPERATURE,
         },

@@ -21,7 +21,11 @@ def add_export(verbs: Any) -> None:
     parser.add_argument("--model-dir", type=Path, metavar="DIR", help="a plain model directory instead of MODEL")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the bundle there")
     flags.add_setting(parser, "--data", "evaluation.data", metavar="NAME|FILE")
-    parser.add_argument("--dry-run", action="store_true", help="only say how large the bundle and its memory become")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say how large the bundle and its memory become, and whether its prompts are those of transformers",
+    )
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
@@ -56,6 +60,9 @@ def _planned(run: Any, base: Any) -> dict[str, Any]:
     from ucotron_ray.export import plan as plans
     from ucotron_ray.export import stage as export
 
+    # First: of a family whose sizes nobody knows it is worth knowing too.
+    prompt = export.check_prompt(base)
+    print(f"prompt      {prompt}")
     made = export.plan(run, base)
     if made is None:
         raise ConfigError(
@@ -64,4 +71,4 @@ def _planned(run: Any, base: Any) -> dict[str, Any]:
             expected="a model of the Llama, Qwen2 or Qwen3 family whose config.json is on this machine",
         )
     print("\n".join(plans.described(made)))
-    return {"artifact": None, "plan": made.as_dict()}
+    return {"artifact": None, "plan": made.as_dict(), "prompt": prompt}

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
@@ -33,6 +34,25 @@ def check_formats(run: Run, base: base_models.BaseModel) -> None:
         from ucotron_ray.export import gguf
 
         gguf.check_architecture(base.path)
+
+
+def check_prompt(base: base_models.BaseModel) -> str:
+    """Whether its bundle will ask what transformers would, in words. Raises InputError with the first difference.
+
+    A hub model whose tokenizer is not on this machine is not fetched for it.
+    """
+    if base.path is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(base.reference, "tokenizer_config.json")
+        if not isinstance(cached, str):
+            return "not compared: the model's tokenizer is not on this machine"
+        # As a directory: what is asked by name may reach for the hub.
+        base = replace(base, path=Path(cached).parent)
+    from ucotron_ray.models.prompts import check_rendering
+
+    check_rendering(base_models.load_tokenizer(base), base.reference)
+    return "as transformers renders it, character by character"
 
 
 def plan(run: Run, base: base_models.BaseModel) -> "Plan | None":

@@ -40,7 +40,7 @@ class Grammars:
     def __init__(
         self, tokenizer_file: Path, *, num_words: int, eos: Sequence[int], predicates: Sequence[str] = ()
     ) -> None:
-        self._tokenizer = llguidance.LLTokenizer(str(tokenizer_file), n_vocab=num_words, eos_token=list(eos))
+        self._tokenizer = _tokenizer(tokenizer_file, num_words, eos)
         self._num_words = num_words
         self._predicates = tuple(predicates)
 
@@ -91,6 +91,24 @@ class Constraint:
         """Go on by these tokens. Raises StageFailed for one that may not follow."""
         if not self._matcher.consume_tokens(list(tokens)):
             raise StageFailed("a token that the grammar does not allow", found=self._matcher.get_error())
+
+
+def known_tokens(tokenizer_file: Path, num_words: int) -> str:
+    """A `tokenizer.json` without the added tokens that the model has no row for: their text is spelled like any other.
+
+    Left in they would be asked of the model, or of the grammar, and neither has them.
+    """
+    contents = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+    contents["added_tokens"] = [token for token in contents["added_tokens"] if token["id"] < num_words]
+    return json.dumps(contents)
+
+
+def _tokenizer(file: Path, num_words: int, eos: Sequence[int]) -> llguidance.LLTokenizer:
+    try:
+        return llguidance.LLTokenizer(str(file), n_vocab=num_words, eos_token=list(eos))
+    except ValueError:
+        # It refuses fewer words than tokens. Any other mistake is raised by this one too.
+        return llguidance.LLTokenizer(known_tokens(file, num_words), n_vocab=num_words, eos_token=list(eos))
 
 
 def grammar(names: Sequence[str], predicates: Sequence[str]) -> str:

@@ -1,12 +1,20 @@
 """A row → the prompt that the server would send for it, and its token ids. Training, scores and export ask alike."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from ucotron_ray.data.records import Message, ModelRow, RawRow
+from ucotron_ray.core.errors import InputError
+from ucotron_ray.data.records import Entity, Message, ModelRow, RawRow
 from ucotron_ray.data.wire import chat_messages, format_answer, user_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from ucotron_ray.models.templates import Messages
+
+SHOWN = 40
+"""Characters on either side of the place where two prompts part."""
 
 
 def server_row(row: RawRow, layout: str) -> ModelRow:
@@ -22,12 +30,60 @@ def server_row(row: RawRow, layout: str) -> ModelRow:
 def prompt_ids(row: ModelRow, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Token ids of the prompt, up to where the model begins to answer.
 
-    Raw prompts begin with BOS if the tokenizer has one, since llama.cpp adds it (`AddBos::Always`). Templates that know
-    a thinking mode get it switched off: the server never asks for it.
+    Raw prompts begin with BOS if the tokenizer has one, since llama.cpp adds it (`AddBos::Always`).
     """
     if row.layout == "raw":
         head = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         return [*head, *tokenizer.encode(row.prompt[0].content, add_special_tokens=False)]
-    messages = [message.model_dump() for message in row.prompt]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    return list(tokenizer.encode(str(text), add_special_tokens=False))
+    return chat_ids([message.model_dump() for message in row.prompt], tokenizer)
+
+
+def chat_ids(messages: "Messages", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Token ids of a conversation, as a bundle has them."""
+    return list(tokenizer.encode(chat_text(messages, tokenizer), add_special_tokens=False))
+
+
+def chat_text(messages: "Messages", tokenizer: "PreTrainedTokenizerBase", *, now: datetime | None = None) -> str:
+    """A conversation through the tokenizer's own template, as a bundle renders it. Raises as `templates.render`."""
+    from ucotron_ray.models import templates  # noqa: PLC0415 - jinja2, which an installation without models has not
+
+    template = templates.template(templates.default_of(tokenizer.chat_template))
+    return templates.render(template, messages, tokenizer.special_tokens_map, now=now or templates.DATE)
+
+
+def check_rendering(tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
+    """Raise InputError where the server's prompt is another one than transformers makes of it on the same day."""
+    entities = [Entity(text="Zoë O'Neil", label="person"), Entity(text="R&D <Lab>", label="organization")]
+    messages = chat_messages('Zoë O\'Neil joined  "R&D <Lab>".', entities)
+    found = chat_text(messages, tokenizer, now=datetime.now())
+    expected = _by_transformers(messages, tokenizer)
+    if found == expected:
+        return
+    pairs = enumerate(zip(found, expected, strict=False))
+    same = next((at for at, (ours, theirs) in pairs if ours != theirs), min(len(found), len(expected)))
+    part = slice(max(0, same - SHOWN), same + SHOWN)
+    raise InputError(
+        "the chat template is not rendered here as transformers renders it",
+        where=f"{where}, character {same} of the server's prompt",
+        expected=repr(expected[part]),
+        found=repr(found[part]),
+        next_step="report it with this model's name: its bundle would be asked another prompt than people know",
+    )
+
+
+def _by_transformers(messages: Sequence[dict[str, str]], tokenizer: "PreTrainedTokenizerBase") -> str:
+    from jinja2 import TemplateError  # noqa: PLC0415 - as above
+
+    from ucotron_ray.models.templates import without_system  # noqa: PLC0415
+
+    def rendered(asked: "Messages") -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                list(asked), tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        )
+
+    try:
+        return rendered(messages)
+    except TemplateError:
+        return rendered(without_system(messages))

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from ucotron_ray.core.errors import InputError
-from ucotron_ray.models.constrain import Constraint, Grammars
+from ucotron_ray.models import templates
+from ucotron_ray.models.constrain import Constraint, Grammars, known_tokens
 from ucotron_ray.models.decoding import Answer, answered, closed
 from ucotron_ray.models.runner import OnnxRunner
 
@@ -44,11 +44,7 @@ class BundleModel:
 
     def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation, up to where the model begins to answer."""
-        # Templates that know a thinking mode get it switched off, as in training.
-        text = self.template.render(
-            messages=list(messages), add_generation_prompt=True, enable_thinking=False, **self.special
-        )
-        return self.ids(text)
+        return self.ids(templates.render(self.template, messages, self.special))
 
     def raw_ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt without template, after BOS if the tokenizer has one: what llama.cpp is given."""
@@ -128,18 +124,20 @@ def load(bundle: Path, *, variant: str = "fp32", num_threads: int = 0) -> Bundle
     contract = _read(bundle / IO_CONTRACT)
     settings = _read(bundle / "tokenizer_config.json")
     tokenizer_file = bundle / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    special = {name: token for name in settings if name.endswith("_token") and (token := _token(settings[name]))}
+    special = _special(settings)
     eos = contract["eos_token_id"]
     eos = tuple(eos) if isinstance(eos, list) else (int(eos),)
     num_words = int(contract["vocabulary"])
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    if tokenizer.get_vocab_size() > num_words:
+        tokenizer = Tokenizer.from_str(known_tokens(tokenizer_file, num_words))
     relations = bundle / RELATIONS
     predicates = _read(relations)["predicates"] if relations.is_file() else ()
     grammars = Grammars(tokenizer_file, num_words=num_words, eos=eos)
     return BundleModel(
         runner=OnnxRunner(graph, num_threads=num_threads),
         tokenizer=tokenizer,
-        template=template(_template_text(bundle, settings)),
+        template=templates.template(_template_text(bundle, settings)),
         special=special,
         bos=tokenizer.token_to_id(special["bos_token"]) if "bos_token" in special else None,
         eos=eos,
@@ -156,27 +154,19 @@ def default_decoding(bundle: Path) -> str:
     return str(_read(file)["default"]) if file.is_file() else "free"
 
 
-def template(text: str) -> jinja2.Template:
-    """A chat template in a sandbox, with the settings and helpers that transformers gives it."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _refuse
-    environment.filters["tojson"] = _to_json
-    return environment.from_string(text)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise InputError("the chat template refuses the messages", found=message)
-
-
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
 def _template_text(bundle: Path, settings: dict[str, Any]) -> str:
+    # Of several the default has this file; the others lie in a folder beside it.
     file = bundle / "chat_template.jinja"
-    return file.read_text(encoding="utf-8") if file.is_file() else str(settings["chat_template"])
+    return file.read_text(encoding="utf-8") if file.is_file() else templates.default_of(settings.get("chat_template"))
+
+
+def _special(settings: dict[str, Any]) -> dict[str, str]:
+    """The special tokens by name, as transformers reads them: those called `*_token`, and those that are listed."""
+    found = {name: value for name, value in settings.items() if name.endswith("_token")}
+    for listed in ("extra_special_tokens", "model_specific_special_tokens"):
+        # A list has no names.
+        found |= settings[listed] if isinstance(settings.get(listed), dict) else {}
+    return {name: token for name, value in found.items() if (token := _token(value)) is not None}
 
 
 def _token(value: object) -> str | None:

@@ -5,8 +5,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 
-import jinja2
-
 from ucotron_ray.core.errors import StageFailed, UcotronRayError
 from ucotron_ray.data.wire import parse_prompt
 from ucotron_ray.models.constrain import Constraint
@@ -79,9 +77,9 @@ class Engine:
         messages = [{"role": turn.role, "content": turn.content} for turn in question.turns]
         try:
             ids = self._speech.chat_ids(messages)
-        except (UcotronRayError, jinja2.TemplateError) as error:
-            # Some templates refuse a system turn, or turns that do not alternate.
-            found = getattr(error, "found", None) or str(error)
+        except UcotronRayError as error:
+            # Some templates refuse turns that do not alternate.
+            found = error.found or str(error)
             raise Refusal(
                 400,
                 f"the model's chat template refuses these messages: {found}",

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from ucotron_ray.models.constrain import Constraint, Grammars
 from ucotron_ray.models.decoding import Answer, closed
+from ucotron_ray.models.prompts import chat_ids
 from ucotron_ray.models.runner import Floats
 
 if TYPE_CHECKING:
@@ -97,11 +98,7 @@ class TokenizerSpeech:
         self._piece = cache(lambda token: str(tokenizer.decode([token], skip_special_tokens=True)))
 
     def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        # As `training/data.py:prompt_ids` does it.
-        text = self._tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return list(self._tokenizer.encode(str(text), add_special_tokens=False))
+        return chat_ids(messages, self._tokenizer)
 
     def constraint(self, prompt: str, decoding: str) -> Constraint | None:
         # An adapter has no list of predicates beside it: `vocabulary` holds the names alone.

@@ -33,6 +33,28 @@ def grammars(tokenizer, *predicates: str) -> Grammars:
     )
 
 
+@pytest.mark.parametrize("missing", [0, 2])
+def test_a_tokenizer_may_have_tokens_that_the_model_has_not(tokenizer, tmp_path, missing):
+    """Two more than the embedding's rows, or as many; fewer is what the other tests have."""
+    more = tokenizer_of("qwen2")
+    # Not special: the grammar spells names with them, and they are forced where both names begin alike.
+    more.add_tokens(["Ana ", "Roe"])
+    more.save_pretrained(tmp_path)
+    num_words = len(more) - missing
+    made = Grammars(tmp_path / "tokenizer.json", num_words=num_words, eos=[more.eos_token_id])
+    constraint = made.of_entities(entities(["Ana Roe x", "Ana Roe y"]))
+    answer = Answer([1], max_new_tokens=600, eos=[more.eos_token_id], piece=more.decode, constraint=constraint)
+    random = np.random.default_rng(0)
+    while answer.reason is None:
+        answer.advance(random.standard_normal(num_words).astype(np.float32))
+    assert answer.reason == "array"
+    relations = parse_answer(more.decode(answer.tokens))
+    assert relations
+    assert all({one.subject, one.object} <= {"Ana Roe x", "Ana Roe y"} for one in relations)
+    assert max(answer.tokens) < num_words
+    assert ({len(more) - 2, len(more) - 1} <= set(answer.tokens)) == (missing == 0)
+
+
 def entities(names: list[str]) -> list[Entity]:
     return [Entity(text=name, label="person") for name in names]
 
