@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
@@ -107,8 +108,8 @@ def grouped_attention(
 
 
 def _traced(model: "PreTrainedModel", opset: int) -> "onnx_ir.Model":
-    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter  # noqa: PLC0415 - onnxscript, 2 s
     from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model  # noqa: PLC0415
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter  # noqa: PLC0415 - onnxscript, 2 s
 
     register_cache_pytrees_for_model(model)
     one, other = (_step(model, *sample) for sample in _SAMPLES)
@@ -118,7 +119,7 @@ def _traced(model: "PreTrainedModel", opset: int) -> "onnx_ir.Model":
         warnings.simplefilter("ignore")
         try:
             exported = OnnxExporter().export(model, one, config)
-        except Exception as error:  # noqa: BLE001 - of torch, onnxscript and transformers, without a class in common
+        except Exception as error:
             raise InputError(
                 "this family cannot be exported to ONNX: the tracer refuses it",
                 where=model.config.model_type,
@@ -128,6 +129,7 @@ def _traced(model: "PreTrainedModel", opset: int) -> "onnx_ir.Model":
             ) from error
     graph: onnx_ir.Model = exported.program
     _fix(graph, tree_leaves(one["cache"]))
+    _turn(graph)
     _tidy(graph)
     _name(graph)
     window = getattr(model.config, "sliding_window", None)
@@ -176,6 +178,26 @@ def _fix(model: "onnx_ir.Model", cache: Sequence[torch.Tensor]) -> None:
             graph.register_initializer(value)
     for value in [output for output in graph.outputs if output.shape is not None and len(output.shape) == 0]:
         graph.outputs.remove(value)
+
+
+def _turn(model: "onnx_ir.Model") -> None:
+    """Turn the weights of products round once, under their own names; the folding below would give them numbers.
+
+    A head that is the embedding table stays as it is: the table is read as it lies.
+    """
+    import onnx_ir  # noqa: PLC0415
+
+    for node in list(model.graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or not weight.is_initializer() or weight.const_value is None or len(weight.uses()) > 1:
+            continue
+        array = weight.const_value.numpy()
+        if array.ndim == 2:
+            name = weight.name
+            node.outputs[0].replace_all_uses_with(weight)
+            model.graph.remove(node, safe=True)
+            weight.const_value = onnx_ir.tensor(np.ascontiguousarray(array.T), name=name)
+            weight.shape = weight.const_value.shape
 
 
 def _tidy(model: "onnx_ir.Model") -> None:

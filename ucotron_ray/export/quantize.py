@@ -4,8 +4,9 @@ Dynamic int8, which rounds activations per tensor, wrecks language models (micro
 are rounded, in blocks along the input dimension with a scale each. A product becomes `com.microsoft.MatMulNBits`, the
 embedding table `com.microsoft.GatherBlockQuantized`; a head that is tied to the table reads the very same bytes.
 
-int8 is symmetric around 128, the zero point that both operators assume. int4 has a zero point a block, and leaves the
-embedding table, and with it a tied head, in int8: that is where four bits cost most.
+int8 is symmetric around 128, the zero point that both operators assume. int4 has a zero point a block, by `gptq.py`
+where that has rounded a weight, and leaves the embedding table, and with it a tied head, in int8: that is where four bits
+cost most. A table that tied products share is not what ONNX Runtime's own quantizer makes: it keeps a copy for the head.
 
 Suffixes: N outputs, K inputs, G blocks of a row.
 """
@@ -14,12 +15,15 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from ucotron_ray.export import layout
+from ucotron_ray.export.gptq import Rounded
 from ucotron_ray.models.runner import Floats
 
 Bytes = NDArray[np.uint8]
@@ -44,8 +48,12 @@ class Site:
     block: int
 
 
-def quantize(source: Path, target: Path, *, bits: int, block: int) -> dict[str, float]:
+def quantize(
+    source: Path, target: Path, *, bits: int, block: int, rounded: Mapping[str, Rounded] = MappingProxyType({})
+) -> dict[str, float]:
     """Write the graph of `source` with weights of `bits` bits as `target`.
+
+    `rounded` are weights that are in four bits already, in blocks of `block`, by their names.
 
     Returns:
         `bytes` of graph and weights, `rounded_share`: the share of the parameters that were rounded.
@@ -61,7 +69,8 @@ def quantize(source: Path, target: Path, *, bits: int, block: int) -> dict[str, 
     with layout.writing(target, proto) as data:
         tensors = [data.add(tensor.name, weights[tensor.name]) for tensor in proto.graph.initializer]
         for site in {site.weight: site for site in sites}.values():
-            tensors += _packed(data, _outputs_first(weights[site.weight], site), site, read)
+            ready = rounded.get(site.weight) if site.bits == 4 and site.block == block else None
+            tensors += _packed(data, _outputs_first(weights[site.weight], site), site, read, ready)
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(tensors)
     every = sum(array.size for array in weights.values() if array.dtype == np.float32)
@@ -128,12 +137,14 @@ def _drop_unused(graph: onnx.GraphProto, packed: set[str]) -> None:
 
 
 def _packed(
-    data: layout.DataFile, weight_NK: layout.Array, site: Site, read: AbstractSet[str]
+    data: layout.DataFile, weight_NK: layout.Array, site: Site, read: AbstractSet[str], ready: Rounded | None
 ) -> list[onnx.TensorProto]:
     name, num_outputs = site.weight, len(weight_NK)
     blocks_NGB = np.ascontiguousarray(weight_NK).reshape(num_outputs, -1, site.block)
     zeros = None
-    if site.bits == 4:
+    if ready is not None:
+        codes, scales_NG, zeros = _pairs(ready.codes_NGb), ready.scales_NG, _pairs(_even(ready.zeros_NG))
+    elif site.bits == 4:
         codes, scales_NG, zeros = quantize_int4(blocks_NGB)
     else:
         codes, scales_NG = quantize_int8(blocks_NGB)
@@ -158,11 +169,14 @@ def quantize_int4(blocks_NGB: Floats) -> tuple[Bytes, Floats, Bytes]:
     scales_NG = (np.maximum(blocks_NGB.max(axis=2), 0) - low_NG) / 15
     zeros_NG = np.clip(np.round(-low_NG / _nonzero(scales_NG)), 0, 15)
     codes_NGB = np.round(blocks_NGB / _nonzero(scales_NG)[..., None]) + zeros_NG[..., None]
-    even = np.pad(zeros_NG, ((0, 0), (0, zeros_NG.shape[1] % 2)))
-    return _pairs(np.clip(codes_NGB, 0, 15)), scales_NG.astype(np.float32), _pairs(even)
+    return _pairs(np.clip(codes_NGB, 0, 15)), scales_NG.astype(np.float32), _pairs(_even(zeros_NG))
 
 
-def _pairs(values: NDArray[np.floating]) -> Bytes:
+def _even(zeros_NG: NDArray[Any]) -> NDArray[Any]:
+    return np.pad(zeros_NG, ((0, 0), (0, zeros_NG.shape[1] % 2)))
+
+
+def _pairs(values: NDArray[Any]) -> Bytes:
     codes = values.astype(np.uint8)
     paired: Bytes = np.bitwise_or(codes[..., 0::2], codes[..., 1::2] * np.uint8(16)).astype(np.uint8)
     return paired

@@ -10,7 +10,6 @@ from ucotron_ray.models import base as base_models
 from ucotron_ray.training.checkpoints import CHECKPOINTS, KEPT_CHECKPOINTS
 from ucotron_ray.training.job import TrainingJob
 
-
 _ALMOST_ALL = 1 - 1e-9
 
 
