@@ -54,7 +54,7 @@ def save_tiny_bundle(directory: Path, family: str) -> Path:
     graph = exporter.export(directory / "merged", directory / "bundle", opset=18)
     tokenizer = base_models.load_tokenizer(base_models.resolve(str(directory / "merged")))
     base_models.save_tokenizer(tokenizer, graph.parent)
-    io = exporter.io_contract(graph, graph.parent / "config.json", eos=tokenizer.eos_token_id)
+    io = exporter.io_contract(graph, graph.parent / "config.json", eos=[tokenizer.eos_token_id])
     bundle.write_contracts(graph.parent, tokenizer=tokenizer, io=io, name="tiny", predicates=["works_at", "lives_in"])
     return graph.parent
 

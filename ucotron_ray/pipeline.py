@@ -55,7 +55,8 @@ class Options:
 
 def chain(run: Run, options: Options) -> list[Step]:
     """Every step, in the order in which it is made."""
-    rows = [*rows_steps(run, options), held_out_step(run)]
+    gate_rows = gate_rows_step(run)
+    rows = [*rows_steps(run, options), held_out_step(run), *([gate_rows] if gate_rows is not None else [])]
     pairs = pairs_steps(run, options)
     if options.remote:
         return [*rows, *pairs, *remote.steps(run, aligns=bool(pairs))]
@@ -107,13 +108,22 @@ def rows_steps(run: Run, options: Options) -> list[Step]:
 
 def held_out_step(run: Run) -> Step:
     """`held-out`: the rows to score on. Read before the long part: a wrong path should not cost a training run."""
-    reference = run.config.recipe.evaluation.data
+    return _rows_step(run, "held-out", run.config.recipe.evaluation.data)
+
+
+def gate_rows_step(run: Run) -> Step | None:
+    """`gate-rows`: what gates and choices of the export are made on, where that is not what is claimed on."""
+    reference = run.config.recipe.export.data
+    return _rows_step(run, "gate-rows", reference) if reference is not None else None
+
+
+def _rows_step(run: Run, key: str, reference: str | None) -> Step:
     if reference is not None and Path(reference).exists() and not datasets.in_store(run, reference):
         asked, make = datasets.held_out_request(Path(reference)), partial(datasets.held_out, run, reference, None)
-        return Step("held-out", "import-held-out", "dataset", asked.name, lambda _: make(), lambda _: asked)
+        return Step(key, f"import-{key}", "dataset", asked.name, lambda _: make(), lambda _: asked)
     return Step(
-        key="held-out",
-        stage="held-out",
+        key=key,
+        stage=key,
         kind="dataset",
         name=reference or run.name,
         make=lambda made: datasets.held_out(run, reference, made["rows"]),
@@ -211,12 +221,13 @@ def last_steps(run: Run, options: Options, base: Base, *, aligns: bool) -> list[
         # Which of the two adapters is exported is known once both are scored.
         if aligns and "aligned-scores" not in made:
             return None
-        return export.bundle_request(run, *chosen(run, base, made), made["held-out"])
+        return export.bundle_request(run, *chosen(run, base, made), made.get("gate-rows", made["held-out"]))
 
     def make(made: Made) -> Artifact:
-        return export.export(run, *chosen(run, base, made), made["held-out"])
+        return export.export(run, *chosen(run, base, made), made.get("gate-rows", made["held-out"]))
 
-    needs = ("adapter", "held-out", *(("scores",) if aligns else ()))
+    gate_rows = ("gate-rows",) if run.config.recipe.export.data is not None else ()
+    needs = ("adapter", "held-out", *gate_rows, *(("scores",) if aligns else ()))
     return [*steps, Step("bundle", "export", "bundle", run.name, make, request, needs)]
 
 
@@ -337,9 +348,9 @@ def check_rows(run: Run, options: Options) -> None:
         teacher.rows_before(run)
     # What the chain itself makes may be named before it is there.
     own = {run.name, f"{run.name}-teacher", f"{run.name}-mix"}
-    reference = run.config.recipe.evaluation.data
-    if reference is not None and reference not in own:
-        datasets.check_held_out(run, reference)
+    for reference in (run.config.recipe.evaluation.data, run.config.recipe.export.data):
+        if reference is not None and reference not in own:
+            datasets.check_held_out(run, reference)
     preferred = preference_reference(run, options)
     if preferred is not None and preferred not in own and not (options.skip_dpo or options.skip_train):
         preferences.check(run, preferred)

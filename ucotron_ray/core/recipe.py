@@ -165,21 +165,28 @@ class Export(Section):
     """What a bundle holds, and the gates that it has to pass."""
 
     opset: Annotated[int, Field(ge=14, le=20)]
+    data: Text | None
+    """Held-out rows for gates and choices; they are not those that a claim is made on."""
     variants: list[Literal["int8", "int4"]]
     block: Literal[16, 32, 64, 128, 256]
-    gguf: list[Literal["f16", "q8_0"]]
+    gguf: list[Literal["f16", "q8_0", "q4_k_m"]]
+    calibration_rows: Count
+    """Training rows whose prompts and answers say what four bits are rounded for."""
     decodings: list[Literal["free", "entities", "vocabulary"]]
     predicates: list[Text] | None
     parity_rows: Count
     parity_new_tokens: Count
-    task_rows: Count
+    task_rows: Count | None
     task_new_tokens: Count
+    power: Annotated[float, Field(gt=0.5, lt=1)]
+    """How often a variant that loses nothing is to pass: with the margins it says how many rows are asked."""
     max_logit_difference: Positive
     max_mean_logit_difference: Positive
     min_top1_agreement: Share
     min_greedy_match: Share
     min_int8_agreement: Share
     max_int8_f1_drop: Share
+    max_int4_f1_drop: Share
     max_int8_size: Share
     min_gguf_match: Share
     min_gguf_q8_prefix: Share

@@ -12,8 +12,9 @@ CONFIDENCE_LEVEL = 0.95
 class Difference:
     """F1 of one model less that of another on the same rows.
 
-    `low` and `high` bound 95 % of the resamples. `p_not_better` is the share of resamples in which the first model is
-    not better, `p_not_worse` the share in which it is not worse; (k + 1) / (n + 1), so neither is ever 0.
+    `low` and `high` bound 95 % of the resamples, or the share that was asked for. `p_not_better` is the share of
+    resamples in which the first model is not better, `p_not_worse` the share in which it is not worse;
+    (k + 1) / (n + 1), so neither is ever 0.
     """
 
     difference: float
@@ -38,7 +39,14 @@ def interval(counts_N3: NDArray[np.float64], *, resamples: int, seed: int) -> tu
     return float(low), float(high)
 
 
-def paired(counts_N3: NDArray[np.float64], others_N3: NDArray[np.float64], *, resamples: int, seed: int) -> Difference:
+def paired(
+    counts_N3: NDArray[np.float64],
+    others_N3: NDArray[np.float64],
+    *,
+    resamples: int,
+    seed: int,
+    confidence: float = CONFIDENCE_LEVEL,
+) -> Difference:
     """The difference of two models; both are resampled by the same rows, so the hardness of a row cancels out.
 
     Raises ValueError where the two have not the same number of rows.
@@ -47,7 +55,7 @@ def paired(counts_N3: NDArray[np.float64], others_N3: NDArray[np.float64], *, re
         raise ValueError(f"{len(counts_N3)} rows against {len(others_N3)}: the two must have answered the same rows")
     picks_RN = _picks(len(counts_N3), resamples=resamples, seed=seed)
     differences_R = f1_of_counts(_sums(counts_N3, picks_RN)) - f1_of_counts(_sums(others_N3, picks_RN))
-    low, high = np.quantile(differences_R, _tails())
+    low, high = np.quantile(differences_R, _tails(confidence))
     return Difference(
         difference=float(f1_of_counts(counts_N3.sum(axis=0)) - f1_of_counts(others_N3.sum(axis=0))),
         low=float(low),
@@ -68,6 +76,6 @@ def _sums(counts_N3: NDArray[np.float64], picks_RN: NDArray[np.int64]) -> NDArra
     return sums_R3
 
 
-def _tails() -> tuple[float, float]:
-    tail = (1 - CONFIDENCE_LEVEL) / 2
+def _tails(confidence: float = CONFIDENCE_LEVEL) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
     return tail, 1 - tail

@@ -89,6 +89,7 @@ def write_card(directory: Path, *, name: str, base: str, report: Mapping[str, An
         "|---|---|",
         *(f"| {key} | {value} |" for key, value in facts.items()),
         f"| gates | {verdict} |",
+        *(f"| not published: {kind} | {'; '.join(reasons)} |" for kind, reasons in report["withheld"].items()),
         f"| largest logit difference to PyTorch | {parity['max_logit_difference']:.2e} |",
         f"| same greedy tokens | {parity['greedy_match']:.1%} of {parity['prompts']:.0f} prompts |",
         f"| greedy decoding, one prompt at a time | {parity['onnx_tokens_per_second']:.1f} tokens/s in ONNX Runtime, "
@@ -115,20 +116,21 @@ def write_card(directory: Path, *, name: str, base: str, report: Mapping[str, An
 def _variant_table(variants: Mapping[str, Mapping[str, float]]) -> list[str]:
     rows = [
         f"| {name} | {values['bytes'] / 1e6:.1f} | {values['f1']:.3f} | {values.get('f1_drop', 0.0):+.3f} | "
-        f"{values.get('agreement', 1.0):.1%} | {values['single_tokens_per_second']:.1f} |"
+        f"{values.get('f1_drop_upper', 0.0):+.3f} | {values.get('agreement', 1.0):.1%} | "
+        f"{values['single_tokens_per_second']:.1f} |"
         for name, values in variants.items()
     ]
-    head = "| variant | MB | F1 | F1 lost | same most likely token | tokens/s, one at a time |"
-    return ["## Variants", "", head, "|---|---|---|---|---|---|", *rows, ""]
+    head = "| variant | MB | F1 | F1 lost | at most | same most likely token | tokens/s, one at a time |"
+    return ["## Variants", "", head, "|---|---|---|---|---|---|---|", *rows, ""]
 
 
 def _decoding_table(decodings: Mapping[str, Mapping[str, float]]) -> list[str]:
     rows = [
         f"| {name} | {values['f1']:.3f} ({values['f1_low']:.3f}-{values['f1_high']:.3f}) | "
-        f"{values['valid_answers']:.1%} | {values['invented_entities']:.1%} | {values['answers_per_second']:.2f} |"
+        f"{values['valid_answers']:.1%} | {values['invented_entities']:.1%} | {values['changed_answers']:.1%} |"
         for name, values in decodings.items()
     ]
-    head = "| decoding | F1 | valid answers | invented names | answers/s |"
+    head = "| decoding | F1 | valid answers | invented names | other answers than free |"
     return ["## Decoding", "", head, "|---|---|---|---|---|", *rows, ""] if rows else []
 
 

@@ -20,7 +20,7 @@ def add_export(verbs: Any) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="an adapter's name or path, or a base model")
     parser.add_argument("--model-dir", type=Path, metavar="DIR", help="a plain model directory instead of MODEL")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the bundle there")
-    flags.add_setting(parser, "--data", "evaluation.data", metavar="NAME|FILE")
+    flags.add_setting(parser, "--data", "export.data", metavar="NAME|FILE")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -46,7 +46,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
         requirements.require_packages(
             "ray", "torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "gguf", "llguidance"
         )
-        reference_data = run.config.recipe.evaluation.data
+        reference_data = run.config.recipe.export.data or run.config.recipe.evaluation.data
         dataset = datasets.data_of(run, adapter)
         data = datasets.held_out(run, reference_data, dataset) if reference_data or dataset else None
         bundle = export.export(run, base, adapter, data)

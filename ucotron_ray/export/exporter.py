@@ -38,8 +38,8 @@ _SAMPLES = ((2, 5, 3), (3, 7, 4))
 """Rows, past and new tokens of two example steps: what differs between them may vary in the graph."""
 
 _DELTA_CHUNK = 64
-"""Tokens of a chunk of the gated delta rule (`torch_chunk_gated_delta_rule` in transformers). The tracer unrolls the loop
-over chunks, so that a graph reads one chunk at a time; it says that of longer inputs nowhere, and is wrong for them."""
+"""Tokens of a chunk of the gated delta rule (`torch_chunk_gated_delta_rule` in transformers). The tracer unrolls the
+loop over chunks, so that a graph reads one chunk at a time; for longer inputs it is wrong, and nothing says so."""
 
 _CACHED = re.compile(r".*\.layers\.(?P<layer>\d+)\.(?P<kind>keys|values|conv_states|recurrent_states)(\.0)?")
 
@@ -125,7 +125,7 @@ def _traced(model: "PreTrainedModel", opset: int) -> "onnx_ir.Model":
                 where=model.config.model_type,
                 expected="a model whose step with a cache torch.export can trace",
                 found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                next_step="serve the adapter with the transformers backend, or export GGUF alone: export.onnx=false",
+                next_step="serve the adapter with the transformers backend",
             ) from error
     graph: onnx_ir.Model = exported.program
     _fix(graph, tree_leaves(one["cache"]))
@@ -155,7 +155,7 @@ def _step(model: "PreTrainedModel", rows: int, past: int, new: int) -> dict[str,
 
 
 def _varying(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The dimensions that differ between two steps, in the form that torch.export wants: a cache is a list of tensors."""
+    """The dimensions that differ between two steps, as torch.export wants them said: a cache is a list of tensors."""
     return {name: _differing(one[name], other[name]) for name in one}
 
 
@@ -217,7 +217,7 @@ def _tidy(model: "onnx_ir.Model") -> None:
 
 
 def _name(model: "onnx_ir.Model") -> None:
-    """Give inputs and outputs the names that `runner.py` reads, which are optimum's and onnxruntime-genai's too."""
+    """Give inputs and outputs the names that `runner.py` reads, which onnxruntime-genai has too."""
     for side, values in (("past_key_values", model.graph.inputs), ("present", model.graph.outputs)):
         for value in values:
             found = _CACHED.fullmatch(value.name or "")
@@ -231,8 +231,11 @@ def _save(model: "onnx_ir.Model", graph: Path) -> None:
     onnx_ir.save(model, str(graph), external_data=f"{graph.name}_data")
 
 
-def io_contract(graph: Path, config: Path, *, eos: int) -> dict[str, object]:
-    """Names, types and shapes of the graph's inputs and outputs, its versions, and the numbers a caller needs."""
+def io_contract(graph: Path, config: Path, *, eos: Sequence[int]) -> dict[str, object]:
+    """Names, types and shapes of the graph's inputs and outputs, its versions, and the numbers a caller needs.
+
+    `eos`: what ends an answer, the tokenizer's own token first.
+    """
     import onnx  # noqa: PLC0415
     import onnxruntime  # noqa: PLC0415
 
@@ -254,7 +257,7 @@ def io_contract(graph: Path, config: Path, *, eos: int) -> dict[str, object]:
         "ir_version": proto.ir_version,
         "num_layers": settings["num_hidden_layers"],
         "vocabulary": settings["vocab_size"],
-        "eos_token_id": eos,
+        "eos_token_id": list(eos) if len(eos) > 1 else eos[0],
         "pad_token_id": settings["pad_token_id"],
         "first_step": "past_key_values.* have a third dimension of 0; attention_mask covers past and new tokens",
         "num_logits": "for how many last tokens of a step there are logits; if it is not given, for all",

@@ -11,17 +11,20 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import safe_open
 
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.export import gguf_types
 from ucotron_ray.export.layout import Array
-from ucotron_ray.models import splitting
+from ucotron_ray.models import splitting, templates
 
-GgufKind = Literal["f16", "q8_0"]
+GgufKind = Literal["f16", "q8_0", "q4_k_m"]
 DIRECTORY = "gguf"
 
 _ARCHITECTURES = {
@@ -30,8 +33,16 @@ _ARCHITECTURES = {
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
 }
-_FILE_TYPES = {"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
-_TENSOR_TYPES = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}
+_FILE_TYPES = {
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "q4_k_m": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+}
+
+Importance = Mapping[str, Array]
+"""Mean square of each input of a weight, by the weight's name (`gptq.Calibrated`)."""
+
+_NONE: Importance = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -58,17 +69,18 @@ def check(model: Path) -> None:
 def check_architecture(model: Path) -> None:
     """The same by the model's layers alone, which a base shows before anything is trained on it."""
     config = _read(model / "config.json")
-    if config["model_type"] not in _ARCHITECTURES or config.get("rope_scaling"):
+    scaling = _rope(config)["rope_type"]
+    if config["model_type"] not in _ARCHITECTURES or scaling not in _ROPES:
         raise InputError(
             "no GGUF can be written for this model",
             where=str(model),
-            expected=", ".join(_ARCHITECTURES) + ", without rope scaling",
-            found=config["model_type"] + (" with rope scaling" if config.get("rope_scaling") else ""),
+            expected=", ".join(_ARCHITECTURES) + "; positions as they are or scaled as Llama 3 does",
+            found=f"{config['model_type']}, rope type '{scaling}'",
             next_step="export without GGUF: --set export.gguf=[]",
         )
 
 
-def write(model: Path, target: Path, *, kind: GgufKind, name: str) -> None:
+def write(model: Path, target: Path, *, kind: GgufKind, name: str, importance: Importance = _NONE) -> None:
     """Write `target` from a directory as transformers saves it. Tensors are read, rounded and written one by one."""
     config, tokenizer = _read(model / "config.json"), _read(model / "tokenizer.json")
     architecture = _ARCHITECTURES[config["model_type"]]
@@ -81,15 +93,23 @@ def write(model: Path, target: Path, *, kind: GgufKind, name: str) -> None:
     _add_tokenizer(writer, tokenizer, _read(model / "tokenizer_config.json"), config, _template(model))
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     places = list(_places(model, config, names))
+    factors_D = _rope_factors(config)
+    if factors_D is not None:
+        writer.add_tensor_info(_ROPE_FACTORS, factors_D.shape, factors_D.dtype, factors_D.nbytes)
+    layers, tied = config["num_hidden_layers"], all(place.name != "output.weight" for place in places)
+    types = {place.name: gguf_types.of(place.name, place.shape, kind, layers=layers, tied=tied) for place in places}
     for place in places:
-        rounded = _rounding(place.shape, kind)
-        shape, dtype = _stored(place.shape, rounded)
-        writer.add_tensor_info(place.name, shape, dtype, int(np.prod(shape)) * dtype.itemsize, raw_dtype=rounded)
+        shape, dtype = gguf_types.stored(place.shape, types[place.name])
+        size = int(np.prod(shape)) * dtype.itemsize
+        writer.add_tensor_info(place.name, shape, dtype, size, raw_dtype=types[place.name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    if factors_D is not None:
+        writer.write_tensor_data(factors_D)
     for place in places:
-        writer.write_tensor_data(gguf.quants.quantize(_tensor(place, config), _rounding(place.shape, kind)))
+        tensor = _tensor(place, config)
+        writer.write_tensor_data(gguf_types.rounded(tensor, types[place.name], importance.get(place.own_name)))
     writer.close()
 
 
@@ -119,7 +139,7 @@ def _add_shape(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(float(config["rope_theta"]))
+    writer.add_rope_freq_base(float(_rope(config)["rope_theta"]))
     writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
     writer.add_vocab_size(config["vocab_size"])
 
@@ -195,25 +215,37 @@ def _interleaved(name: str, tensor: Array, config: Mapping[str, Any]) -> Array:
     return halves.swapaxes(1, 2).reshape(tensor.shape)
 
 
-def _rounding(shape: tuple[int, ...], kind: GgufKind) -> gguf.GGMLQuantizationType:
-    """Vectors stay as they are; a matrix whose rows are no whole blocks is rounded to half precision."""
-    if len(shape) == 1:
-        return gguf.GGMLQuantizationType.F32
-    block_size, _ = gguf.GGML_QUANT_SIZES[_TENSOR_TYPES[kind]]
-    return _TENSOR_TYPES[kind] if shape[-1] % block_size == 0 else gguf.GGMLQuantizationType.F16
+_ROPES = ("default", "llama3")
+_ROPE_FACTORS = "rope_freqs.weight"
 
 
-def _stored(shape: tuple[int, ...], rounded: gguf.GGMLQuantizationType) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the bytes that `gguf.quants.quantize` makes."""
-    if rounded == gguf.GGMLQuantizationType.Q8_0:
-        return gguf.quants.quant_shape_to_byte_shape(shape, rounded), np.dtype(np.uint8)
-    return shape, np.dtype(np.float32 if rounded == gguf.GGMLQuantizationType.F32 else np.float16)
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How positions turn, as transformers 5 writes it (`rope_parameters`) or as 4 did."""
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = found.get("rope_type") or found.get("type") or "default"
+    return {"rope_theta": config.get("rope_theta"), **found, "rope_type": kind}
+
+
+def _rope_factors(config: Mapping[str, Any]) -> NDArray[np.float32] | None:
+    """What llama.cpp divides each frequency by, [half a head]; None where positions turn as they are."""
+    rope = _rope(config)
+    if rope["rope_type"] != "llama3":
+        return None
+    from transformers import AutoConfig  # noqa: PLC0415 - 2 s
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: PLC0415
+
+    settings = AutoConfig.for_model(**config)
+    scaled_D, _ = ROPE_INIT_FUNCTIONS["llama3"](settings, "cpu")
+    half = len(scaled_D)
+    plain_D = float(rope["rope_theta"]) ** -(np.arange(half) / half)
+    factors_D: NDArray[np.float32] = (plain_D / scaled_D.numpy()).astype(np.float32)
+    return factors_D
 
 
 def _template(model: Path) -> str:
     file = model / "chat_template.jinja"
     settings = _read(model / "tokenizer_config.json")
-    return file.read_text(encoding="utf-8") if file.is_file() else str(settings.get("chat_template", ""))
+    return file.read_text(encoding="utf-8") if file.is_file() else templates.default_of(settings["chat_template"])
 
 
 def _content(token: object) -> str:

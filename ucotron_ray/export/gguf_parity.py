@@ -5,12 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ucotron_ray.core.recipe import Export
 from ucotron_ray.data.records import RawRow
-from ucotron_ray.export import parity
+from ucotron_ray.export import parity, tasks
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models.decoding import Answer
+from ucotron_ray.models.generation import generate
 from ucotron_ray.models.prompts import prompt_ids, server_row
+from ucotron_ray.models.runner import Integers
+from ucotron_ray.models.served import BundleModel
 
 
 def compare(
@@ -64,3 +69,42 @@ def failures(files: Mapping[str, Mapping[str, float]], settings: Export) -> list
             f"gguf q8_0 greedy_prefix {files['q8_0']['greedy_prefix']:.3f} < {settings.min_gguf_q8_prefix:.3f}"
         )
     return missed
+
+
+def task_figures(file: Path, bundle: BundleModel, reference: tasks.Reference, settings: Export) -> dict[str, float]:
+    """A file's F1 on the rows that float32 answered, compared as a rounded graph is (`tasks.compared`)."""
+    base = base_models.resolve(str(file))
+    model = base_models.load_model(base, "float32").eval()
+
+    def greedy(ids: Sequence[int], count: int) -> Integers:
+        with torch.inference_mode():
+            logits_SV = model(input_ids=torch.tensor([list(ids)]), logits_to_keep=count).logits[0]
+        found_S: Integers = logits_SV.argmax(-1).numpy()
+        return found_S
+
+    def decoded(indices: Sequence[int]) -> list[Answer]:
+        answers = []
+        for start in range(0, len(indices), tasks.BATCH):
+            batch = [reference.prompts[index] for index in indices[start : start + tasks.BATCH]]
+            made = generate(model, batch, max_new_tokens=settings.task_new_tokens, eos=bundle.eos[0], pad=bundle.eos[0])
+            answers += [_replayed(bundle, prompt, tokens) for prompt, tokens in zip(batch, made, strict=True)]
+        return answers
+
+    return tasks.compared(bundle, reference, greedy, decoded)
+
+
+def _replayed(bundle: BundleModel, prompt: Sequence[int], tokens: Sequence[int]) -> Answer:
+    """The answer that these tokens are, up to where the bundle would end it."""
+    answer = bundle.answer(prompt, max_new_tokens=len(tokens))
+    answer.replay(tokens)
+    return answer
+
+
+def withheld(files: Mapping[str, Mapping[str, float]], settings: Export) -> dict[str, list[str]]:
+    """The files in four bits that lose too much, each with its reasons."""
+    reasons = {
+        kind: tasks.too_lossy(kind, figures, settings.max_int4_f1_drop, settings)
+        for kind, figures in files.items()
+        if "f1_drop_upper" in figures
+    }
+    return {kind: found for kind, found in reasons.items() if found}

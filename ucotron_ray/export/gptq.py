@@ -69,7 +69,7 @@ def calibrate(
     for group in _groups(linears, memory):
         products, tokens = _products(model, group, rows)
         for name, layer in group.items():
-            product_KK = products.pop(name)
+            product_KK = products[name]
             importance[f"{name}.weight"] = (product_KK.diag() / tokens).numpy()
             if four_bits:
                 rounded[f"{name}.weight"], weight_NK = quantize(layer.weight.detach(), product_KK, block=block)
@@ -97,11 +97,18 @@ def _products(
     model: torch.nn.Module, linears: Mapping[str, torch.nn.Linear], rows: Sequence[Sequence[int]]
 ) -> tuple[dict[str, torch.Tensor], int]:
     """The products XᵀX [K, K] of all inputs of each layer, and how many tokens they are of."""
-    sums = {name: torch.zeros(layer.in_features, layer.in_features) for name, layer in linears.items()}
+    sums: dict[str, torch.Tensor] = {}
+    last: tuple[torch.Tensor | None, str] = (None, "")
 
     def add(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal last
+        # Queries, keys and values read the very same tensor, and so do gate and up: one product for all of them.
+        if inputs[0] is last[0]:
+            sums[name] = sums[last[1]]
+            return
+        last = (inputs[0], name)
         flat = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-        sums[name].addmm_(flat.T, flat)
+        sums[name] = torch.addmm(sums[name], flat.T, flat, out=sums[name]) if name in sums else flat.T @ flat
 
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs, name=name: add(name, inputs))
@@ -152,7 +159,8 @@ def _inverse_root(product_KK: torch.Tensor) -> torch.Tensor:
         damped = product_KK + torch.diag(damping * mean + unused.double() * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+            upper_KK: torch.Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+            return upper_KK
         damping *= 10
 
 

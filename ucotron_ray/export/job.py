@@ -1,7 +1,9 @@
 """From a base model and an adapter to a bundle with its gates, in the order in which it happens. No Ray in here."""
 
+import json
 import logging
 import resource
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ucotron_ray.data.records import RawRow
+    from ucotron_ray.export.gptq import Calibrated
     from ucotron_ray.export.tasks import Reference
     from ucotron_ray.models.served import BundleModel
 
@@ -39,6 +42,8 @@ class ExportJob:
     """False where the merged model is there already."""
     bundle_directory: str
     rows_file: str | None
+    calibration_file: str | None
+    """Training rows; without it four bits are rounded for the held-out rows' prompts."""
     predicates: tuple[str, ...]
     """What the decoding `vocabulary` allows."""
     settings: dict[str, Any]
@@ -85,7 +90,7 @@ def bundle(job: ExportJob) -> Figures:
     graph = exporter.export(model_directory, directory, opset=settings.opset)
     tokenizer = base_models.load_tokenizer(base_models.resolve(str(model_directory)))
     base_models.save_tokenizer(tokenizer, directory)
-    io = exporter.io_contract(graph, directory / "config.json", eos=int(tokenizer.eos_token_id))
+    io = exporter.io_contract(graph, directory / "config.json", eos=_ends(model_directory, tokenizer))
     contents.write_contracts(directory, tokenizer=tokenizer, io=io, name=job.name, predicates=job.predicates)
     exported = time.monotonic()
     rows = _rows(job)
@@ -96,16 +101,19 @@ def bundle(job: ExportJob) -> Figures:
     model, figures["load_seconds"] = _loaded(directory, job)
     figures["prompt_ids_match"] = parity.prompt_ids_match(model, asked.rows, asked.layouts, asked.prompts)
     compared = time.monotonic()
-    task_rows = tasks.spread(rows, settings.task_rows)
-    expected = tasks.reference(model, asked.prompts, task_rows, settings)
-    variants = _variants(job, graph, model, expected, asked, task_rows, settings)
-    decodings = _decodings(model, expected, task_rows, settings)
-    files = _files(job, model, asked.rows, settings, tokenizer)
-    missed = [
-        *parity.failures(figures, settings),
-        *tasks.failures(variants, settings),
-        *gguf_parity.failures(files, settings),
-    ]
+    task_rows = tasks.spread(rows, tasks.rows_for(settings))
+    log.info("export: float32 answers %d of %d rows that the gates need", len(task_rows), tasks.rows_for(settings))
+    expected = tasks.reference(model, task_rows, settings)
+    calibrated = _calibrated(job, tokenizer, settings)
+    variants = _variants(job, graph, model, expected, calibrated, settings)
+    log.info("export: ways of decoding: %s", ", ".join(settings.decodings))
+    decodings = tasks.decodings(model, expected, settings)
+    files = _files(job, model, asked.rows, expected, calibrated, settings, tokenizer)
+    missed = [*parity.failures(figures, settings), *gguf_parity.failures(files, settings)]
+    withheld = tasks.withheld(variants, settings) | gguf_parity.withheld(files, settings)
+    for name, reasons in withheld.items():
+        log.warning("export: %s is not published: %s", name, "; ".join(reasons))
+        _remove(directory, name, job.name)
     figures |= {
         "export_seconds": exported - began,
         "parity_seconds": compared - exported,
@@ -114,7 +122,14 @@ def bundle(job: ExportJob) -> Figures:
         "peak_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
     }
     best = tasks.best_decoding(decodings)
-    report = {"figures": figures, "variants": variants, "decodings": decodings, "gguf": files, "missed": missed}
+    report = {
+        "figures": figures,
+        "variants": variants,
+        "decodings": decodings,
+        "gguf": files,
+        "missed": missed,
+        "withheld": withheld,
+    }
     write_json(directory / contents.PARITY, {**report, "settings": job.settings})
     write_json(directory / served.DECODING, {"default": best, "figures": decodings})
     facts = {**job.facts, "graph sha256": file_hash(graph), "decoding": best}
@@ -125,6 +140,15 @@ def bundle(job: ExportJob) -> Figures:
 def flat(parts: Mapping[str, Mapping[str, float]], prefix: str = "") -> Figures:
     """Figures of parts under `<part>_<name>`."""
     return {f"{prefix}{part}_{name}": value for part, values in parts.items() for name, value in values.items()}
+
+
+def _ends(model: Path, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens that end an answer."""
+    from ucotron_ray.models import base as base_models  # noqa: PLC0415 - in the task only
+
+    file = model / "generation_config.json"
+    own = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return base_models.end_tokens(int(tokenizer.eos_token_id), own)
 
 
 def _rows(job: ExportJob) -> "list[RawRow]":
@@ -151,13 +175,46 @@ def _loaded(directory: Path, job: ExportJob) -> "tuple[BundleModel, float]":
     return model, time.monotonic() - began
 
 
+def _calibrated(job: ExportJob, tokenizer: "PreTrainedTokenizerBase", settings: Export) -> "Calibrated | None":
+    """Weights in four bits and the inputs' importance, from training rows; None where nothing asks for four bits."""
+    if "int4" not in settings.variants and "q4_k_m" not in settings.gguf:
+        return None
+    from ucotron_ray.data.jsonl import relations_among  # noqa: PLC0415 - torch, in the task only
+    from ucotron_ray.export import gptq, tasks  # noqa: PLC0415
+    from ucotron_ray.models import base as base_models  # noqa: PLC0415
+    from ucotron_ray.models.prompts import prompt_ids, server_row  # noqa: PLC0415
+
+    rows = relations_among(Path(job.calibration_file)) if job.calibration_file else _rows(job)
+    examples = [server_row(row, "chat") for row in tasks.spread(rows, settings.calibration_rows)]
+    log.info("export: rounding to four bits for %d rows", len(examples))
+    end = [int(tokenizer.eos_token_id)]
+    texts = [
+        [*prompt_ids(row, tokenizer), *tokenizer.encode(row.completion, add_special_tokens=False), *end]
+        for row in examples
+    ]
+    model = base_models.load_model(base_models.resolve(job.model_directory), "float32").eval()
+    return gptq.calibrate(model, texts, block=settings.block, four_bits="int4" in settings.variants)
+
+
+def _remove(directory: Path, name: str, bundle: str) -> None:
+    """Take a variant out of the bundle."""
+    from ucotron_ray.export import gguf, layout  # noqa: PLC0415 - in the task only
+    from ucotron_ray.models import served  # noqa: PLC0415
+
+    if name in served.GRAPHS:
+        graph = directory / served.GRAPHS[name]
+        graph.unlink()
+        layout.data_file(graph).unlink()
+    else:
+        shutil.rmtree(gguf.path_of(directory, bundle, name).parent)
+
+
 def _variants(
     job: ExportJob,
     graph: Path,
     model: "BundleModel",
     expected: "Reference",
-    asked: _ParityPrompts,
-    rows: "Sequence[RawRow]",
+    calibrated: "Calibrated | None",
     settings: Export,
 ) -> dict[str, Figures]:
     """float32 as it is, and each rounded graph, written and measured."""
@@ -165,35 +222,23 @@ def _variants(
     from ucotron_ray.models import served  # noqa: PLC0415
 
     size = float(layout.size_of(graph))
-    speed = tasks.single_speed(model, asked.prompts, settings)
-    made = {"fp32": {"bytes": size, "single_tokens_per_second": speed, **expected.score.figures}}
+    made = {"fp32": {"bytes": size, **expected.figures}}
     for name in settings.variants:
         log.info("export: %s", name)
-        target = graph.with_name(served.GRAPHS[name])
-        written = quantize.quantize(graph, target, bits=int(name.removeprefix("int")), block=settings.block)
-        measured = tasks.variant(
-            graph.parent, name, model, expected, asked.prompts, rows, settings, num_threads=job.num_threads
-        )
+        target, bits = graph.with_name(served.GRAPHS[name]), int(name.removeprefix("int"))
+        rounded = calibrated.rounded if calibrated is not None else {}
+        written = quantize.quantize(graph, target, bits=bits, block=settings.block, rounded=rounded)
+        measured = tasks.variant(graph.parent, name, model, expected, settings, num_threads=job.num_threads)
         made[name] = {**written, "size_ratio": written["bytes"] / size, **measured}
     return made
-
-
-def _decodings(
-    model: "BundleModel", expected: "Reference", rows: "Sequence[RawRow]", settings: Export
-) -> dict[str, Figures]:
-    from ucotron_ray.export import tasks  # noqa: PLC0415 - in the task only
-
-    log.info("export: ways of decoding: %s", ", ".join(settings.decodings))
-    return {
-        name: expected.score.figures if name == "free" else tasks.score(model, rows, settings, decoding=name).figures
-        for name in settings.decodings
-    }
 
 
 def _files(
     job: ExportJob,
     model: "BundleModel",
     rows: "Sequence[RawRow]",
+    reference: "Reference",
+    calibrated: "Calibrated | None",
     settings: Export,
     tokenizer: "PreTrainedTokenizerBase",
 ) -> dict[str, Figures]:
@@ -209,6 +254,9 @@ def _files(
     for kind in settings.gguf:
         log.info("export: GGUF %s", kind)
         file = gguf.path_of(Path(job.bundle_directory), job.name, kind)
-        gguf.write(Path(job.model_directory), file, kind=kind, name=job.name)
+        importance = calibrated.importance if calibrated is not None else {}
+        gguf.write(Path(job.model_directory), file, kind=kind, name=job.name, importance=importance)
         made[kind] = gguf_parity.compare(file, rows, prompts, expected, settings, eos=int(tokenizer.eos_token_id))
+        if kind == "q4_k_m":
+            made[kind] |= gguf_parity.task_figures(file, model, reference, settings)
     return made

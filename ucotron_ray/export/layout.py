@@ -44,7 +44,7 @@ def read_inside(proto: onnx.ModelProto) -> dict[str, Array]:
 
 
 def _bring_in(graph: onnx.GraphProto, directory: Path) -> None:
-    """Put constants of nodes into the graph: optimum writes those outside too, and only initializers are moved."""
+    """Put constants of nodes into the graph: onnx can write those outside too, and only initializers are moved."""
     for attribute in (attribute for node in graph.node for attribute in node.attribute):
         if attribute.HasField("t") and _is_outside(attribute.t):
             array = np.array(_mapped(attribute.t, directory))

@@ -21,7 +21,7 @@ def export_on_ray(job: ExportJob, workers: Workers, *, memory: float | None) -> 
     """
     resources = session.worker_resources(workers)
     job = replace(job, num_threads=resources.threads)
-    # A process of its own: optimum leaves patches in torch and transformers, and onnxruntime its arena.
+    # A process of its own: torch's tracer and onnxruntime keep the memory that they once had.
     processors = replace(resources, gpus=0.0)
     try:
         with run_log.following(job.log_file):

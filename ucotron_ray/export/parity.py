@@ -1,6 +1,6 @@
 """ONNX against PyTorch on real prompts: the same logits, alone, padded and with a cache, and the same greedy tokens.
 
-optimum's own check only warns, and never compares real prompts or a prefill that goes on step by step; this is a gate.
+An exporter's own check, where it has one, compares no real prompts and no prefill that goes on step by step.
 """
 
 import time

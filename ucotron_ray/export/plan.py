@@ -9,14 +9,18 @@ from ucotron_ray.models.shape import Shape
 GB = 1e9
 
 COPIES = 4.0
-"""How often the float32 weights lie in memory at the worst moment: while optimum traces, the model, the traced graph,
-and its serialized copies. An upper bound of what was seen, see `peak_bytes` in a bundle's figures."""
+"""How often the float32 weights lie in memory at the worst moment: the model, the traced graph, and the weights turned
+round for it. An upper bound of what was seen, see `peak_bytes` in a bundle's figures."""
 
 LIBRARIES = 1.5 * GB
-"""torch, transformers, optimum and ONNX Runtime, and the logits of the longest comparison."""
+"""torch, transformers and ONNX Runtime, and the logits of the longest comparison."""
 
-HALF, SCALE = 2, 4
-"""Bytes of a float16 weight, and of a block's scale."""
+SCALE = 4
+"""Bytes of a block's scale."""
+
+_GGUF_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_k_m": 4.9 / 8}
+"""A weight's. A block of Q8_0 is 32 weights and a half float; Q4_K_M is 4.9 bits on average where rows are multiples of
+256, and up to 5.9 where they are not."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,7 @@ def plan(shape: Shape, settings: Export) -> Plan:
         per_weight = bits / 8 + SCALE / settings.block + (0.5 / settings.block if bits == 4 else 0.0)
         files[f"onnx {variant}"] = rest * per_weight + table * (1 + SCALE / settings.block)
     for kind in settings.gguf:
-        # A block of Q8_0 is 32 weights and a half float.
-        files[f"gguf {kind}"] = shape.total * (HALF if kind == "f16" else 34 / 32)
+        files[f"gguf {kind}"] = shape.total * _GGUF_BYTES[kind]
     return Plan(shape.total, shape.tied, files, COPIES * weights + LIBRARIES, sum(files.values()))
 
 

@@ -74,8 +74,8 @@ def quantize(
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(tensors)
     every = sum(array.size for array in weights.values() if array.dtype == np.float32)
-    rounded = sum(weights[name].size for name in {site.weight for site in sites})
-    return {"bytes": float(layout.size_of(target)), "rounded_share": rounded / every}
+    packed = sum(weights[name].size for name in {site.weight for site in sites})
+    return {"bytes": float(layout.size_of(target)), "rounded_share": packed / every}
 
 
 def _sites(graph: onnx.GraphProto, weights: Mapping[str, layout.Array], *, bits: int, block: int) -> Iterator[Site]:

@@ -85,6 +85,7 @@ def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data
                 merge=not model.reused,
                 bundle_directory=str(bundle.path),
                 rows_file=str(rows_file(data)) if data else None,
+                calibration_file=_training_rows(run, adapter),
                 predicates=predicates(run, adapter),
                 facts=_facts(base, adapter),
                 spool=str(spool.directory),
@@ -97,8 +98,9 @@ def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data
         from ucotron_ray.export.bundle import REPORTED
 
         reported.extend(REPORTED)
-        missed = json.loads((bundle.path / "parity.json").read_text(encoding="utf-8"))["missed"]
-        return BuildResult(figures, {}, missed, state="failed" if missed else "ok")
+        report = json.loads((bundle.path / "parity.json").read_text(encoding="utf-8"))
+        notes = [f"not published: {reason}" for reasons in report["withheld"].values() for reason in reasons]
+        return BuildResult(figures, {}, [*report["missed"], *notes], state="failed" if report["missed"] else "ok")
 
     bundle = run.make("export", bundle_request(run, base, adapter, data), build_bundle)
     for file in reported:
@@ -127,6 +129,13 @@ def predicates(run: Run, adapter: Artifact | None) -> tuple[str, ...]:
     return tuple(sorted(counts, key=lambda name: (-counts[name], name)))
 
 
+def _training_rows(run: Run, adapter: Artifact | None) -> str | None:
+    """The rows that the adapter learned from, for four bits to be rounded for; None where the store has them no more."""
+    dataset = data_of(run, adapter)
+    file = dataset.path / TRAIN if dataset is not None else None
+    return str(file) if file is not None and file.is_file() else None
+
+
 def _job(run: Run, base: base_models.BaseModel, adapter: Artifact | None) -> "ExportJob":
     """A merge, to be made into more."""
     from ucotron_ray.export.job import ExportJob
@@ -140,6 +149,7 @@ def _job(run: Run, base: base_models.BaseModel, adapter: Artifact | None) -> "Ex
         merge=True,
         bundle_directory="",
         rows_file=None,
+        calibration_file=None,
         predicates=(),
         settings=run.config.recipe.export.model_dump(),
         facts={},

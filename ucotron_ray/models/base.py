@@ -10,6 +10,7 @@ import importlib.util
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -185,13 +186,21 @@ def convert(base: BaseModel, directory: Path) -> None:
     save_model(load_model(base, "float32"), load_tokenizer(base), directory)
 
 
+def end_tokens(first: int, listed: int | Sequence[int] | None) -> list[int]:
+    """What ends an answer: the tokenizer's token, which training teaches, then those of the model's own file."""
+    own = [listed] if isinstance(listed, int) else list(listed or ())
+    return list(dict.fromkeys([first, *own]))
+
+
 def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
     """Save a model whole, as safetensors with its tokenizer; it ends and pads as the tokenizer says."""
     model.config._name_or_path = ""
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        own = model.generation_config
+        ends = end_tokens(tokenizer.eos_token_id, own.eos_token_id)
+        own.eos_token_id = ends if len(ends) > 1 else ends[0]
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(directory, safe_serialization=True)
     save_tokenizer(tokenizer, directory)

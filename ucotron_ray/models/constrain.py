@@ -77,6 +77,11 @@ class Constraint:
         """Whether nothing but the end token may follow."""
         return bool(self._matcher.is_stopped())
 
+    def takes(self, tokens: Sequence[int]) -> bool:
+        """Whether these are a whole answer from here on. The constraint itself does not move."""
+        matcher = self._matcher.deep_copy()
+        return bool(matcher.consume_tokens(list(tokens)) and matcher.is_accepting())
+
     def forced(self) -> list[int]:
         """The tokens that must follow, if there is only one way to go on: no step of the model is needed for them."""
         return list(self._matcher.compute_ff_tokens())

@@ -87,6 +87,14 @@ class Answer:
         taken = [*self._take([token], [_logprob(logits_V, token)]), *self._take_forced()]
         return taken if self.reason is None else []
 
+    def replay(self, tokens: Sequence[int]) -> None:
+        """Take tokens that another model chose, up to where the answer is over."""
+        for token in tokens:
+            if token in self._eos:
+                self.reason = self.reason or "end"
+            if self.reason is None:
+                self._take([token], [0.0])
+
     def _choose(self, logits_V: Floats) -> int:
         if self._constraint is None:
             return int(logits_V.argmax())

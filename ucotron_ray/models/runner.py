@@ -95,9 +95,15 @@ class OnnxRunner:
             order += rows
         return pick([(pick(parts), np.argsort(order).tolist())])
 
-    def logits(self, ids: Sequence[int]) -> Floats:
-        """Logits [S, V] of one sequence in one pass."""
-        return self.logits_of([ids])[0]
+    def logits(self, ids: Sequence[int], *, last: int | None = None) -> Floats:
+        """Logits [S, V] of one sequence in one pass, of its last tokens alone if their number is given."""
+        if last is None or last >= len(ids):
+            return self.logits_of([ids])[0]
+        # So many are wanted of the last part: what lies before it is read without them.
+        state = self.step(self._empty(1), [ids[:-last]])
+        _, logits_1SV = self._step(state, [ids[-last:]], every=True)
+        logits_SV: Floats = logits_1SV[0]
+        return logits_SV
 
     def logits_of(self, rows: Sequence[Sequence[int]]) -> list[Floats]:
         """Logits [S, V] of each sequence, all of them in one left-padded pass if no layer is recurrent."""

@@ -136,18 +136,24 @@ def export_document(chunks: list[RawRow]) -> dict[str, object]:
 
 
 def write_demo(directory: Path, *, num_chunks: int, num_held_out: int, seed: int) -> tuple[Path, Path]:
-    """Write `graph_export.jsonld` and `relations_test.jsonl` (half `seen`, half `unseen`); return both paths."""
+    """Write `graph_export.jsonld`, `relations_test.jsonl` and as many `relations_dev.jsonl`; return the first two paths.
+
+    The held-out rows are half `seen`, half `unseen`. Claims are made on the test rows, choices and gates on the others.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     graph_path, test_path = directory / "graph_export.jsonld", directory / "relations_test.jsonl"
     document = export_document(list(_storable(rows(graph_world(seed), num_chunks, seed))))
     graph_path.write_text(json.dumps(document, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
     half = num_held_out // 2
-    held_out = [
-        *rows(seen_world(seed), half, seed, "seen"),
-        *rows(unseen_world(seed), num_held_out - half, seed, "unseen"),
-    ]
-    test_path.write_text("".join(row.model_dump_json() + "\n" for row in held_out), encoding="utf-8")
+    seen = list(rows(seen_world(seed), 2 * half, seed, "seen"))
+    unseen = list(rows(unseen_world(seed), 2 * (num_held_out - half), seed, "unseen"))
+    _write_rows(test_path, [*seen[:half], *unseen[: num_held_out - half]])
+    _write_rows(directory / "relations_dev.jsonl", [*seen[half:], *unseen[num_held_out - half :]])
     return graph_path, test_path
+
+
+def _write_rows(path: Path, held_out: list[RawRow]) -> None:
+    path.write_text("".join(row.model_dump_json() + "\n" for row in held_out), encoding="utf-8")
 
 
 def _storable(chunks: Iterator[RawRow]) -> Iterator[RawRow]:
@@ -218,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the demo's generated knowledge graph and held-out set.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--chunks", type=int, default=1000)
-    parser.add_argument("--held-out", type=int, default=200)
+    parser.add_argument("--held-out", type=int, default=600, help="test rows, and as many dev rows")
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
     for path in write_demo(args.directory, num_chunks=args.chunks, num_held_out=args.held_out, seed=args.seed):
