@@ -35,7 +35,7 @@ def check_formats(run: Run, base: base_models.BaseModel) -> None:
         gguf.check_architecture(base.path)
 
 
-def plan(run: Run, base: base_models.BaseModel) -> "Plan | None":
+def plan(run: Run, base: base_models.Located) -> "Plan | None":
     """What the export takes; None for a family whose sizes are not known."""
     from ucotron_ray.export import plan as plans
 
