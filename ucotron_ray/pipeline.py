@@ -251,7 +251,7 @@ def base_of(run: Run, options: Options) -> base_models.BaseModel:
     if options.skip_train:
         # The adapter's own, whatever the recipe says now: on another one it would answer something, and wrongly.
         return models.note_hub(run, models.base_of(trained(run), run.store))
-    return models.note_hub(run, base_models.resolve(run.config.recipe.tier_model.local_model))
+    return models.tier_base(run)
 
 
 def chosen(run: Run, base: Base, made: Made) -> Model:

@@ -59,7 +59,7 @@ def test_help_imports_nothing_heavy():
         (["pipeline", "--set", "tier=huge"], "'slm', 'small' or 'medium'"),
         (["pipeline", "--skip-generate", "--data-dir", "/nowhere"], "train_sft.jsonl"),
         (["sft", "--train-data", "/nowhere/rows.jsonl"], "No such file"),
-        (["evaluate", "org/model", "--data", "/nowhere/rows.jsonl"], "no such held-out file"),
+        (["evaluate", f"org/model@{'a' * 40}", "--data", "/nowhere/rows.jsonl"], "no such held-out file"),
         (["export"], "one model is needed"),
         (["show", "nothing"], "no artifact 'nothing'"),
         (["import-graph", "/nowhere/graph.jsonld"], "cannot be read"),

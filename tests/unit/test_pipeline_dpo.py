@@ -141,7 +141,10 @@ def test_rows_that_the_gate_rejected_are_no_input_of_a_chain(tmp_path, monkeypat
 
 
 def test_a_hub_model_is_noted_before_the_teacher_connects_anything(tmp_path):
-    wanted = [("store", str(tmp_path)), ("models.fine_tuning.slm.local_model", "Qwen/Qwen2.5-0.5B-Instruct")]
+    wanted = [
+        ("store", str(tmp_path)),
+        ("models.fine_tuning.slm.local_model", f"Qwen/Qwen2.5-0.5B-Instruct@{'a' * 40}"),
+    ]
     run = Run(config.load(overrides=wanted), verb="pipeline", name="p")
     pipeline.check(run, pipeline.Options())
     assert run.hub_needed

@@ -89,6 +89,7 @@ def add_training_settings(parser: argparse.ArgumentParser) -> None:
     group = settings_group(parser)
     add_setting(group, "--tier", "tier")
     add_setting(group, "--model-name", "models.fine_tuning.{tier}.local_model", metavar="MODEL")
+    add_setting(group, "--revision", "models.fine_tuning.{tier}.revision", metavar="REV")
     add_setting(group, "--epochs", "training.sft.{tier}.epochs")
     add_setting(group, "--batch-size", "training.sft.{tier}.batch_size")
     add_setting(group, "--learning-rate", "training.sft.{tier}.learning_rate")

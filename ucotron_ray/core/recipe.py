@@ -32,6 +32,8 @@ class TierModel(Section):
     use_case: str | None = None
     local_model: Text
     """What is trained here: a hub name, a directory, a .gguf file or package://NAME/FILE.gguf."""
+    revision: Annotated[Text | None, Field(exclude_if=lambda value: value is None)] = None
+    """Branch, tag or commit of the hub's model; null = main. Pinned to its commit when a run starts."""
 
 
 class TierModels(Section):

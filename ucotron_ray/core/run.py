@@ -37,6 +37,8 @@ class Run:
         self.spool = spools.Spool(spools.spool_directory(self.store.root), key)
         self.hub_needed = False
         """Whether a model hub may be asked: only if a recipe names a hub model. Set before `connect`."""
+        self.commits: dict[str, str] = {}
+        """What the hub said of `org/name@branch`: asked once, so that a whole run is of one commit."""
         self.log_file = str(self.store.root / "tracking" / "logs" / f"{key}.log")
         self._verb = verb
         self._stack = ExitStack()

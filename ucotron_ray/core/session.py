@@ -316,8 +316,12 @@ def _own_error(error: BaseException) -> UcotronRayError | None:
 
 
 def _forwarded() -> dict[str, str]:
-    """Settings of the shell that a worker needs too and that hold no secret."""
-    names = ("HF_HUB_OFFLINE", "HF_HOME", "PYTHONPATH")
+    """Settings of the shell that a worker needs too and that hold no secret.
+
+    HF_TOKEN is none of them: Ray shows what it is told to set. A worker of our own cluster inherits it, one elsewhere
+    has its node's, or reads the file that HF_TOKEN_PATH names.
+    """
+    names = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN_PATH", "PYTHONPATH")
     return {name: os.environ[name] for name in names if name in os.environ}
 
 

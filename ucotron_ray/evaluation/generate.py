@@ -31,7 +31,7 @@ def predict(job: PredictJob) -> dict[str, float]:
         return {"new_tokens": 0.0, "seconds": 0.0}
     if job.num_threads:
         torch.set_num_threads(job.num_threads)
-    base = base_models.resolve(job.base)
+    base = base_models.located(job.base)
     tokenizer = base_models.load_tokenizer(base)
     model = lora.load_for_inference(
         base, Path(job.adapter) if job.adapter else None, base_models.compute_dtype(job.dtype, rows=job.batch_size)

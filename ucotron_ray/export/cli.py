@@ -20,6 +20,7 @@ def add_export(verbs: Any) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="an adapter's name or path, or a base model")
     parser.add_argument("--model-dir", type=Path, metavar="DIR", help="a plain model directory instead of MODEL")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the bundle there")
+    parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a MODEL of the hub, as MODEL@REV")
     flags.add_setting(parser, "--data", "export.data", metavar="NAME|FILE")
     parser.add_argument(
         "--dry-run",
@@ -37,12 +38,12 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     if (args.model is None) == (args.model_dir is None):
         raise ConfigError("one model is needed", expected="MODEL or --model-dir DIR", found="both or none")
     reference = args.model or str(args.model_dir)
-    with flags.run_of(args, name=Path(reference).name) as run:
+    with flags.run_of(args, name=models.short_name(reference)) as run:
         if args.output_dir:
             outputs.refuse_mixing(args.output_dir, run.store.root, "bundle")
-        base, adapter = models.model(run, reference)
         if args.dry_run:
-            return _planned(run, base)
+            return _planned(run, reference, args.revision)
+        base, adapter = models.model(run, reference, args.revision)
         requirements.require_packages(
             "ray", "torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "gguf", "llguidance"
         )
@@ -56,10 +57,15 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     return {"artifact": str(bundle.path), "bundle": str(bundle.path), "parity": True, **figures}
 
 
-def _planned(run: Any, base: Any) -> dict[str, Any]:
+def _planned(run: Any, reference: str, revision: str | None) -> dict[str, Any]:
     from ucotron_ray.export import plan as plans
     from ucotron_ray.export import stage as export
+    from ucotron_ray.models import base as base_models
+    from ucotron_ray.models import stage as models
 
+    adapter = models.adapter_of(run, reference, revision)
+    # A plan asks no hub which commit it is of.
+    base = models.base_of(adapter, run.store) if adapter else base_models.located(reference, revision)
     # First: of a family whose sizes nobody knows it is worth knowing too.
     prompt = export.check_prompt(base)
     print(f"prompt      {prompt}")

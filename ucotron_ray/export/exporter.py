@@ -76,7 +76,7 @@ def load(model: Path) -> "PreTrainedModel":
 
     AttentionInterface.register(ATTENTION, grouped_attention)
     AttentionMaskInterface.register(ATTENTION, eager_mask)
-    loaded = base_models.load_model(base_models.resolve(str(model)), "float32").eval()
+    loaded = base_models.load_model(base_models.located(str(model)), "float32").eval()
     loaded.set_attn_implementation(ATTENTION)
     return loaded
 

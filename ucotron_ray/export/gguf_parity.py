@@ -33,7 +33,7 @@ def compare(
         `bytes`, `load_seconds` (into transformers, which dequantizes it), `prompt_ids_match` (share of the rows that
         the file's tokenizer turns into the prompts' ids), `greedy_match` and `greedy_prefix` as in `parity.compare`.
     """
-    base = base_models.resolve(str(file))
+    base = base_models.located(str(file))
     tokenizer = base_models.load_tokenizer(base)
     same_ids = [
         prompt_ids(server_row(row, "raw"), tokenizer) == list(ids) for row, ids in zip(rows, prompts, strict=True)
@@ -73,7 +73,7 @@ def failures(files: Mapping[str, Mapping[str, float]], settings: Export) -> list
 
 def task_figures(file: Path, bundle: BundleModel, reference: tasks.Reference, settings: Export) -> dict[str, float]:
     """A file's F1 on the rows that float32 answered, compared as a rounded graph is (`tasks.compared`)."""
-    base = base_models.resolve(str(file))
+    base = base_models.located(str(file))
     model = base_models.load_model(base, "float32").eval()
 
     def greedy(ids: Sequence[int], count: int) -> Integers:

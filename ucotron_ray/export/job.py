@@ -71,7 +71,7 @@ def merge(job: ExportJob) -> None:
     from ucotron_ray.models.merge import write_merged  # noqa: PLC0415
 
     log.info("export: merging in float32")
-    write_merged(base_models.resolve(job.base), Path(job.adapter) if job.adapter else None, Path(job.model_directory))
+    write_merged(base_models.located(job.base), Path(job.adapter) if job.adapter else None, Path(job.model_directory))
 
 
 def bundle(job: ExportJob) -> Figures:
@@ -88,7 +88,7 @@ def bundle(job: ExportJob) -> Figures:
     began = time.monotonic()
     log.info("export: tracing to ONNX, opset %d", settings.opset)
     graph = exporter.export(model_directory, directory, opset=settings.opset)
-    tokenizer = base_models.load_tokenizer(base_models.resolve(str(model_directory)))
+    tokenizer = base_models.load_tokenizer(base_models.located(str(model_directory)))
     base_models.save_tokenizer(tokenizer, directory)
     io = exporter.io_contract(graph, directory / "config.json", eos=_ends(model_directory, tokenizer))
     contents.write_contracts(directory, tokenizer=tokenizer, io=io, name=job.name, predicates=job.predicates)
@@ -192,7 +192,7 @@ def _calibrated(job: ExportJob, tokenizer: "PreTrainedTokenizerBase", settings: 
         [*prompt_ids(row, tokenizer), *tokenizer.encode(row.completion, add_special_tokens=False), *end]
         for row in examples
     ]
-    model = base_models.load_model(base_models.resolve(job.model_directory), "float32").eval()
+    model = base_models.load_model(base_models.located(job.model_directory), "float32").eval()
     return gptq.calibrate(model, texts, block=settings.block, four_bits="int4" in settings.variants)
 
 

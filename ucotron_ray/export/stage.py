@@ -36,7 +36,7 @@ def check_formats(run: Run, base: base_models.BaseModel) -> None:
         gguf.check_architecture(base.path)
 
 
-def check_prompt(base: base_models.BaseModel) -> str:
+def check_prompt(base: base_models.Located) -> str:
     """Whether its bundle will ask what transformers would, in words. Raises InputError with the first difference.
 
     A hub model whose tokenizer is not on this machine is not fetched for it.
@@ -44,18 +44,19 @@ def check_prompt(base: base_models.BaseModel) -> str:
     if base.path is None:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(base.reference, "tokenizer_config.json")
+        name = base.reference.partition("@")[0]
+        cached = try_to_load_from_cache(name, "tokenizer_config.json", revision=base.revision)
         if not isinstance(cached, str):
             return "not compared: the model's tokenizer is not on this machine"
         # As a directory: what is asked by name may reach for the hub.
-        base = replace(base, path=Path(cached).parent)
+        base = replace(base, kind="directory", path=Path(cached).parent)
     from ucotron_ray.models.prompts import check_rendering
 
     check_rendering(base_models.load_tokenizer(base), base.reference)
     return "as transformers renders it, character by character"
 
 
-def plan(run: Run, base: base_models.BaseModel) -> "Plan | None":
+def plan(run: Run, base: base_models.Located) -> "Plan | None":
     """What the export takes; None for a family whose sizes are not known."""
     from ucotron_ray.export import plan as plans
 

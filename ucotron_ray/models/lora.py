@@ -25,6 +25,8 @@ def attach(model: "PreTrainedModel", settings: LoraSettings) -> "PeftModel":
         bias="none",
         task_type="CAUSAL_LM",
     )
+    # By its name PEFT would ask the hub, at every checkpoint, for the configuration of whatever `main` is by then.
+    model.name_or_path = ""
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -81,9 +83,7 @@ def load_merged(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
     return merged
 
 
-def load_for_inference(
-    base: base_models.BaseModel, adapter: Path | None, dtype: base_models.Dtype
-) -> "PreTrainedModel":
+def load_for_inference(base: base_models.Located, adapter: Path | None, dtype: base_models.Dtype) -> "PreTrainedModel":
     """The base, or base and adapter merged in float32 and then cast, on the GPU if there is one."""
     import torch  # noqa: PLC0415
 

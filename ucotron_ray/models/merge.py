@@ -6,7 +6,7 @@ from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 
 
-def write_merged(base: base_models.BaseModel, adapter: Path | None, directory: Path) -> None:
+def write_merged(base: base_models.Located, adapter: Path | None, directory: Path) -> None:
     """Write the float32 model that transformers loads: base plus adapter, or the base alone, with its tokenizer."""
     model = base_models.load_model(base, "float32")
     if adapter is not None:

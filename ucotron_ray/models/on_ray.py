@@ -22,9 +22,9 @@ def convert_on_ray(reference: str, directory: Path) -> None:
 
 
 def _convert(reference: str, directory: str) -> None:
-    from ucotron_ray.models import base  # noqa: PLC0415 - the driver, which imports this file, resolves nothing here
+    from ucotron_ray.models import base  # noqa: PLC0415 - the driver, which imports this file, loads nothing
 
-    base.convert(base.resolve(reference), Path(directory))
+    base.convert(base.located(reference), Path(directory))
 
 
 def merge_on_ray(base: str, adapter: Path, directory: Path, workers: Workers, log_file: str) -> None:
@@ -44,4 +44,4 @@ def _merge(job: Mapping[str, str]) -> None:
     from ucotron_ray.models import base, merge  # noqa: PLC0415 - torch, in the task only
 
     run_log.set_up_worker(job["log_file"])
-    merge.write_merged(base.resolve(job["base"]), Path(job["adapter"]), Path(job["directory"]))
+    merge.write_merged(base.located(job["base"]), Path(job["adapter"]), Path(job["directory"]))

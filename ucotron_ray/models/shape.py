@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.models.base import BaseModel
+from ucotron_ray.models.base import Located
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "smollm3")
 """Model types whose layers are those of `Shape.linears`."""
@@ -78,7 +78,7 @@ KNOWN = {
 """The guide's tiers: a plan for them asks no hub."""
 
 
-def shape_of(base: BaseModel) -> Shape | None:
+def shape_of(base: Located) -> Shape | None:
     """The shape of a model; None for a family that is not of this kind, or a hub model that is not on this machine."""
     if base.kind == "gguf":
         assert base.path is not None
@@ -90,7 +90,7 @@ def shape_of(base: BaseModel) -> Shape | None:
         return KNOWN[base.reference]
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - hub models only
 
-    cached = try_to_load_from_cache(base.reference, "config.json")
+    cached = try_to_load_from_cache(base.reference, "config.json", revision=base.revision)
     return _of_config(json.loads(Path(cached).read_text(encoding="utf-8"))) if isinstance(cached, str) else None
 
 

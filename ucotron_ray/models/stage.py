@@ -1,16 +1,21 @@
 """What MODEL names, and how a worker gets to load it."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request, Store
-from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.core.files import MANIFEST, canonical_hash
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import Entity
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import pinning
+
+log = logging.getLogger(__name__)
 
 
 def prompt_identity() -> str:
@@ -25,11 +30,17 @@ def note_hub(run: Run, base: base_models.BaseModel) -> base_models.BaseModel:
     return base
 
 
+def tier_base(run: Run, tier: str | None = None) -> base_models.BaseModel:
+    """The base that the recipe names for a tier, the run's if none is given; of the hub at one commit for all of it."""
+    recipe = run.config.recipe
+    named = getattr(recipe.models.fine_tuning, tier or recipe.tier)
+    return note_hub(run, base_models.resolve(named.local_model, named.revision, commits=run.commits))
+
+
 def loadable_base(run: Run, base: base_models.BaseModel) -> str:
     """What a worker loads: the reference itself, or for a GGUF file the safetensors that were made of it once."""
     if base.kind != "gguf":
-        note_hub(run, base)
-        return str(base.path or base.reference)
+        return note_hub(run, base).loadable
     request = Request("cache", f"base-{base.identity[-12:]}", {"base": base.identity, "format": "safetensors float32"})
 
     def build(build: Build) -> BuildResult:
@@ -51,17 +62,35 @@ def merged_base(merged: Artifact) -> base_models.BaseModel:
     return replace(base_models.resolve(str(merged.path)), reference=f"{MERGED}{merged.manifest.name}")
 
 
-def named_base(reference: str, store: Store) -> base_models.BaseModel:
-    """The base that a recipe names: a merged model of the store, or whatever else a reference can name."""
+def named_base(recorded: Mapping[str, str], store: Store) -> base_models.BaseModel:
+    """The base that a recipe's `base_fields` name: a merged model of the store, or whatever else a reference can name.
+
+    Of a hub model it is the commit that they name, whatever its branch is by now.
+    """
+    reference = recorded["reference"]
     name = reference.removeprefix(MERGED)
-    return base_models.resolve(reference) if name == reference else merged_base(store.get("model", name))
+    if name == reference:
+        return base_models.resolve(reference, pinning.commit_in(recorded["identity"]))
+    merged = store.find("model", name) or store.get("model", name)
+    base = merged_base(merged)
+    if not base.identity.endswith(f":{merged.manifest.content}"):
+        artifacts.verify(merged)
+    return base
 
 
 def base_of(adapter: Artifact, store: Store) -> base_models.BaseModel:
     """The base model of an adapter, with the bytes that it was trained on. Raises InputError if they are others now."""
     recorded = adapter.manifest.recipe_fields["base"]
-    base = named_base(recorded["reference"], store)
-    if base.identity != recorded["identity"]:
+    base = named_base(recorded, store)
+    if base.kind == "hub" and recorded["identity"] == f"hub:{base.reference}":
+        log.warning(
+            "adapter '%s' was made before commits were recorded: which one of %s it was trained on is not known, %s is "
+            "taken",
+            adapter.manifest.name,
+            base.reference,
+            base.revision,
+        )
+    elif base.identity != recorded["identity"]:
         raise InputError(
             "the base model is not the one that the adapter was trained on",
             where=base.reference,
@@ -82,8 +111,16 @@ def original_base(made: Artifact, store: Store) -> base_models.BaseModel:
     return base_of(made, store) if name == reference else original_base(store.get("model", name), store)
 
 
-def model(run: Run, reference: str) -> tuple[base_models.BaseModel, Artifact | None]:
+def model(run: Run, reference: str, revision: str | None = None) -> tuple[base_models.BaseModel, Artifact | None]:
     """What MODEL names: an adapter of the store, the directory of an adapter artifact, or a base model."""
+    adapter = adapter_of(run, reference, revision)
+    if adapter is not None:
+        return note_hub(run, base_of(adapter, run.store)), adapter
+    return note_hub(run, base_models.resolve(reference, revision, commits=run.commits)), None
+
+
+def adapter_of(run: Run, reference: str, revision: str | None = None) -> Artifact | None:
+    """The adapter that MODEL names, by its name in the store or its directory; None for a base model."""
     adapter: Artifact | None = None
     if Path(reference).name == reference and run.store.find("adapter", reference) is not None:
         adapter = run.store.get("adapter", reference, accept_rejected=run.accept_rejected)
@@ -92,12 +129,23 @@ def model(run: Run, reference: str) -> tuple[base_models.BaseModel, Artifact | N
         artifacts.verify(found)
         if found.manifest.kind == "adapter":
             adapter = found
-    base = base_models.resolve(reference) if adapter is None else base_of(adapter, run.store)
-    return note_hub(run, base), adapter
+    if adapter is not None and revision is not None:
+        raise ConfigError(
+            "an adapter knows the commit of its base",
+            where=reference,
+            found=revision,
+            next_step="leave --revision away",
+        )
+    return adapter
+
+
+def short_name(reference: str) -> str:
+    """The last part of what MODEL names, for what is made of it; `@` stands before the decoding of a bundle."""
+    return Path(reference if Path(reference).exists() else reference.partition("@")[0]).name
 
 
 def base_fields(base: base_models.BaseModel) -> dict[str, str]:
-    """What a recipe says of a base: its name, and the hash of its bytes."""
+    """What a recipe says of a base: its name, and the hash of its bytes or its commit."""
     return {"reference": base.reference, "identity": base.identity}
 
 

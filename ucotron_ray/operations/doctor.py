@@ -130,9 +130,10 @@ def _store(settings: Config) -> Check:
 
 
 def _model(settings: Config) -> Check:
-    reference = settings.recipe.tier_model.local_model
+    model = settings.recipe.tier_model
+    reference = model.local_model
     try:
-        base = base_models.resolve(reference)
+        base = base_models.located(reference, model.revision)
     except UcotronRayError as error:
         return Check(GAP, "model", f"{reference}: {error.problem}", error.next_step or "")
     if base.kind == "hub":

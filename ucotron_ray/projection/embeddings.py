@@ -1,6 +1,7 @@
 """Descriptions → encoded pairs: what the encoders are, and the stages that import and encode."""
 
 import json
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +44,11 @@ class Encoders:
         return {"clip": prefix + self.clip.identity, "text": self.text.identity}
 
 
-def encoders_of(settings: Projection) -> Encoders:
+def encoders_of(settings: Projection, commits: MutableMapping[str, str] | None = None) -> Encoders:
     """What `projection.clip` and `projection.text` name. Raises InputError before anything is loaded."""
     is_stand_in = settings.clip.startswith(STAND_IN)
-    clip = base_models.resolve(settings.clip.removeprefix(STAND_IN))
-    text = base_models.resolve(settings.text)
+    clip = base_models.resolve(settings.clip.removeprefix(STAND_IN), commits=commits)
+    text = base_models.resolve(settings.text, commits=commits)
     for setting, base in (("projection.clip", clip), ("projection.text", text)):
         if base.kind == "gguf" and not (is_stand_in and base is clip):
             raise InputError(
@@ -89,7 +90,7 @@ def encode(run: Run, data: Artifact) -> Artifact:
     """Descriptions → `dataset/embeddings-<hash>`: the same descriptions and encoders are encoded once for all names."""
     from ucotron_ray.projection import descriptions, pairs
 
-    encoders = encoders_of(run.config.recipe.projection)
+    encoders = encoders_of(run.config.recipe.projection, run.commits)
     file = _descriptions_file(data)
     if encoders.clip_is_stand_in and data.manifest.counts.get("images"):
         raise InputError(

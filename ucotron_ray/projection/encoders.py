@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.models import base as base_models
 from ucotron_ray.models.base import Dtype
 from ucotron_ray.projection.job import EncodeJob
 from ucotron_ray.projection.pairs import CLIP_DIM, TEXT_DIM, Floats
@@ -207,17 +208,11 @@ def _loaded(
     model_class: Any, tokenizer_class: Any, reference: str, dtype: torch.dtype, device: str, **changes: Any
 ) -> tuple[Any, Any]:
     """Model (without gradients, in evaluation mode) and fast tokenizer. Raises InputError if there is no such model."""
-    only_local = Path(reference).is_dir()
+    base = base_models.located(reference)
+    source, fetching = base.path or base.reference, base.fetching()
     try:
-        model = model_class.from_pretrained(
-            reference,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=only_local,
-            dtype=dtype,
-            **changes,
-        )
-        tokenizer = tokenizer_class.from_pretrained(reference, trust_remote_code=False, local_files_only=only_local)
+        model = model_class.from_pretrained(source, use_safetensors=True, dtype=dtype, **fetching, **changes)
+        tokenizer = tokenizer_class.from_pretrained(source, **fetching)
     except (ValueError, OSError) as error:
         raise InputError(
             "the encoder cannot be loaded",

@@ -92,7 +92,7 @@ def _load_transformers(target: Target, num_threads: int) -> LoadedModel:
     from ucotron_ray.models import lora  # noqa: PLC0415
     from ucotron_ray.serving import torch_model  # noqa: PLC0415
 
-    base = base_models.resolve(target.base)
+    base = base_models.located(target.base)
     adapter = Path(target.path) / "adapter" if target.path else None
     tokenizer = base_models.load_tokenizer(base)
     if num_threads:

@@ -66,11 +66,14 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
     with flags.run_of(args) as run:
         if args.output_dir:
             outputs.refuse_mixing(args.output_dir, run.store.root, "model")
-        base = base_models.resolve(run.config.recipe.tier_model.local_model)
+        model = run.config.recipe.tier_model
+        # A plan asks no hub which commit it is of.
+        planned = base_models.located(model.local_model, model.revision)
         dataset = datasets.training_data(run, args.train_data, args.val_data)
         if args.dry_run:
-            return _planned(run, "sft", dataset, base)
+            return _planned(run, "sft", dataset, planned)
         hub.check(run, args.push_to_hub)
+        base = models.tier_base(run)
         adapter = training.sft(run, dataset, base)
         result = {"artifact": str(adapter.path), **adapter.manifest.metrics, "counts": adapter.manifest.counts}
         if args.push_to_hub:

@@ -127,7 +127,7 @@ def write_reference(job: TrainingJob) -> None:
     settings = DpoSettings.model_validate(job.settings)
     if job.num_threads:
         torch.set_num_threads(job.num_threads)
-    base = base_models.resolve(job.base)
+    base = base_models.located(job.base)
     tokenizer = base_models.load_tokenizer(base)
     dtype = base_models.compute_dtype(job.place.dtype)
     model = quantization.for_answers(base, dtype, quantize=settings.quantize)

@@ -49,7 +49,7 @@ def write_pairs(job: SampleJob, f1: F1Of) -> dict[str, int]:
     if job.num_threads:
         torch.set_num_threads(job.num_threads)
     torch.manual_seed(job.seed)
-    base = base_models.resolve(job.base)
+    base = base_models.located(job.base)
     tokenizer = base_models.load_tokenizer(base)
     dtype = base_models.compute_dtype(job.dtype, rows=job.batch_size)
     model = quantization.for_answers(base, dtype, quantize=job.quantize)

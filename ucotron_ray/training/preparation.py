@@ -50,7 +50,7 @@ def settings_of(run: Run, stage: Stage) -> LoraSettings:
     return run.config.recipe.sft if stage == "sft" else run.config.recipe.dpo
 
 
-def check(run: Run, stage: Stage, base: base_models.BaseModel) -> None:
+def check(run: Run, stage: Stage, base: base_models.Located) -> None:
     """Mistakes in settings that the model's layers or the installed packages show. Starts nothing."""
     settings, workers = settings_of(run, stage), run.config.place.workers
     shape = shape_of(base)
@@ -113,14 +113,14 @@ def prepare(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel)
     return Preparation(loadable, tokens, plan)
 
 
-def _checked_plan(run: Run, stage: Stage, tokens: Artifact, base: base_models.BaseModel) -> Plan | None:
+def _checked_plan(run: Run, stage: Stage, tokens: Artifact, base: base_models.Located) -> Plan | None:
     plan = plan_of(run, stage, tokens.path, base, counts=tokens.manifest.counts)
     if plan is not None:
         plans.check_memory(plan, settings_of(run, stage))
     return plan
 
 
-def dry_run(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel) -> Plan | None:
+def dry_run(run: Run, stage: Stage, data: Artifact, base: base_models.Located) -> Plan | None:
     """The plan alone: nothing is written, nothing is started."""
     check(run, stage, base)
     refuse_overlap(data, stage)
@@ -157,7 +157,7 @@ def refuse_overlap(data: Artifact, stage: Stage) -> None:
 
 
 def plan_of(
-    run: Run, stage: Stage, source: "Path | Tokens", base: base_models.BaseModel, *, counts: Mapping[str, int]
+    run: Run, stage: Stage, source: "Path | Tokens", base: base_models.Located, *, counts: Mapping[str, int]
 ) -> Plan | None:
     """The plan of a training on tokenized rows; None for a model whose layers are not known.
 
@@ -292,7 +292,7 @@ def _tokenized(run: Run, stage: Stage, data: Artifact, base: base_models.BaseMod
     def build(build: Build) -> BuildResult:
         from ucotron_ray.training import tokens
 
-        tokenizer = _tokenizer(base_models.resolve(loadable))
+        tokenizer = _tokenizer(base_models.located(loadable))
         made = _made(run, stage, data, tokenizer)
         tokens.write(build.path, made)
         return BuildResult({}, made.counts, [f"{data.manifest.name} for {base.reference}"])
@@ -300,7 +300,7 @@ def _tokenized(run: Run, stage: Stage, data: Artifact, base: base_models.BaseMod
     return run.make("tokenize", Request("cache", name, fields, inputs), build)
 
 
-def _tokenizer(base: base_models.BaseModel) -> "PreTrainedTokenizerBase":
+def _tokenizer(base: base_models.Located) -> "PreTrainedTokenizerBase":
     """The base's tokenizer. Raises InputError if the hub does not give it."""
     try:
         return base_models.load_tokenizer(base)

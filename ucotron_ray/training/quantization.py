@@ -8,7 +8,7 @@ from ucotron_ray.core.errors import ResourceError
 from ucotron_ray.models import base as base_models
 
 
-def load(base: base_models.BaseModel, dtype: base_models.Dtype, *, quantize: str, attention: str = "auto") -> Any:
+def load(base: base_models.Located, dtype: base_models.Dtype, *, quantize: str, attention: str = "auto") -> Any:
     """The base, quantized or not, with this kind of attention: on the GPU if it is quantized, else on the processor."""
     if quantize == "nf4":
         return _quantized(base)
@@ -18,13 +18,13 @@ def load(base: base_models.BaseModel, dtype: base_models.Dtype, *, quantize: str
     return model
 
 
-def for_answers(base: base_models.BaseModel, dtype: base_models.Dtype, *, quantize: str) -> Any:
+def for_answers(base: base_models.Located, dtype: base_models.Dtype, *, quantize: str) -> Any:
     """The base that is only asked, in the very weights that are trained on, where it computes."""
     model = load(base, dtype, quantize=quantize).eval()
     return model.to("cuda") if torch.cuda.is_available() and quantize == "none" else model
 
 
-def _quantized(base: base_models.BaseModel) -> Any:
+def _quantized(base: base_models.Located) -> Any:
     """The base in 4 bits (NF4 with double quantization; Dettmers et al. 2023, arxiv.org/abs/2305.14314)."""
     from peft import prepare_model_for_kbit_training  # noqa: PLC0415 - 4 s; only workers pay for it
     from transformers import BitsAndBytesConfig  # noqa: PLC0415

@@ -32,7 +32,7 @@ class Worker:
 
     rank: int
     world: int
-    base: base_models.BaseModel
+    base: base_models.Located
     tokenizer: PreTrainedTokenizerBase
     dtype: base_models.Dtype
 
@@ -52,7 +52,7 @@ def begin(stage: str, job: TrainingJob, settings: LoraSettings) -> Worker:
     if job.num_threads:
         torch.set_num_threads(job.num_threads)
     torch.manual_seed(settings.seed)
-    base = base_models.resolve(job.base)
+    base = base_models.located(job.base)
     dtype = agreed_dtype(job, Path(job.directory) / CHECKPOINTS, rank, world)
     return Worker(rank, world, base, base_models.load_tokenizer(base), dtype)
 

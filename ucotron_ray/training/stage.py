@@ -63,15 +63,22 @@ def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
         spool = run.spool.child("sft")
         spool.dataset(dataset, "training")
         job = SftJob(**fields, settings=run.config.recipe.sft.model_dump())
-        return _trained(run, job, prepared, spool, build, f"base {base.reference}", named=base.reference)
+        return _trained(run, job, prepared, spool, build, f"base {base.reference}", base=base)
 
     return run.make("sft", request, build)
 
 
 def _trained(
-    run: Run, job: "TrainingJob", prepared: Preparation, spool: Spool, build: Build, note: str, *, named: str
+    run: Run,
+    job: "TrainingJob",
+    prepared: Preparation,
+    spool: Spool,
+    build: Build,
+    note: str,
+    *,
+    base: base_models.BaseModel,
 ) -> BuildResult:
-    """Train on Ray; keep adapter, record, report and plan. `named` is how the adapter calls its base."""
+    """Train on Ray; keep adapter, record, report and plan. `base` is what the adapter calls its base."""
     from ucotron_ray.training import report
     from ucotron_ray.training.on_ray import train_on_ray
 
@@ -85,7 +92,7 @@ def _trained(
     write_json(build.path / "training.json", record)
     write_text(build.path / "report.html", report.page(record))
     shutil.rmtree(build.path / "checkpoints", ignore_errors=True)
-    name_base(build.path / "adapter" / "adapter_config.json", named)
+    name_base(build.path / "adapter" / "adapter_config.json", base.reference, base.revision)
     for file in ("training.json", "report.html"):
         spool.file(build.path / file)
     return BuildResult(metrics, record["counts"], [note])
@@ -125,7 +132,7 @@ def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapt
         spool.model(merged, "input")
         job = DpoJob(**fields, settings=settings, reference=str(kept.path))
         note = f"base {merged.manifest.name}, merged"
-        return _trained(run, job, prepared, spool, build, note, named=models.merged_base(merged).reference)
+        return _trained(run, job, prepared, spool, build, note, base=models.merged_base(merged))
 
     return run.make("dpo", dpo_request(run, name, pairs, merged), build)
 
@@ -151,10 +158,10 @@ def reference_of(run: Run, pairs: Artifact, merged: Artifact, prepared: Preparat
     return run.make("reference", Request("cache", name, fields, inputs), build)
 
 
-def name_base(path: Path, reference: str) -> None:
-    """An adapter names its base by reference, not by a path of the machine that it was trained on."""
+def name_base(path: Path, reference: str, revision: str | None = None) -> None:
+    """An adapter names its base by reference and commit, not by a path of the machine that it was trained on."""
     settings = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**settings, "base_model_name_or_path": reference})
+    write_json(path, {**settings, "base_model_name_or_path": reference, "revision": revision})
 
 
 def aligned_before(run: Run, name: str, adapter: Artifact) -> Artifact | None:

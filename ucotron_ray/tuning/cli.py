@@ -114,12 +114,12 @@ def _planned(run: "Run", target: "TuningTarget") -> dict[str, Any]:
         print(f"{run.config.recipe.tuning.trials} trials of each tier, which Optuna proposes one after the other")
     plans = {}
     if target.stage == "sft":
-        from ucotron_ray.models import base as base_models
+        from ucotron_ray.models import stage as models
         from ucotron_ray.training.plan import lines
 
         for tier in target.settings:
             with targets.at_tier(run, tier):
-                base = base_models.resolve(run.config.recipe.tier_model.local_model)
+                base = models.named_base(target.identity[tier], run.store)
                 plan = preparation.dry_run(run, "sft", target.data, base)
             print(f"one trial of {tier}:")
             for line in lines(plan) if plan else ["the layers of this model are not known: no plan"]:

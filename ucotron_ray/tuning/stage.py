@@ -96,7 +96,7 @@ def _check_targets(run: Run, target: TuningTarget, tier: str, known: Sequence[sp
     values, searched = space.candidates(tuning, target.stage, target.settings[tier], "target_modules", known)
     if not searched:
         return
-    shape = shape_of(models.named_base(target.identity[tier]["reference"], run.store))
+    shape = shape_of(models.named_base(target.identity[tier], run.store))
     unknown = [value for value in values if not shape.targets(value)] if shape else []
     if shape and unknown:
         names = ", ".join(name.partition(".")[2] for name in shape.linears)

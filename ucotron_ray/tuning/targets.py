@@ -55,14 +55,13 @@ def sft_target(run: Run, data: Artifact) -> TuningTarget:
     """LoRA on relation rows, for the tiers of the recipe. Finds mistakes; starts nothing."""
     tiers: list[str] = [*(run.config.recipe.tuning.tiers or [run.config.recipe.tier])]
     recipe = run.config.recipe
-    bases = {tier: base_models.resolve(getattr(recipe.models.fine_tuning, tier).local_model) for tier in tiers}
+    bases = {tier: models.tier_base(run, tier) for tier in tiers}
     settings = {tier: getattr(recipe.training.sft, tier) for tier in tiers}
     _check_rows(data, settings.values())
     preparation.refuse_overlap(data, "sft")
     for tier, base in bases.items():
         with at_tier(run, tier):
             preparation.check(run, "sft", base)
-    run.hub_needed = run.hub_needed or any(base.kind == "hub" for base in bases.values())
 
     def prepare(workers: Mapping[str, Workers]) -> Mapping[str, Template]:
         made = {}

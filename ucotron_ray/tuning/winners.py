@@ -12,6 +12,7 @@ from ucotron_ray.core.config import Config, with_overlay
 from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.core.files import content_hash, list_files, write_json, write_text
 from ucotron_ray.core.spool import Spool
+from ucotron_ray.models import pinning
 from ucotron_ray.training.stage import name_base
 from ucotron_ray.tuning import overlay, report
 from ucotron_ray.tuning.job import BEST, CHECKPOINTS, STOP
@@ -118,7 +119,8 @@ def _kept(record: Record, directory: Path, tier: str, trial: str) -> Path:
     else:
         shutil.copytree(source / BEST, aside / "adapter", ignore=shutil.ignore_patterns("score.json"))
         if record.stage == "sft":
-            name_base(aside / "adapter" / "adapter_config.json", record.tiers[tier].model)
+            facts = record.tiers[tier]
+            name_base(aside / "adapter" / "adapter_config.json", facts.model, pinning.commit_in(facts.identity))
     aside.rename(target)
     return target
 

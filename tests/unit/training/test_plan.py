@@ -61,7 +61,7 @@ def test_a_shape_read_from_the_configuration_has_the_models_parameters(tmp_path,
 def test_the_guides_tiers_are_known_without_a_hub():
     sizes = {name: round(shape.total / 1e9, 2) for name, shape in KNOWN.items()}
     assert list(sizes.values()) == [0.49, 1.54, 7.62]
-    shape = shape_of(base_models.resolve("Qwen/Qwen2.5-7B-Instruct"))
+    shape = shape_of(base_models.located("Qwen/Qwen2.5-7B-Instruct"))
     assert shape is not None
     assert shape.targets(["q_proj", "down_proj"]) == ["self_attn.q_proj", "mlp.down_proj"]
     assert shape.targets(r".*\.(q|v)_proj") == ["self_attn.q_proj", "self_attn.v_proj"]
@@ -215,6 +215,9 @@ def test_a_hub_model_that_is_not_here_is_planned_by_characters_and_trained_never
     assert result["plan"]["memory"]["base weights"] in (2 * 1543656960, 4 * 1543656960)
     assert result["plan"]["work"]["rows"] == 24
     code, _, err = call(tmp_path, capsys, *common)
+    assert code == 2
+    assert "not known which commit" in err
+    code, _, err = call(tmp_path, capsys, *common, "--revision", "a" * 40)
     assert code == 2
     assert "the hub does not give it" in err
 

@@ -1,6 +1,7 @@
 """The verb `tune` from rows to best.yaml, its trials in this process: what is left behind, resumed and promoted."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -10,9 +11,9 @@ from tests.unit.projection.test_fit import data as data  # the fixture, again fo
 from tests.unit.test_cli import call
 from tests.unit.training.test_dpo_stage import ROWS
 from tests.unit.training.test_dpo_stage import in_process as in_one_process  # noqa: F401 - a fixture
-from ucotron_ray.core import artifacts, config, run, session
+from ucotron_ray.core import artifacts, config, files, run, session
 from ucotron_ray.core.artifacts import Store
-from ucotron_ray.core.files import content_hash, list_files
+from ucotron_ray.core.files import content_hash, file_hash, list_files
 from ucotron_ray.data import jsonl
 from ucotron_ray.models import base as base_models
 from ucotron_ray.training import stage as training
@@ -116,6 +117,23 @@ def test_a_sweep_leaves_record_page_pictures_winner_and_an_overlay_that_sft_take
     again = tune(place, capsys)[1]
     assert again["artifact"] == result["artifact"]
     check_tracking(place)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_driver_and_trials_hash_the_model_once(place, capsys, tiny_model, monkeypatch):
+    own = shutil.copytree(tiny_model, place / "own")
+    (place / "r.yaml").write_text(RECIPE.replace("MODEL", str(own)), encoding="utf-8")
+    hashed = []
+
+    def counted(path):
+        hashed.append(path)
+        return file_hash(path)
+
+    monkeypatch.setattr(files, "file_hash", counted)
+    code, result, err = tune(place, capsys)
+    assert (code, result["trials"]) == (0, 4), err
+    # The trials run in this very process.
+    assert sorted(path.name for path in hashed if path.parent == own) == sorted(path.name for path in own.iterdir())
 
 
 def check_tracking(place) -> None:

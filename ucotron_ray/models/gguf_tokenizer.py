@@ -1,0 +1,52 @@
+"""The tokenizer of a GGUF file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ucotron_ray.models import splitting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load(path: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a GGUF file with the file's own special tokens.
+
+    transformers 5.24 splits texts as the file's architecture usually does, whatever `tokenizer.ggml.pre` says: digits of
+    SmolLM2 stay together, which training did not do. So the vocabulary and merges are taken from it, and the rest from
+    the file's metadata.
+    """
+    from gguf import GGUFReader  # noqa: PLC0415
+    from tokenizers import Tokenizer, decoders, processors  # noqa: PLC0415
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415
+
+    loaded = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
+    fields = GGUFReader(str(path)).fields
+
+    def field(name: str) -> object:
+        return fields[name].contents() if name in fields else None
+
+    if field("tokenizer.ggml.model") != "gpt2":
+        tokenizer: PreTrainedTokenizerBase = loaded
+        return tokenizer
+    backend = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    # transformers takes the rule of the architecture, whatever the file says.
+    backend.pre_tokenizer = splitting.by_name(str(field("tokenizer.ggml.pre"))) or backend.pre_tokenizer
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+
+    def token(name: str) -> str | None:
+        number = field(f"tokenizer.ggml.{name}_token_id")
+        return backend.id_to_token(number) if isinstance(number, int) else None
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=token("bos"),
+        eos_token=token("eos"),
+        unk_token=token("unknown"),
+        pad_token=token("padding"),
+        chat_template=field("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        # By default it gives token types too, which `generate` of these models refuses.
+        model_input_names=["input_ids", "attention_mask"],
+    )
