@@ -1,7 +1,7 @@
 """Whether a variant loses no more F1 than a margin: a test that few rows, or a noisy variant, cannot pass by luck.
 
 A variant is held to be as good as float32 if the upper bound of its loss on the same rows is within the margin. The
-bound is the bootstrap's, one-sided. How many rows such a test needs to pass a variant that loses nothing follows from the
+bound is the bootstrap's, one-sided. How many rows it takes to pass a variant that loses nothing follows from the
 margin, the power and the spread of a row's paired difference.
 """
 
