@@ -8,12 +8,12 @@ from typing import TypeVar
 
 from ucotron_ray.core import destination as destinations
 from ucotron_ray.core import spool as spools
-from ucotron_ray.core import tracking
 from ucotron_ray.core import wandb as wandb_mirror
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request, Store
 from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import ConfigError, Stopped
 from ucotron_ray.core.files import canonical_hash
+from ucotron_ray.core.sending import Sender
 
 Entered = TypeVar("Entered")
 
@@ -50,7 +50,7 @@ class Run:
         self._stack.__enter__()
         if spools.has_pending(self.spool.directory):
             # What an earlier run could not send goes out now, even if this one has nothing to add.
-            self._stack.enter_context(tracking.Sender(self.spool.directory, self.destination))
+            self._stack.enter_context(Sender(self.spool.directory, self.destination))
             self._sending = True
         return self
 
@@ -111,7 +111,7 @@ class Run:
         if not self._began:
             self._began = True
             if not self._sending:
-                self._stack.enter_context(tracking.Sender(self.spool.directory, self.destination))
+                self._stack.enter_context(Sender(self.spool.directory, self.destination))
             self.spool.start(name=f"{self._verb} {self.name}", tags={"ucotron.store": str(self.store.root)})
             recipe = self.config.recipe
             used = {"tier": recipe.tier, "graph": recipe.graph, "sft": recipe.sft, "evaluation": recipe.evaluation}

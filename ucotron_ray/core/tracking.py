@@ -9,8 +9,7 @@ import json
 import logging
 import os
 import re
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from ucotron_ray.core.artifacts import Artifact
 from ucotron_ray.core.destination import Destination
 from ucotron_ray.core.errors import ConfigError, StageFailed
 from ucotron_ray.core.files import write_json
-from ucotron_ray.core.model_version import Version
+from ucotron_ray.core.model_version import BUNDLE, Version
 from ucotron_ray.core.place import Place
 from ucotron_ray.core.spool import Line, SendingState, only_sender, pending, read_sent
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SEND_EVERY_SECONDS = 5.0
-CLOSE_SECONDS = 30.0
 ASK_SECONDS, FILE_SECONDS = 60, 600
 """For a question to the registry, and for one file of a bundle: a server answers once it has kept all of it."""
 
@@ -38,38 +35,6 @@ KEY_TAG = "ucotron.key"
 
 _BATCH = 500
 """Events of one `log_batch` call; MLflow takes 1,000 metrics and 100 parameters a call."""
-
-
-class Sender:
-    """Sends the spool in the background, for as long as the block lasts; then once more, for a bounded time."""
-
-    def __init__(self, directory: Path, destination: Destination | None) -> None:
-        self._directory = directory
-        self._destination = destination
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="tracking", daemon=True)
-
-    def __enter__(self) -> "Sender":
-        if self._destination is not None:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._done.set()
-        if self._destination is not None:
-            self._thread.join(CLOSE_SECONDS)
-            if self._thread.is_alive():
-                log.warning("tracking: MLflow is slow; what is left is sent by the next run")
-
-    def _loop(self) -> None:
-        assert self._destination is not None
-        # Importing mlflow and making its database take a processor for ten seconds: give way to the run's own start.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
-        while True:
-            last = self._done.wait(SEND_EVERY_SECONDS)
-            send_pending(self._directory, self._destination)
-            if last:
-                return
 
 
 class Registry:
@@ -124,16 +89,18 @@ class Registry:
                 self._client.create_registered_model(self.model)
             return _version(self._client.create_model_version(self.model, source, run, tags=dict(tags)))
 
-    def upload(self, artifact: Artifact) -> tuple[str, str]:
-        """Log an artifact's files as a run of its own; where they are then, and the run's id."""
+    def upload(self, bundle: Artifact, beside: Path) -> tuple[str, str]:
+        """Log a bundle, and the files of a model beside it, as a run; where they are then, and the run's id."""
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FILE_SECONDS)
         with self._asking():
             experiment = _experiment(self._client, self._where)
-            tags = {"mlflow.runName": f"upload {artifact.manifest.name}", "ucotron.content": artifact.manifest.content}
+            tags = {"mlflow.runName": f"upload {bundle.manifest.name}", "ucotron.content": bundle.manifest.content}
             run = self._client.create_run(experiment, tags=tags)
-            self._client.log_artifacts(run.info.run_id, str(artifact.path), artifact.path.name)
+            name = bundle.path.name
+            self._client.log_artifacts(run.info.run_id, str(bundle.path), f"{name}/{BUNDLE}")
+            self._client.log_artifacts(run.info.run_id, str(beside), name)
             self._client.set_terminated(run.info.run_id)
-        return f"{str(run.info.artifact_uri).rstrip('/')}/{artifact.path.name}", str(run.info.run_id)
+        return f"{str(run.info.artifact_uri).rstrip('/')}/{name}", str(run.info.run_id)
 
     def download(self, source: str, directory: Path) -> Path:
         """Copy what is at a version's `source` into a directory; where it lies there."""
@@ -179,6 +146,37 @@ class Registry:
                 next_step="start the MLflow server, or correct tracking.registry_uri or tracking.mlflow_uri",
             ) from error
         self._has_answered = True
+
+
+def save_pyfunc(
+    directory: Path,
+    *,
+    loader: str,
+    package: Path,
+    requirements: Sequence[str],
+    signature: Mapping[str, object],
+    example: list[dict[str, Any]],
+    **written: Mapping[str, object],
+) -> None:
+    """Write what makes a directory an `mlflow.pyfunc` model: MLmodel, code, environments, example. Nothing is pickled.
+
+    `signature` has MLflow's `inputs`, `outputs` and `params`. `written` are the `model_config` that whoever loads it
+    may change, and `metadata`.
+    """
+    # Else it takes uv.lock and pyproject.toml of whatever directory this was started in.
+    os.environ["MLFLOW_UV_AUTO_DETECT"] = "false"
+    from mlflow import pyfunc  # noqa: PLC0415 - it imports pandas
+    from mlflow.models import ModelSignature  # noqa: PLC0415
+
+    pyfunc.save_model(
+        directory,
+        loader_module=loader,
+        code_paths=[str(package)],
+        pip_requirements=list(requirements),
+        signature=ModelSignature.from_dict({part: json.dumps(spec) for part, spec in signature.items()}),
+        input_example=example,
+        **written,
+    )
 
 
 def _version(found: "ModelVersion") -> Version:

@@ -12,7 +12,7 @@ from ucotron_ray.core.artifacts import Artifact, read_artifact
 from ucotron_ray.core.destination import Destination
 from ucotron_ray.core.errors import ConfigError, MissingArtifact, RecipeChanged
 from ucotron_ray.core.files import MANIFEST
-from ucotron_ray.core.model_version import Version
+from ucotron_ray.core.model_version import Version, bundle_in
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Registry
 from ucotron_ray.registry import versions as registry
@@ -110,7 +110,7 @@ def fetch(models: Registry, version: Version, target: Path) -> Artifact:
         return read_artifact(target)
     source = version.directory
     refuse_unseen(version)
-    get = copies.copy_of(source) if source else lambda directory: models.download(version.source, directory)
+    get = copies.copy_of(source) if source else lambda directory: bundle_in(models.download(version.source, directory))
     return copies.install(get, target, content)
 
 

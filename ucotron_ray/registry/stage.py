@@ -5,6 +5,8 @@ Verify every byte → score it, its base and the champion on the same rows → g
 
 import json
 import logging
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from ucotron_ray.core import copies
@@ -21,6 +23,7 @@ from ucotron_ray.evaluation.comparison import asked_rows, scored_model
 from ucotron_ray.evaluation.stage import GUIDE_GROUP, scored
 from ucotron_ray.models.bundles import bundle_of
 from ucotron_ray.models.stage import note_hub, original_base
+from ucotron_ray.registry import model_files
 from ucotron_ray.registry import versions as registry
 from ucotron_ray.registry.aliases import fetch, is_unseen, number_of, registry_of, version_of
 from ucotron_ray.registry.versions import CANDIDATE, CHAMPION, CONTENT_TAG, GATES_TAG, NAME_TAG, PREVIOUS
@@ -145,8 +148,14 @@ def _registered(run: Run, models: Registry, bundle: Artifact, *, upload: bool) -
     for version in models.versions():
         if version.tags.get(CONTENT_TAG) == content and _is_reachable(version, content, upload=upload):
             return version
-    # Not the bundle's own path: what is exported under its name later would be there instead.
-    source, logged = models.upload(bundle) if upload else (registry.kept(run.store.root, bundle).as_uri(), None)
+    logged = None
+    if upload:
+        with tempfile.TemporaryDirectory() as beside:
+            model_files.write(Path(beside), bundle)
+            source, logged = models.upload(bundle, Path(beside))
+    else:
+        # Not the bundle's own path: what is exported under its name later would be there instead.
+        source = registry.kept(run.store.root, bundle).as_uri()
     return models.register(source, registry.tags_of(bundle, _dataset_digest(run, bundle)), run=logged)
 
 

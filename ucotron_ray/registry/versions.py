@@ -13,6 +13,8 @@ from typing import Any
 
 from ucotron_ray.core import copies
 from ucotron_ray.core.artifacts import Artifact
+from ucotron_ray.core.model_version import BUNDLE
+from ucotron_ray.registry import model_files
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 CONTENT_TAG, GATES_TAG, NAME_TAG = "manifest_sha", "gates", "bundle"
@@ -35,15 +37,17 @@ def tags_of(bundle: Artifact, dataset_digest: str | None) -> dict[str, str]:
 
 
 def kept(store: Path, bundle: Artifact) -> Path:
-    """A bundle's files under their content in the store's registry, where no later export takes their place.
+    """A version's files under their content in the store's registry, where no later export takes their place.
 
-    Those of the store are linked, as they are only ever replaced by a rename. A directory of the user's may be written
-    to in place, and is copied.
+    A bundle of the store is linked, as its files are only ever replaced by a rename. A directory of the user's may be
+    written to in place, and is copied.
     """
-    place = store / "registry" / "versions" / bundle.manifest.content[:16]
-    if not copies.holds(place, bundle.manifest.content):
+    place = store / "registry" / "models" / bundle.manifest.content[:16]
+    if not copies.holds(place / BUNDLE, bundle.manifest.content):
         get = copies.copy_of(bundle.path, _linked if bundle.path.is_relative_to(store) else shutil.copy2)
-        copies.install(get, place, bundle.manifest.content)
+        copies.install(get, place / BUNDLE, bundle.manifest.content)
+    if not (place / model_files.MLMODEL).is_file():
+        model_files.write(place, bundle)
     return place
 
 

@@ -282,8 +282,16 @@ def test_no_state_of_rays_own_is_ever_loaded_and_no_shell_is_started():
                 assert words.get("verify", "True") == "True", path
                 assert words.get("ssl", "") != "False", path
         text = path.read_text(encoding="utf-8")
-        for word in ("CERT_NONE", "_create_unverified_context", "check_hostname = False", "os.system", "pyfunc"):
+        for word in ("CERT_NONE", "_create_unverified_context", "check_hostname = False", "os.system"):
             assert word not in text, f"{path}: {word}"
+        # A version is written for `mlflow.pyfunc`; nothing here loads one, as that runs the code that lies with it.
+        if path.as_posix().endswith(("core/tracking.py", "registry/model_files.py", "registry/pyfunc.py")):
+            called = {
+                ast.unparse(node.func).split(".")[-1] for node in ast.walk(code(path)) if isinstance(node, ast.Call)
+            }
+            assert "load_model" not in called, path
+        else:
+            assert "pyfunc" not in text, path
 
 
 def test_mlflow_may_not_unpickle_what_others_logged(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from ucotron_ray.core import config, tracking
+from ucotron_ray.core import config, sending, tracking
 from ucotron_ray.core import destination as destinations
 from ucotron_ray.core import spool as spools
 from ucotron_ray.core.artifacts import BuildResult, Request, Store
@@ -86,10 +86,10 @@ def test_a_dead_server_keeps_the_spool_and_the_next_sender_empties_it(tmp_path, 
     spool = spools.Spool(tmp_path, "run-2")
     spool.start(name="late")
     dead = destinations.Destination("http://127.0.0.1:9", "tests", None)
-    with tracking.Sender(tmp_path, dead):
+    with sending.Sender(tmp_path, dead):
         spool.metrics({"f1": 0.5})
     assert spools.has_pending(tmp_path)
-    with tracking.Sender(tmp_path, database):
+    with sending.Sender(tmp_path, database):
         pass
     assert not spools.has_pending(tmp_path)
     run_id = spools.run_id(tmp_path, "run-2")
@@ -98,7 +98,7 @@ def test_a_dead_server_keeps_the_spool_and_the_next_sender_empties_it(tmp_path, 
 
 
 def test_a_server_that_never_answers_holds_a_run_up_for_a_bounded_time(tmp_path, database, monkeypatch, caplog):
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(sending, "CLOSE_SECONDS", 0.5)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     spool = spools.Spool(tmp_path, "run-slow")
@@ -106,7 +106,7 @@ def test_a_server_that_never_answers_holds_a_run_up_for_a_bounded_time(tmp_path,
     with socket.create_server(("127.0.0.1", 0)) as silent:
         # The kernel takes the connection; nobody reads from it.
         where = destinations.Destination(f"http://127.0.0.1:{silent.getsockname()[1]}", "tests", None)
-        sender = tracking.Sender(tmp_path, where)
+        sender = sending.Sender(tmp_path, where)
         with sender:
             spool.metrics({"f1": 0.5})
         assert "MLflow is slow" in caplog.text

@@ -210,7 +210,26 @@ def test_download_asks_mlflow_for_what_no_path_here_shows(world, tmp_path):
     assert world.call("promote", "good", "--upload")[0] == 0
     models = world.registry()
     got = models.download(models.version("champion").source, tmp_path)
-    assert content_hash(list_files(got)) == bundle.manifest.content
+    assert content_hash(list_files(got / "bundle")) == bundle.manifest.content
+    assert {path.name for path in got.iterdir()} >= {"MLmodel", "requirements.txt", "code"}
+
+
+def test_a_version_of_before_is_the_bundle_itself_and_stays_champion_pulled_and_led_back_to(world, tmp_path):
+    """Registered when no version had a MLmodel."""
+    old = world.bundle("good")
+    models = world.registry()
+    place = world.store.root / "registry" / "versions" / old.manifest.content[:16]
+    copies.install(copies.copy_of(old.path), place, old.manifest.content)
+    models.point("champion", models.register(place.as_uri(), registry.tags_of(old, None)))
+    code, result, _ = world.call("promote", "good")
+    assert (code, result["version"], result["changed"]) == (0, "1", False)
+    world.bundle("best")
+    assert world.call("promote", "best")[0] == 0
+    assert world.call("rollback")[0] == 0
+    assert world.aliases() == {"champion": "1", "previous": "2"}
+    target = tmp_path / "pulled"
+    assert world.call("pull", str(target))[0] == 0
+    assert content_hash(list_files(target)) == old.manifest.content
 
 
 def test_a_manifest_that_was_changed_with_its_files_is_not_the_registered_one(world, tmp_path):
@@ -318,7 +337,7 @@ def test_a_bundle_is_registered_anew_where_its_version_cannot_be_had_as_it_is_as
     bundle = world.bundle("good")
     assert world.call("promote", "good")[0] == 0
     first = world.registry().version("champion")
-    assert first.directory == world.store.root / "registry" / "versions" / bundle.manifest.content[:16]
+    assert first.directory == world.store.root / "registry" / "models" / bundle.manifest.content[:16] / "bundle"
     shutil.rmtree(first.directory)
     assert world.call("promote", "good")[1]["version"] == "2"
     assert world.call("pull", str(tmp_path / "pulled"))[0] == 0
@@ -335,10 +354,10 @@ def test_the_files_of_a_version_are_linked_within_the_store_and_copied_from_else
     store = Store(tmp_path / "store")
     bundle = make_bundle(store, "good", base_directory(tmp_path / "base"))
     content = bundle.manifest.content
-    place = registry.kept(store.root, bundle)
+    place = registry.kept(store.root, bundle) / "bundle"
     assert os.path.samefile(place / "model.onnx", bundle.path / "model.onnx")
     inode = place.stat().st_ino
-    assert registry.kept(store.root, bundle).stat().st_ino == inode
+    assert (registry.kept(store.root, bundle) / "bundle").stat().st_ino == inode
     # A directory of the user's can be written to in place.
     own = read_artifact(shutil.copytree(bundle.path, tmp_path / "own"))
     shutil.rmtree(place)
@@ -351,7 +370,7 @@ def test_the_files_of_a_version_are_linked_within_the_store_and_copied_from_else
         raise OSError("another device")
 
     monkeypatch.setattr(os, "link", refuse)
-    assert copies.holds(registry.kept(store.root, bundle), content)
+    assert copies.holds(registry.kept(store.root, bundle) / "bundle", content)
     assert not os.path.samefile(place / "model.onnx", bundle.path / "model.onnx")
 
 
