@@ -63,6 +63,7 @@ bench: setup ## Measure what README claims
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.sweeps
 	test -f store/bundle/demo/manifest.json || $(MAKE) demo
+	$(BIN)/python -m tests.benchmarks.export store
 	$(BIN)/python -m tests.benchmarks.serving store/bundle/demo
 	store=$$(mktemp -d) && $(BIN)/python -m tests.benchmarks.projection $$store --minutes 60; rm -rf $$store
 

@@ -12,22 +12,34 @@ from pathlib import Path
 from typing import Any
 
 
-def llama_cpp(file: Path, texts: Sequence[str], *, max_new_tokens: int) -> list[dict[str, list[int]]]:
-    """For each text its token `ids`, begin of sequence and special tokens included, and the `tokens` of its answer."""
+def llama_cpp(file: Path, texts: Sequence[str], *, max_new_tokens: int, threads: int = 0) -> list[dict[str, Any]]:
+    """For each text its token `ids`, begin of sequence and special tokens included, and the `tokens` of its answer.
+
+    `speed` is tokens a second of the answer. 0 threads = as many as llama.cpp chooses.
+    """
     command = [sys.executable, "-m", "tests.llama_cpp", str(file), json.dumps(list(texts)), str(max_new_tokens)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run([*command, str(threads)], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    answers: list[dict[str, list[int]]] = json.loads(done.stdout.splitlines()[-1])
+    answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return answers
+
+
+def llama_cpp_speed(file: Path, texts: Sequence[str], *, max_new_tokens: int, threads: int) -> float:
+    """Tokens a second of answering over all texts."""
+    answers = llama_cpp(file, texts, max_new_tokens=max_new_tokens, threads=threads)
+    tokens = [len(answer["tokens"]) for answer in answers]
+    return sum(tokens) / sum(count / answer["speed"] for count, answer in zip(tokens, answers, strict=True))
 
 
 def main() -> None:
     import xllamacpp
 
-    file, texts, max_new_tokens = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+    file, texts, max_new_tokens, threads = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     given = xllamacpp.CommonParams()
     given.model.path = file
     given.n_ctx, given.n_parallel, given.warmup, given.verbosity, given.port = 2048, 1, False, 0, 0
+    if threads:
+        given.cpuparams.n_threads = threads
     server = xllamacpp.Server(given)
 
     def ask(path: str, **body: Any) -> Any:
@@ -40,7 +52,8 @@ def main() -> None:
     for text in texts:
         ids = ask("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
         made = ask("/completion", prompt=ids, n_predict=max_new_tokens, temperature=0.0, return_tokens=True)
-        answers.append({"ids": ids, "tokens": made["tokens"]})
+        speed = made["timings"]["predicted_per_second"]
+        answers.append({"ids": ids, "tokens": made["tokens"], "speed": speed})
     print(json.dumps(answers))
 
 

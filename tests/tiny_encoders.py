@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import torch
+from tokenizers import pre_tokenizers
 from transformers import BertConfig, BertModel, BertTokenizerFast, CLIPConfig, CLIPModel, CLIPTokenizerFast
-from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = [
@@ -37,7 +37,7 @@ WORDS = [
 def save_clip(directory: Path, *, projection_dim: int = 512) -> Path:
     """A CLIP with one layer in each tower; one token a character, so that 77 tokens are short."""
     directory.mkdir(parents=True)
-    letters = list(bytes_to_unicode().values())
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*letters, *(f"{x}</w>" for x in letters), START, END])}
     (directory / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
@@ -50,7 +50,7 @@ def save_clip(directory: Path, *, projection_dim: int = 512) -> Path:
         projection_dim=projection_dim,
     )
     torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(directory, safe_serialization=True)
+    CLIPModel(config).save_pretrained(directory)
     return directory
 
 
@@ -71,5 +71,5 @@ def save_sentences(directory: Path, *, hidden_size: int = 384) -> Path:
         max_position_embeddings=256,
     )
     torch.manual_seed(1)
-    BertModel(config, add_pooling_layer=False).save_pretrained(directory, safe_serialization=True)
+    BertModel(config, add_pooling_layer=False).save_pretrained(directory)
     return directory

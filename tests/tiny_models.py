@@ -42,7 +42,7 @@ def save_tiny(directory: Path, family: str) -> Path:
     }[family]()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(directory, safe_serialization=True)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
@@ -53,7 +53,7 @@ def save_tiny_bundle(directory: Path, family: str) -> Path:
     write_merged(base, None, directory / "merged")
     graph = exporter.export(directory / "merged", directory / "bundle", opset=18)
     tokenizer = base_models.load_tokenizer(base_models.resolve(str(directory / "merged")))
-    base_models.save_tokenizer(tokenizer, graph.parent)
+    tokenizer.save_pretrained(graph.parent)
     io = exporter.io_contract(graph, graph.parent / "config.json", eos=[tokenizer.eos_token_id])
     bundle.write_contracts(graph.parent, tokenizer=tokenizer, io=io, name="tiny", predicates=["works_at", "lives_in"])
     return graph.parent

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler_of_log = logging.StreamHandler(sys.stderr)
     handler_of_log.setFormatter(redaction.Redacting(logging.Formatter("%(message)s"), secrets))
     logging.basicConfig(handlers=[handler_of_log], level=logging.INFO)
-    for noisy in ("httpx", "urllib3", "mlflow", "alembic", "asyncio"):
+    for noisy in ("httpx2", "urllib3", "mlflow", "alembic", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _stop)
     began = time.monotonic()

@@ -313,7 +313,7 @@ def check(run: Run, options: Options) -> None:
     if options.remote:
         return
     needed = ["ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf"]
-    needed += [] if options.skip_export else ["onnx", "onnxscript", "onnxruntime"]
+    needed += [] if options.skip_export else ["onnx", "onnx_ir", "onnxscript", "onnxruntime", "libggml", "llguidance"]
     requirements.require_packages(*needed)
     if options.output_dir is not None:
         for directory, kind in copies(options.output_dir).items():

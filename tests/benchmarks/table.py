@@ -362,65 +362,45 @@ def _targets(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def export_table(directory: Path = RESULTS) -> str:
     """One line a figure of the demo's bundle, for the results that are there."""
-    parts = (
-        ("decode", _decode),
-        ("variants", _variants),
-        ("decoding", _decoding),
-        ("gguf", _gguf),
-        ("runtime", _runtime),
-    )
-    return _figures("export", parts, directory)
+    return _figures("export", (("report", _report), ("decode", _decode), ("runtime", _runtime)), directory)
 
 
-def _decode(result: dict[str, Any]) -> list[tuple[str, str]]:
-    speeds = result["median"]
-    shown = ", ".join(
-        f"{name.removeprefix('onnx ')} {speed:.1f}" for name, speed in speeds.items() if name.startswith("onnx")
-    )
-    times = result["times_torch"]["onnx fp32"]
-    return [
+def _report(result: dict[str, Any]) -> list[tuple[str, str]]:
+    figures, variants = result["figures"], {**result["variants"], **result["gguf"]}
+    float32, size = variants["fp32"], variants["fp32"]["bytes"]
+    lines = [
         (
-            f"greedy tokens a second, one of {result['prompts']} prompts at a time, two threads: ONNX; eager PyTorch",
-            f"{shown}; {speeds['torch']:.1f} (fp32: {times:.2f} times)",
+            f"ONNX float32 against PyTorch: largest difference of a logit, prompts of {figures['prompts']:.0f} with the same "
+            "greedy tokens; seconds to export",
+            f"{figures['max_logit_difference']:.0e}, {figures['greedy_match']:.0%}; {figures['export_seconds']:.0f} s",
         )
+    ]
+    for name, made in variants.items():
+        if "f1_drop" in made:
+            withheld = " (not published)" if name in result["withheld"] else ""
+            lines.append(
+                (
+                    f"{name}: size of float32's, F1 of {made['rows']:.0f} rows (float32 {float32['f1']:.3f}), points lost, "
+                    "at most; rows with the very same answer",
+                    f"{made['bytes'] / size:.3f}, {made['f1']:.3f}, {100 * made['f1_drop']:.1f}, "
+                    f"{100 * made['f1_drop_upper']:.1f}; {made['same_answers']:.0%}{withheld}",
+                )
+            )
+    ways = "; ".join(f"{name} {way['f1']:.3f}, {way['valid_answers']:.0%}" for name, way in result["decodings"].items())
+    kinds = "; ".join(f"{kind} {file['greedy_match']:.0%}" for kind, file in result["gguf"].items())
+    return [
+        *lines,
+        ("ways of decoding: F1, answers that parse", ways),
+        (f"GGUF, raw prompts: share of {figures['prompts']:.0f} with float32's greedy tokens", kinds),
     ]
 
 
-def _variants(result: dict[str, Any]) -> list[tuple[str, str]]:
-    every = result["variants"]
-    float32 = every["fp32"]
-
-    def line(name: str) -> tuple[str, str]:
-        made = every[name]
-        drop, low, high = (100 * made[key] for key in ("f1_drop", "f1_drop_low", "f1_drop_high"))
-        return (
-            f"{name}: size of float32's, agreement on the answers' tokens, F1 of {result['rows']} free answers "
-            f"(float32 {float32['f1']:.3f}), points lost",
-            f"{made['size_ratio']:.3f}, {made['agreement']:.1%}, {made['f1']:.3f}, {drop:.1f} ({low:.1f} to {high:.1f})",
-        )
-
-    return [line(name) for name in every if name != "fp32"]
-
-
-def _decoding(result: dict[str, Any]) -> list[tuple[str, str]]:
-    def line(variant: str, ways: dict[str, Any]) -> tuple[str, str]:
-        shown = "; ".join(
-            f"{name} {way['f1']:.3f}, {way['valid_answers']:.0%} valid, {way['tokens_per_second']:.0f}"
-            for name, way in ways.items()
-        )
-        return f"{variant}, ways of decoding, {result['rows']} rows: F1, answers that parse, tokens a second", shown
-
-    return [line(variant, ways) for variant, ways in result["decodings"].items()]
-
-
-def _gguf(result: dict[str, Any]) -> list[tuple[str, str]]:
-    files = result["files"]
+def _decode(result: dict[str, Any]) -> list[tuple[str, str]]:
+    shown = "; ".join(
+        f"{name} {speed:.0f} ({result['times_fp32'][name]:.2f} times)" for name, speed in result["median"].items()
+    )
     return [
-        (
-            f"GGUF, raw prompts: the same {result['tokens']} greedy tokens as PyTorch on {result['prompts']} prompts; "
-            f"F1 of {result['rows']} rows (PyTorch {result['merged_f1']:.2f})",
-            "; ".join(f"{kind} {file['greedy_match']:.0%}, {file['f1']:.2f}" for kind, file in files.items()),
-        )
+        (f"tokens a second of answering, one prompt at a time, {result['threads']} threads (of ONNX float32)", shown)
     ]
 
 

@@ -263,7 +263,7 @@ def random_model(target: Path, name: str) -> Path:
     )
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16)
-    model.save_pretrained(target, safe_serialization=True)
+    model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     del model
     torch.cuda.empty_cache()

@@ -290,7 +290,7 @@ def test_an_export_is_planned_without_loading_anything(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "key", "value"),
     [
-        (["export", "m", "--data", "rows.jsonl"], "recipe.evaluation.data", "rows.jsonl"),
+        (["export", "m", "--data", "rows.jsonl"], "recipe.export.data", "rows.jsonl"),
         (["evaluate", "m", "--data", "rows.jsonl", "--no-base"], "recipe.evaluation.base", False),
         (["import-graph", "--all-namespaces", "--seed", "7"], "recipe.graph.all_namespaces", True),
         (["tune", "sft", "--tiers", "slm,small"], "recipe.tuning.tiers", ["slm", "small"]),

@@ -196,11 +196,18 @@ def test_what_no_training_can_have_is_found_before_the_chain_begins(
     assert Store(tmp_path / "store").names("dataset") == []
 
 
-def test_a_base_that_no_gguf_can_be_written_for_is_found_before_the_chain_begins(tmp_path, capsys, tiny_model, data):
+@pytest.mark.parametrize("written_by", [4, 5])
+def test_a_base_that_no_gguf_can_be_written_for_is_found_before_the_chain_begins(
+    tmp_path, capsys, tiny_model, data, written_by
+):
     scaled = tmp_path / "scaled"
     shutil.copytree(tiny_model, scaled)
     written = json.loads((scaled / "config.json").read_text(encoding="utf-8"))
-    (scaled / "config.json").write_text(json.dumps({**written, "rope_scaling": {"factor": 2.0}}), encoding="utf-8")
+    rope = written.pop("rope_parameters")
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    # As transformers of this major version says it.
+    written |= {"rope_parameters": rope | scaling} if written_by == 5 else {**rope, "rope_scaling": scaling}
+    (scaled / "config.json").write_text(json.dumps(written), encoding="utf-8")
     every = ["pipeline", "--data-dir", str(data), "--model-name", str(scaled), "--name", "p"]
     every += ["--set", f"evaluation.data={data / 'train_sft.jsonl'}", "--set", "tracking.mlflow_uri=none"]
     code, _, err = test_cli.call(tmp_path, capsys, *every)

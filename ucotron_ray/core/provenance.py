@@ -17,8 +17,11 @@ RECORDED_PACKAGES = (
     "datasets",
     "accelerate",
     "onnx",
+    "onnx-ir",
     "onnxscript",
     "onnxruntime",
+    "gguf",
+    "libggml-python",
     "mlflow",
     "numpy",
 )

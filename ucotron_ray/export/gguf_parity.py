@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,18 +87,31 @@ def task_figures(file: Path, bundle: BundleModel, reference: tasks.Reference, se
         answers = []
         for start in range(0, len(indices), tasks.BATCH):
             batch = [reference.prompts[index] for index in indices[start : start + tasks.BATCH]]
-            made = generate(model, batch, max_new_tokens=settings.task_new_tokens, eos=bundle.eos[0], pad=bundle.eos[0])
-            answers += [_replayed(bundle, prompt, tokens) for prompt, tokens in zip(batch, made, strict=True)]
+            eos, growing = (
+                bundle.eos[0],
+                [bundle.answer(prompt, max_new_tokens=settings.task_new_tokens) for prompt in batch],
+            )
+            generate(
+                model,
+                batch,
+                max_new_tokens=settings.task_new_tokens,
+                eos=eos,
+                pad=eos,
+                watch=partial(_watch, growing, eos),
+            )
+            answers += growing
         return answers
 
     return tasks.compared(bundle, reference, greedy, decoded)
 
 
-def _replayed(bundle: BundleModel, prompt: Sequence[int], tokens: Sequence[int]) -> Answer:
-    """The answer that these tokens are, up to where the bundle would end it."""
-    answer = bundle.answer(prompt, max_new_tokens=len(tokens))
-    answer.replay(tokens)
-    return answer
+def _watch(growing: Sequence[Answer], eos: int, _: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
+    """Let each answer take its most likely token, which the model goes on with; end a row whose answer is over."""
+    for answer, logits_V in zip(growing, logits_BV, strict=True):
+        answer.replay([int(logits_V.argmax())])
+        if answer.reason is not None:
+            logits_V[eos] = torch.inf
+    return logits_BV
 
 
 def withheld(files: Mapping[str, Mapping[str, float]], settings: Export) -> dict[str, list[str]]:

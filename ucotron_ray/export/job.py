@@ -77,7 +77,7 @@ def merge(job: ExportJob) -> None:
 def bundle(job: ExportJob) -> Figures:
     """Write the bundle and all of its figures; return those of float32, of each variant and each file, flat."""
     from ucotron_ray.export import bundle as contents  # noqa: PLC0415 - torch and transformers, in the task only
-    from ucotron_ray.export import exporter, gguf, gguf_parity, parity, tasks  # noqa: PLC0415
+    from ucotron_ray.export import exporter, gguf, gguf_parity, modelfile, parity, tasks  # noqa: PLC0415
     from ucotron_ray.models import base as base_models  # noqa: PLC0415
     from ucotron_ray.models import served  # noqa: PLC0415
 
@@ -114,6 +114,9 @@ def bundle(job: ExportJob) -> Figures:
     for name, reasons in withheld.items():
         log.warning("export: %s is not published: %s", name, "; ".join(reasons))
         _remove(directory, name, job.name)
+    published = {kind: gguf.path_of(directory, job.name, kind) for kind in files if kind not in withheld}
+    ends = [str(token) for token in tokenizer.convert_ids_to_tokens(_ends(model_directory, tokenizer))]
+    modelfile.write(directory, tokenizer, published, ends)
     figures |= {
         "export_seconds": exported - began,
         "parity_seconds": compared - exported,

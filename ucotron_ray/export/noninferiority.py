@@ -36,7 +36,7 @@ class Loss:
 def rows_needed(margin: float, *, power: float, sd: float = PAIRED_SD) -> int:
     """Rows at which a variant without any loss passes in this share of the draws: ((z₁₋ₐ + z_power) · sd / margin)².
 
-    The sample size of a one-sided non-inferiority test of paired means (Julious 2010, Sample Sizes for Clinical Trials).
+    That of a one-sided non-inferiority test of paired means (Julious 2010, Sample Sizes for Clinical Trials).
     """
     quantile = NormalDist().inv_cdf
     return math.ceil(((quantile(1 - SIGNIFICANCE) + quantile(power)) * sd / margin) ** 2)

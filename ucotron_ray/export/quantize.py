@@ -5,8 +5,8 @@ are rounded, in blocks along the input dimension with a scale each. A product be
 embedding table `com.microsoft.GatherBlockQuantized`; a head that is tied to the table reads the very same bytes.
 
 int8 is symmetric around 128, the zero point that both operators assume. int4 has a zero point a block, by `gptq.py`
-where that has rounded a weight, and leaves the embedding table, and with it a tied head, in int8: that is where four bits
-cost most. A table that tied products share is not what ONNX Runtime's own quantizer makes: it keeps a copy for the head.
+where that has rounded a weight, and leaves the embedding table, and with it a tied head, in int8: that is where four
+bits cost most. ONNX Runtime's own quantizers keep a copy of a tied table for the head (SmolLM2: 28 MB more).
 
 Suffixes: N outputs, K inputs, G blocks of a row.
 """

@@ -131,7 +131,7 @@ def predicates(run: Run, adapter: Artifact | None) -> tuple[str, ...]:
 
 
 def _training_rows(run: Run, adapter: Artifact | None) -> str | None:
-    """The rows that the adapter learned from, for four bits to be rounded for; None where the store has them no more."""
+    """The rows that the adapter learned from, which four bits are rounded for; None where the store has them not."""
     dataset = data_of(run, adapter)
     file = dataset.path / TRAIN if dataset is not None else None
     return str(file) if file is not None and file.is_file() else None

@@ -29,8 +29,8 @@ _TEXT_PART = {
     r"^language_model\.model\.": "model.",
     r"^model\.language_model\.": "model.",
 }
-"""Names of a text model's weights in the files of one that also sees (Gemma 3 and 4, Ministral 3), as its own files have
-them. Other names are left as they are."""
+"""Names of a text model's weights in the files of one that also sees (Gemma 3 and 4, Ministral 3), as its own files
+have them. Other names are left as they are."""
 
 TIMED_PRODUCTS = 6
 BFLOAT16_MARGIN = 1.1
@@ -157,14 +157,21 @@ def check_directory(path: Path) -> None:
 
 def load_tokenizer(base: Located) -> "PreTrainedTokenizerBase":
     """The tokenizer, with an end-of-turn token, a pad token that is not it, and a chat template."""
-    from transformers import AutoTokenizer  # noqa: PLC0415 - 2 s; only workers pay for it
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415 - 2 s; only workers pay for it
+    from transformers.utils import cached_file  # noqa: PLC0415
 
     if base.kind == "gguf":
         assert base.path is not None
         tokenizer = gguf_tokenizer.load(base.path)
     else:
+        # AutoTokenizer of transformers 5 builds the tokenizer that is usual for the family, whatever the file says:
+        # a Qwen2 model with another way to split texts would be trained on other tokens than it is served with.
+        source, fetching = base.path or base.reference, base.fetching()
+        asked = {name: value for name, value in fetching.items() if name != "trust_remote_code"}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(base.path or base.reference, **base.fetching())
+            by_file = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **asked)
+            kind = PreTrainedTokenizerFast if by_file else AutoTokenizer
+            tokenizer = kind.from_pretrained(source, **fetching)
         except OSError as error:
             pinning.raise_refusal(base.reference, error)
             raise
@@ -256,14 +263,13 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", d
         ends = end_tokens(tokenizer.eos_token_id, own.eos_token_id)
         own.eos_token_id = ends if len(ends) > 1 else ends[0]
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(directory, safe_serialization=True)
-    save_tokenizer(tokenizer, directory)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
-    """Save the tokenizer, without the copy of the 98 MB GGUF that transformers adds as `tokenizer.model`."""
+    """Save the tokenizer."""
     tokenizer.save_pretrained(directory)
-    (directory / "tokenizer.model").unlink(missing_ok=True)
 
 
 def compute_dtype(setting: str, *, rows: int = 2048) -> Dtype:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 def load(path: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a GGUF file with the file's own special tokens.
 
-    transformers 5.24 splits texts as the file's architecture usually does, whatever `tokenizer.ggml.pre` says: digits of
-    SmolLM2 stay together, which training did not do. So the vocabulary and merges are taken from it, and the rest from
-    the file's metadata.
+    transformers 5.24 splits texts as the file's architecture usually does, whatever `tokenizer.ggml.pre` says: SmolLM2
+    gets other tokens for spaces before a number than in its training. So the vocabulary and merges are taken from it,
+    and the rest from the file's metadata.
     """
     from gguf import GGUFReader  # noqa: PLC0415
     from tokenizers import Tokenizer, decoders, processors  # noqa: PLC0415
@@ -46,7 +46,4 @@ def load(path: Path) -> "PreTrainedTokenizerBase":
         unk_token=token("unknown"),
         pad_token=token("padding"),
         chat_template=field("tokenizer.chat_template"),
-        clean_up_tokenization_spaces=False,
-        # By default it gives token types too, which `generate` of these models refuses.
-        model_input_names=["input_ids", "attention_mask"],
     )

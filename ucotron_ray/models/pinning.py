@@ -33,7 +33,7 @@ def commit_of(name: str, revision: str | None = None) -> str:
         raise InputError(
             "this is no revision of a model", where=name, expected="a branch, a tag or a commit", found=wanted
         )
-    import httpx  # noqa: PLC0415 - hub models only
+    import httpx2  # noqa: PLC0415 - hub models only
     from huggingface_hub import HfApi, try_to_load_from_cache  # noqa: PLC0415
     from huggingface_hub.errors import (  # noqa: PLC0415
         HFValidationError,
@@ -55,7 +55,7 @@ def commit_of(name: str, revision: str | None = None) -> str:
             found=_said(error),
             next_step="look at the model's page on the hub for its name and its revisions",
         ) from None
-    except (httpx.HTTPError, OSError) as error:
+    except (httpx2.HTTPError, OSError) as error:
         commit, said = None, _said(error)
     if commit:
         return str(commit)

@@ -9,8 +9,31 @@ from typing import Any
 
 from ucotron_ray.models.base import Located
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "smollm3")
-"""Model types whose layers are those of `Shape.linears`."""
+FAMILIES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "ministral3",
+    "smollm3",
+    "granite",
+    "olmo2",
+    "gemma3_text",
+)
+"""Model types whose layers are those of `Shape.linears`. Phi-3 has fused ones, Gemma 4 and Qwen3.5 several kinds."""
+
+_NORMS = {"gemma3_text": 4}
+"""Norms of a block that are as wide as the model, where they are not two."""
+
+_SIZES = {
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "tie_word_embeddings",
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +48,8 @@ class Shape:
     mlp: int
     vocab: int
     tied: bool
+    norms: int = 2
+    """Of a block, as wide as the model."""
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -53,7 +78,7 @@ class Shape:
     @property
     def total(self) -> int:
         """All parameters: blocks, norms, embeddings and a head of its own."""
-        return self.body + self.hidden * (2 * self.layers + 1) + self.head * (1 if self.tied else 2)
+        return self.body + self.hidden * (self.norms * self.layers + 1) + self.head * (1 if self.tied else 2)
 
     def targets(self, setting: str | list[str]) -> list[str]:
         """The linear layers of a block that PEFT's `target_modules` selects; none if it names none of them."""
@@ -95,19 +120,38 @@ def shape_of(base: Located) -> Shape | None:
 
 
 def _of_config(config: Mapping[str, Any]) -> Shape | None:
-    if config.get("model_type") not in FAMILIES:
+    """Of a model's configuration; of one that also sees, the shape of its text part."""
+    text = config.get("text_config") or config
+    family = text.get("model_type")
+    if family not in FAMILIES:
         return None
-    heads = config["num_attention_heads"]
+    tied = config.get("tie_word_embeddings", False)
+    if not text.keys() >= _SIZES:
+        text, tied = _completed(config)
+    heads = text["num_attention_heads"]
     return Shape(
-        hidden=config["hidden_size"],
-        layers=config["num_hidden_layers"],
+        hidden=text["hidden_size"],
+        layers=text["num_hidden_layers"],
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        mlp=config["intermediate_size"],
-        vocab=config["vocab_size"],
-        tied=bool(config.get("tie_word_embeddings", False)),
+        kv_heads=text["num_key_value_heads"] or heads,
+        head_dim=text.get("head_dim") or text["hidden_size"] // heads,
+        mlp=text["intermediate_size"],
+        vocab=text["vocab_size"],
+        tied=bool(tied),
+        norms=_NORMS.get(family, 2),
     )
+
+
+def _completed(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The text part's configuration with its class's defaults, and whether the head is tied: a file may leave them out.
+
+    Of Gemma 3 4B the file has neither the number of heads nor that of words.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415 - 2 s
+
+    whole = AutoConfig.for_model(**config)
+    # As `base.loaded_as` has it: the head is the whole model's.
+    return whole.get_text_config().to_dict(), bool(whole.tie_word_embeddings)
 
 
 def _of_gguf(path: Path) -> Shape | None:
@@ -123,12 +167,13 @@ def _of_gguf(path: Path) -> Shape | None:
 
     tensors = {tensor.name: tensor.shape for tensor in reader.tensors}
     heads = number("attention.head_count")
+    own = f"{family}.attention.key_length" in reader.fields
     return Shape(
         hidden=number("embedding_length"),
         layers=number("block_count"),
         heads=heads,
         kv_heads=number("attention.head_count_kv"),
-        head_dim=number("embedding_length") // heads,
+        head_dim=number("attention.key_length") if own else number("embedding_length") // heads,
         mlp=number("feed_forward_length"),
         vocab=int(tensors["token_embd.weight"][1]),
         tied="output.weight" not in tensors,

@@ -59,7 +59,7 @@ def _python() -> Check:
 def _package(module: str, install: str, *, wanted_for: str | None = None) -> Check:
     command = f"pip install -c constraints.txt {install}"
     if importlib.util.find_spec(module) is not None:
-        return Check(OK, module, metadata.version(module))
+        return Check(OK, module, metadata.version(install.partition("[")[0]))
     if wanted_for is not None:
         return Check(NOTE, module, f"not installed; only for {wanted_for}", command)
     return Check(GAP, module, "not installed", command)

@@ -93,7 +93,7 @@ def load_clip(reference: str, dtype: torch.dtype, device: str) -> TextTower:
     model, tokenizer = _loaded(CLIPModel, AutoTokenizer, reference, dtype, device)
 
     def pool(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = model.get_text_features(input_ids=ids, attention_mask=mask)
+        features: torch.Tensor = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
         return features
 
     _check_size(reference, "projection.clip", model.config.projection_dim, CLIP_DIM)
@@ -156,8 +156,8 @@ def embed_images(model: Any, paths: Sequence[Path]) -> Floats:
     with torch.inference_mode():
         for start in range(0, len(paths), IMAGES_PER_BATCH):
             pixels = np.stack([pixel_values(path) for path in paths[start : start + IMAGES_PER_BATCH]])
-            features = model.get_image_features(pixel_values=torch.from_numpy(pixels).to(model.device, model.dtype))
-            parts.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy())
+            found = model.get_image_features(pixel_values=torch.from_numpy(pixels).to(model.device, model.dtype))
+            parts.append(torch.nn.functional.normalize(found.pooler_output.float(), dim=-1).cpu().numpy())
     return np.concatenate(parts)
 
 

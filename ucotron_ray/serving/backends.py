@@ -99,6 +99,6 @@ def _load_transformers(target: Target, num_threads: int) -> LoadedModel:
         torch.set_num_threads(num_threads)
     model = lora.load_for_inference(base, adapter, base_models.compute_dtype(target.dtype, rows=DECODED_ROWS))
     with tempfile.TemporaryDirectory() as directory:
-        base_models.save_tokenizer(tokenizer, Path(directory))
+        tokenizer.save_pretrained(directory)
         speech = torch_model.TokenizerSpeech(tokenizer, Path(directory) / "tokenizer.json", model.config.vocab_size)
     return LoadedModel(speech, torch_model.TorchStepper(model), int(model.config.max_position_embeddings))

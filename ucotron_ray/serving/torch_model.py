@@ -59,12 +59,12 @@ class TorchStepper:
             return torch.cat([torch.nn.functional.pad(part, [*after, width - part.shape[dim], 0]) for part in cut])
 
         layers = []
-        for layer in zip(*(batch.cache.to_legacy_cache() for batch, _ in parts), strict=True):
-            keys = [pair[0][index] for pair, index in zip(layer, rows, strict=True)]
-            values = [pair[1][index] for pair, index in zip(layer, rows, strict=True)]
+        for layer in zip(*(batch.cache.layers for batch, _ in parts), strict=True):
+            keys = [own.keys[index] for own, index in zip(layer, rows, strict=True)]
+            values = [own.values[index] for own, index in zip(layer, rows, strict=True)]
             layers.append((aligned(keys, 2), aligned(values, 2)))
         logits_BV = torch.cat([batch.logits_BV[index] for (batch, _), index in zip(parts, rows, strict=True)])
-        return TorchBatch(DynamicCache.from_legacy_cache(layers), aligned(masks, 1), logits_BV)
+        return TorchBatch(DynamicCache(layers), aligned(masks, 1), logits_BV)
 
     def logits(self, batch: TorchBatch) -> Floats:
         logits_BV: Floats = batch.logits_BV.float().cpu().numpy()
@@ -81,11 +81,11 @@ class TorchStepper:
             input_ids=ids_BS,
             attention_mask=mask_BT,
             position_ids=positions_BS,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        return TorchBatch(output.past_key_values, mask_BT, output.logits[:, -1])
+        return TorchBatch(output.cache, mask_BT, output.logits[:, -1])
 
 
 class TokenizerSpeech:

@@ -136,7 +136,7 @@ def export_document(chunks: list[RawRow]) -> dict[str, object]:
 
 
 def write_demo(directory: Path, *, num_chunks: int, num_held_out: int, seed: int) -> tuple[Path, Path]:
-    """Write `graph_export.jsonld`, `relations_test.jsonl` and as many `relations_dev.jsonl`; return the first two paths.
+    """Write `graph_export.jsonld`, `relations_test.jsonl` and as many `relations_dev.jsonl`; return the first two.
 
     The held-out rows are half `seen`, half `unseen`. Claims are made on the test rows, choices and gates on the others.
     """

@@ -5,7 +5,6 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from ucotron_ray.core.files import write_json, write_text
-from ucotron_ray.models import base as base_models
 from ucotron_ray.training import report
 from ucotron_ray.training.job import TrainingJob
 from ucotron_ray.training.progress import Progress, Work
@@ -41,7 +40,7 @@ def save_adapter(
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.save_pretrained(str(adapter), safe_serialization=True)
     (adapter / "README.md").unlink(missing_ok=True)
-    base_models.save_tokenizer(tokenizer, adapter)
+    tokenizer.save_pretrained(adapter)
     record = {
         "base": job.base,
         "settings": job.settings,

@@ -23,7 +23,7 @@ def test_special_tokens_are_those_of_the_file(tokenizer):
 
 
 def test_it_gives_what_generate_takes(tokenizer, tmp_path):
-    base_models.save_tokenizer(tokenizer, tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     from transformers import AutoTokenizer
 
     for either in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,19 @@ def test_without_a_network_the_cache_says_the_commit():
     with pytest.raises(InputError, match="not known which commit") as raised:
         base_models.resolve(NAME, "v3")
     assert "--revision" in str(raised.value.next_step)
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_hub_that_does_not_answer_is_as_no_network(monkeypatch, caplog):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with socket.socket() as taken:
+        # Bound and not listening: nobody answers there.
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert base_models.resolve(NAME).revision == FIRST
+        assert "the hub cannot be asked" in caplog.text
+        with pytest.raises(InputError, match="not known which commit"):
+            base_models.resolve(NAME, "v3")
 
 
 @pytest.mark.usefixtures("cached")

@@ -186,7 +186,7 @@ def bundle_of(tmp_path, monkeypatch):
     monkeypatch.setattr(served, "OnnxRunner", lambda graph, num_threads: None)
 
     def made(tokenizer, *, vocabulary: int | None = None) -> served.BundleModel:
-        base_models.save_tokenizer(tokenizer, tmp_path)
+        tokenizer.save_pretrained(tmp_path)
         (tmp_path / served.GRAPHS["fp32"]).touch()
         contract = {"eos_token_id": tokenizer.eos_token_id, "vocabulary": vocabulary or len(tokenizer)}
         write_json(tmp_path / served.IO_CONTRACT, contract)
@@ -321,8 +321,8 @@ def test_a_dry_run_compares_what_is_on_this_machine_and_fetches_nothing(tiny_mod
     import huggingface_hub
 
     equal = "as transformers renders it, character by character"
-    assert export.check_prompt(base_models.resolve(str(tiny_model))) == equal
-    hub = base_models.resolve("some/model")
+    assert export.check_prompt(base_models.located(str(tiny_model))) == equal
+    hub = base_models.located("some/model")
     assert export.check_prompt(hub).startswith("not compared")
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, file: str(tiny_model / file))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, file, revision: str(tiny_model / file))
     assert export.check_prompt(hub) == equal

@@ -94,8 +94,13 @@ def test_images_are_prepared_as_the_server_does_and_come_in_texts_place(tiny, tm
     # The caption of an image is not what CLIP sees, so it is not cut.
     assert num_cut == 0
     with torch.no_grad():
-        features = CLIPModel.from_pretrained(tiny["clip"]).eval().get_image_features(torch.from_numpy(pixels)[None])
-    assert clip[1] == pytest.approx((features / features.norm())[0].numpy(), abs=1e-5)
+        model = CLIPModel.from_pretrained(tiny["clip"]).eval()
+        # The joint space, as above; its texts do not matter here.
+        whole = model(
+            input_ids=torch.tensor([[0, model.config.text_config.eos_token_id]]),
+            pixel_values=torch.from_numpy(pixels)[None],
+        )
+    assert clip[1] == pytest.approx(whole.image_embeds[0].numpy(), abs=1e-5)
     assert minilm[1] == pytest.approx(encoders.embed(loaded.text, TEXTS, 64)[0][1], abs=1e-5)
     (tmp_path / "no.png").write_text("no image")
     with pytest.raises(InputError, match="cannot be read"):

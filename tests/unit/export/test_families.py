@@ -1,0 +1,130 @@
+"""Families of models, as the hub has them: loaded as what they are, saved as text models, exported with the same numbers.
+
+What takes longer, of every family: `tests/e2e/test_families.py`; what was seen: `docs/families.md`.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from tests.families import FAMILIES, graph_differences, save_family, sees, whole_logits
+from ucotron_ray.core import config
+from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.run import Run
+from ucotron_ray.export import exporter
+from ucotron_ray.export import stage as export_stage
+from ucotron_ray.models import base as base_models
+from ucotron_ray.models import lora
+from ucotron_ray.models.merge import write_merged
+from ucotron_ray.models.shape import shape_of
+
+# Tracing warns about every branch of the model's code that it fixes.
+pytestmark = pytest.mark.filterwarnings("ignore::Warning")
+
+IDS = torch.randint(3, 800, (150,), generator=torch.Generator().manual_seed(1)).tolist()
+EXPORTED = ("gemma3", "granite", "ministral3")
+"""What no other quick test exports: windows shorter than the prompt, scaled logits, queries that grow with positions."""
+
+OF_SHAPE = ("qwen2", "qwen3", "llama3", "gemma3", "smollm3", "granite", "ministral3", "olmo2")
+WITH_GGUF = tuple(family for family in FAMILIES if family in ("qwen2", "qwen3", "llama3"))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def saved(request, tmp_path_factory) -> tuple[str, Path]:
+    return request.param, save_family(tmp_path_factory.mktemp(request.param) / "base", request.param)
+
+
+def logits(model: transformers.PreTrainedModel) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([IDS])).logits[0]
+
+
+def test_it_is_loaded_and_saved_as_the_text_model_that_it_is(saved, tmp_path):
+    _, directory = saved
+    expected = whole_logits(directory, IDS)
+    base = base_models.located(str(directory))
+    assert torch.equal(logits(base_models.load_model(base, "float32").eval()), expected)
+    write_merged(base, None, tmp_path / "merged")
+    names = load_file(tmp_path / "merged" / "model.safetensors").keys()
+    assert {name.partition(".")[0] for name in names} <= {"model", "lm_head"}
+    assert not [name for name in names if "vision" in name or "language_model" in name or "projector" in name]
+    assert not sees(transformers.AutoConfig.from_pretrained(tmp_path / "merged"))
+    # By transformers alone, as anybody would.
+    again, found = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged", dtype=torch.float32, output_loading_info=True
+    )
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+    assert torch.equal(logits(again.eval()), expected)
+
+
+def test_a_file_without_one_of_the_weights_is_refused(saved, tmp_path):
+    _, directory = saved
+    shutil.copytree(directory, tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    gone = next(name for name in sorted(tensors) if name.endswith("layers.1.mlp.down_proj.weight"))
+    save_file({name: tensor for name, tensor in tensors.items() if name != gone}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"weights of the model are missing") as refused:
+        base_models.load_model(base_models.located(str(tmp_path / "base")), "float32")
+    assert refused.value.found == "1 that no file has, model.layers.1.mlp.down_proj.weight for one"
+
+
+def test_its_shape_is_known_where_its_layers_are_the_usual_seven(saved):
+    family, directory = saved
+    base = base_models.located(str(directory))
+    shape = shape_of(base)
+    assert (shape is not None) == (family in OF_SHAPE)
+    if shape is None:
+        return
+    model = base_models.load_model(base, "float32")
+    # Norms of queries and keys, and Qwen2's biases, are in no layer that a plan is about.
+    of_heads = ("q_norm.weight", "k_norm.weight", "proj.bias")
+    parameters = model.named_parameters()
+    assert shape.total == sum(values.numel() for name, values in parameters if not name.endswith(of_heads))
+    settings = config.load().recipe.sft.model_copy(update={"lora_rank": 4, "target_modules": "all-linear"})
+    trained = [values.numel() for values in lora.attach(model, settings).parameters() if values.requires_grad]
+    assert shape.lora(4, "all-linear") == sum(trained)
+    assert shape.targets(["q_proj", "down_proj"]) == ["self_attn.q_proj", "mlp.down_proj"]
+
+
+def test_a_file_that_leaves_out_the_classes_defaults_has_the_shape_of_the_class(tmp_path):
+    """As that of google/gemma-3-4b-it, which has no heads and no words, and does not say that its head is tied."""
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}), encoding="utf-8")
+    (tmp_path / "model.safetensors").touch()
+    shape = shape_of(base_models.located(str(tmp_path)))
+    assert shape is not None
+    assert (shape.heads, shape.kv_heads, shape.head_dim, shape.vocab, shape.tied) == (8, 4, 256, 262_208, True)
+    assert round(shape.total / 1e9, 2) == 3.88
+
+
+def test_gguf_files_are_refused_in_words_before_any_work_where_none_can_be_written(saved, tmp_path):
+    family, directory = saved
+    base = base_models.resolve(str(directory))
+    run = Run(config.load(overrides=[("store", str(tmp_path))]), verb="pipeline", name="x")
+    assert run.config.recipe.export.gguf
+    if family in WITH_GGUF:
+        export_stage.check_formats(run, base)
+        return
+    with pytest.raises(InputError, match="no GGUF can be written for this model") as refused:
+        export_stage.check_formats(run, base)
+    own = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+    assert str(refused.value.found).startswith(f"{own}, rope type")
+    assert refused.value.next_step == "export without GGUF: --set export.gguf=[]"
+    without = Run(config.load(overrides=[("store", str(tmp_path)), ("export.gguf", [])]), verb="pipeline", name="x")
+    export_stage.check_formats(without, base)
+
+
+@pytest.mark.parametrize("family", EXPORTED)
+def test_the_graph_computes_what_pytorch_computes(family, tmp_path):
+    directory = save_family(tmp_path / "base", family)
+    write_merged(base_models.located(str(directory)), None, tmp_path / "merged")
+    graph = exporter.export(tmp_path / "merged", tmp_path / "bundle", opset=18)
+    found = graph_differences(tmp_path / "merged", graph)
+    assert max(found.values()) < 1e-4, found
