@@ -14,6 +14,8 @@ umask 077
 : "${RAY_PORT:=6379}"
 : "${RAY_DASHBOARD_PORT:=8265}"
 : "${RAY_METRICS_PORT:=8080}"
+# Jobs are taken through it: a second head on this machine needs another one.
+: "${RAY_AGENT_PORT:=52365}"
 # Sockets lie below it and their paths may have 107 bytes, so it is short.
 : "${RAY_TEMP_DIR:=/tmp/ucotron-ray}"
 : "${RAY_SPILL_DIR:=${RAY_TEMP_DIR}/spill}"
@@ -37,6 +39,7 @@ exec ray start --head --block \
   --dashboard-host=127.0.0.1 \
   --dashboard-port="${RAY_DASHBOARD_PORT}" \
   --metrics-export-port="${RAY_METRICS_PORT}" \
+  --dashboard-agent-listen-port="${RAY_AGENT_PORT}" \
   --temp-dir="${RAY_TEMP_DIR}" \
   --object-spilling-directory="${RAY_SPILL_DIR}" \
   --object-store-memory="${RAY_OBJECT_STORE_BYTES}" \

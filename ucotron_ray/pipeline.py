@@ -55,8 +55,7 @@ class Options:
 
 def chain(run: Run, options: Options) -> list[Step]:
     """Every step, in the order in which it is made."""
-    gate_rows = gate_rows_step(run)
-    rows = [*rows_steps(run, options), held_out_step(run), *([gate_rows] if gate_rows is not None else [])]
+    rows = [*rows_steps(run, options), *held_out_steps(run)]
     pairs = pairs_steps(run, options)
     if options.remote:
         return [*rows, *pairs, *remote.steps(run, aligns=bool(pairs))]
@@ -106,15 +105,13 @@ def rows_steps(run: Run, options: Options) -> list[Step]:
     return [graph, written, mix]
 
 
-def held_out_step(run: Run) -> Step:
-    """`held-out`: the rows to score on. Read before the long part: a wrong path should not cost a training run."""
-    return _rows_step(run, "held-out", run.config.recipe.evaluation.data)
+def held_out_steps(run: Run) -> list[Step]:
+    """`held-out`, the rows to score on, and `gate-rows`, where gates and choices of the export have rows of their own.
 
-
-def gate_rows_step(run: Run) -> Step | None:
-    """`gate-rows`: what gates and choices of the export are made on, where that is not what is claimed on."""
-    reference = run.config.recipe.export.data
-    return _rows_step(run, "gate-rows", reference) if reference is not None else None
+    Read before the long part: a wrong path should not cost a training run.
+    """
+    claimed, gates = run.config.recipe.evaluation.data, run.config.recipe.export.data
+    return [_rows_step(run, "held-out", claimed), *([_rows_step(run, "gate-rows", gates)] if gates else [])]
 
 
 def _rows_step(run: Run, key: str, reference: str | None) -> Step:
@@ -226,7 +223,7 @@ def last_steps(run: Run, options: Options, base: Base, *, aligns: bool) -> list[
     def make(made: Made) -> Artifact:
         return export.export(run, *chosen(run, base, made), made.get("gate-rows", made["held-out"]))
 
-    gate_rows = ("gate-rows",) if run.config.recipe.export.data is not None else ()
+    gate_rows = ("gate-rows",) if run.config.recipe.export.data else ()
     needs = ("adapter", "held-out", *gate_rows, *(("scores",) if aligns else ()))
     return [*steps, Step("bundle", "export", "bundle", run.name, make, request, needs)]
 
@@ -312,13 +309,13 @@ def check(run: Run, options: Options) -> None:
     check_rows(run, options)
     if options.remote:
         return
-    needed = ["ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf"]
-    needed += [] if options.skip_export else ["onnx", "onnx_ir", "onnxscript", "onnxruntime", "libggml", "llguidance"]
-    requirements.require_packages(*needed)
+    requirements.require_packages(*requirements.TRAINING, *([] if options.skip_export else requirements.EXPORT))
     if options.output_dir is not None:
         for directory, kind in copies(options.output_dir).items():
             outputs.refuse_mixing(directory, run.store.root, kind)
     base = base_of(run, options)
+    if not options.skip_export:
+        export.check_formats(run, base)
     if options.skip_train:
         return
     for stage in ("sft", "dpo") if aligns(run, options) else ("sft",):
@@ -326,8 +323,6 @@ def check(run: Run, options: Options) -> None:
         preparation.check_batch(run, stage)
     if options.tune:
         tuning.check_for_chain(run)
-    if not options.skip_export:
-        export.check_formats(run, base)
 
 
 def check_servers(run: Run, options: Options, *, ask: bool) -> None:
@@ -347,10 +342,9 @@ def check_rows(run: Run, options: Options) -> None:
     if (options.skip_generate or options.data_dir is not None) and datasets.guide_files(run, options.data_dir) is None:
         teacher.rows_before(run)
     # What the chain itself makes may be named before it is there.
-    own = {run.name, f"{run.name}-teacher", f"{run.name}-mix"}
-    for reference in (run.config.recipe.evaluation.data, run.config.recipe.export.data):
-        if reference is not None and reference not in own:
-            datasets.check_held_out(run, reference)
+    own = {None, run.name, f"{run.name}-teacher", f"{run.name}-mix"}
+    for reference in {run.config.recipe.evaluation.data, run.config.recipe.export.data} - own:
+        datasets.check_held_out(run, str(reference))
     preferred = preference_reference(run, options)
     if preferred is not None and preferred not in own and not (options.skip_dpo or options.skip_train):
         preferences.check(run, preferred)

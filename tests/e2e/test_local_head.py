@@ -45,6 +45,7 @@ def test_from_nothing_to_a_finished_job(checkout):
         "RAY_PORT": str(free_port()),
         "RAY_DASHBOARD_PORT": str(free_port()),
         "RAY_METRICS_PORT": str(free_port()),
+        "RAY_AGENT_PORT": str(free_port()),
         "RAY_TEMP_DIR": str(checkout / "r"),
     }
     # Where this machine keeps its wheels and certificates: what `make setup` needs to install anything here.

@@ -53,6 +53,7 @@ def new_head(*under: str, **settings: str) -> Iterator[tuple[Head, subprocess.Po
         # waits twelve seconds for the wrong one.
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "RAY_METRICS_PORT": str(free_port()),
+        "RAY_AGENT_PORT": str(free_port()),
         "RAY_TEMP_DIR": directory,
         "RAY_OBJECT_STORE_BYTES": "200000000",
         "RAY_NUM_CPUS": "2",

@@ -29,6 +29,9 @@ PACKAGES = {
 }
 """Module → what to install for it."""
 
+TRAINING = ("ray", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf")
+EXPORT = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "libggml", "llguidance")
+
 OPTIONAL = {
     "optuna": ("optuna", "tuning.search=optuna"),
     "bitsandbytes": ("bitsandbytes", "training.sft.<tier>.quantize=nf4, on a GPU"),

@@ -136,7 +136,12 @@ def _decoding_table(decodings: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 def _gguf_table(files: Mapping[str, Mapping[str, float]]) -> list[str]:
     rows = [
-        f"| {kind} | {values['bytes'] / 1e6:.1f} | {values['greedy_match']:.1%} |" for kind, values in files.items()
+        f"| {kind} | {values['bytes'] / 1e6:.1f} | {values['greedy_match']:.1%} | {_lost(values)} |"
+        for kind, values in files.items()
     ]
-    head = "| GGUF | MB | same greedy tokens as float32, raw layout |"
-    return ["## GGUF", "", head, "|---|---|---|", *rows, ""] if rows else []
+    head = "| GGUF | MB | same greedy tokens as float32, raw layout | F1 lost, at most |"
+    return ["## GGUF", "", head, "|---|---|---|---|", *rows, ""] if rows else []
+
+
+def _lost(values: Mapping[str, float]) -> str:
+    return f"{values['f1_drop']:+.3f}, {values['f1_drop_upper']:+.3f}" if "f1_drop" in values else "not asked"

@@ -44,9 +44,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
         if args.dry_run:
             return _planned(run, reference, args.revision)
         base, adapter = models.model(run, reference, args.revision)
-        requirements.require_packages(
-            "ray", "torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "gguf", "llguidance"
-        )
+        requirements.require_packages("ray", "torch", "transformers", "peft", "gguf", *requirements.EXPORT)
         reference_data = run.config.recipe.export.data or run.config.recipe.evaluation.data
         dataset = datasets.data_of(run, adapter)
         data = datasets.held_out(run, reference_data, dataset) if reference_data or dataset else None

@@ -124,24 +124,30 @@ def _traced(model: "PreTrainedModel", opset: int) -> "onnx_ir.Model":
         try:
             exported = OnnxExporter().export(model, one, config)
         except Exception as error:
-            raise InputError(
-                "this family cannot be exported to ONNX: the tracer refuses it",
-                where=model.config.model_type,
-                expected="a model whose step with a cache torch.export can trace",
-                found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                next_step="serve the adapter with the transformers backend",
-            ) from error
+            raise refusal(model.config.model_type, error) from error
     graph: onnx_ir.Model = exported.program
     _fix(graph, tree_leaves(one["cache"]))
     _turn(graph)
     _tidy(graph)
     _name(graph)
-    window = getattr(model.config, "sliding_window", None)
-    if window and "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
+    window, kinds = getattr(model.config, "sliding_window", None), getattr(model.config, "layer_types", None)
+    # Without kinds of layers (Mistral 7B) every layer has the window.
+    if window and (kinds is None or "sliding_attention" in kinds):
         graph.metadata_props[SLIDING_WINDOW] = str(window)
-    if "linear_attention" in (getattr(model.config, "layer_types", None) or ()):
+    if "linear_attention" in (kinds or ()):
         graph.metadata_props[LONGEST_STEP] = str(_DELTA_CHUNK)
     return graph
+
+
+def refusal(family: str, error: Exception) -> InputError:
+    """What is said of a family that no graph can be made of."""
+    return InputError(
+        "this family cannot be exported to ONNX: the tracer refuses it",
+        where=family,
+        expected="a model whose step with a cache torch.export can trace",
+        found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        next_step="train and serve it without a bundle: pipeline --skip-export, serve with the transformers backend",
+    )
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import gguf
@@ -41,8 +40,6 @@ _FILE_TYPES = {
 
 Importance = Mapping[str, Array]
 """Mean square of each input of a weight, by the weight's name (`gptq.Calibrated`)."""
-
-_NONE: Importance = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def check_architecture(model: Path) -> None:
         )
 
 
-def write(model: Path, target: Path, *, kind: GgufKind, name: str, importance: Importance = _NONE) -> None:
+def write(model: Path, target: Path, *, kind: GgufKind, name: str, importance: Importance | None = None) -> None:
     """Write `target` from a directory as transformers saves it. Tensors are read, rounded and written one by one."""
     config, tokenizer = _read(model / "config.json"), _read(model / "tokenizer.json")
     architecture = _ARCHITECTURES[config["model_type"]]
@@ -109,7 +106,7 @@ def write(model: Path, target: Path, *, kind: GgufKind, name: str, importance: I
         writer.write_tensor_data(factors_D)
     for place in places:
         tensor = _tensor(place, config)
-        writer.write_tensor_data(gguf_types.rounded(tensor, types[place.name], importance.get(place.own_name)))
+        writer.write_tensor_data(gguf_types.rounded(tensor, types[place.name], (importance or {}).get(place.own_name)))
     writer.close()
 
 

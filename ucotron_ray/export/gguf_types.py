@@ -62,18 +62,15 @@ def rounded(tensor: NDArray[np.float32], kind: Type, importance_K: NDArray[np.fl
     weights = np.ascontiguousarray(importance_K, dtype=np.float32) if importance_K is not None else None
     written = _ggml().ggml_quantize_chunk(
         int(kind),
-        tensor.ctypes.data_as(_FLOATS),
+        tensor.ctypes.data_as(ctypes.c_void_p),
         made.ctypes.data_as(ctypes.c_void_p),
         0,
         tensor.size // tensor.shape[-1],
         tensor.shape[-1],
-        weights.ctypes.data_as(_FLOATS) if weights is not None else None,
+        weights.ctypes.data_as(ctypes.c_void_p) if weights is not None else None,
     )
     assert written == made.nbytes, (kind, written, made.nbytes)
     return made
-
-
-_FLOATS = ctypes.POINTER(ctypes.c_float)
 
 
 @cache
@@ -83,6 +80,6 @@ def _ggml() -> ctypes.CDLL:
     library = ctypes.CDLL(str(Path(libggml.__file__).parent / "lib64" / "libggml-base.so"))
     function = library.ggml_quantize_chunk
     function.restype = ctypes.c_size_t
-    whole = ctypes.c_int64
-    function.argtypes = [ctypes.c_int, _FLOATS, ctypes.c_void_p, whole, whole, whole, _FLOATS]
+    whole, pointer = ctypes.c_int64, ctypes.c_void_p
+    function.argtypes = [ctypes.c_int, pointer, pointer, whole, whole, whole, pointer]
     return library

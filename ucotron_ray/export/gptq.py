@@ -29,8 +29,8 @@ DAMPING = 0.01
 MEMORY = 4e9
 """Bytes of the inputs' products that are gathered in one pass over the rows; a larger model takes several passes."""
 
-_SHRINKING = np.linspace(1.0, 0.7, 16)
-"""Shares of a block's range that are tried: cutting off an outlier can make the other steps finer."""
+TRIED_RANGES, NARROWER = 16, 0.02
+"""How many ranges of a block are tried, each so much narrower: without an outlier the other steps are finer."""
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,11 @@ def _grid(block_Nb: torch.Tensor, importance_b: torch.Tensor) -> tuple[torch.Ten
     low_N, high_N = block_Nb.amin(1).clamp(max=0), block_Nb.amax(1).clamp(min=0)
     best_N = torch.full_like(low_N, torch.inf)
     scales_N, zeros_N = torch.ones_like(low_N), torch.zeros_like(low_N)
-    for share in _SHRINKING:
-        first_N = ((high_N - low_N) * float(share) / LEVELS).clamp(min=1e-10)
+    for step in range(TRIED_RANGES):
+        share = 1 - NARROWER * step
+        first_N = ((high_N - low_N) * share / LEVELS).clamp(min=1e-10)
         for shift in (-1, 0, 1):
-            zero_N = (torch.round(-low_N * float(share) / first_N) + shift).clamp(0, LEVELS)
+            zero_N = (torch.round(-low_N * share / first_N) + shift).clamp(0, LEVELS)
             codes = _codes(block_Nb, first_N, zero_N)
             # The best scale for these codes, by least squares.
             fitting = (importance_b * codes * block_Nb).sum(1) / (importance_b * codes * codes).sum(1).clamp(min=1e-20)

@@ -111,9 +111,7 @@ def bundle(job: ExportJob) -> Figures:
     files = _files(job, model, asked.rows, expected, calibrated, settings, tokenizer)
     missed = [*parity.failures(figures, settings), *gguf_parity.failures(files, settings)]
     withheld = tasks.withheld(variants, settings) | gguf_parity.withheld(files, settings)
-    for name, reasons in withheld.items():
-        log.warning("export: %s is not published: %s", name, "; ".join(reasons))
-        _remove(directory, name, job.name)
+    _withhold(directory, withheld, job.name)
     published = {kind: gguf.path_of(directory, job.name, kind) for kind in files if kind not in withheld}
     ends = [str(token) for token in tokenizer.convert_ids_to_tokens(_ends(model_directory, tokenizer))]
     modelfile.write(directory, tokenizer, published, ends)
@@ -125,14 +123,8 @@ def bundle(job: ExportJob) -> Figures:
         "peak_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
     }
     best = tasks.best_decoding(decodings)
-    report = {
-        "figures": figures,
-        "variants": variants,
-        "decodings": decodings,
-        "gguf": files,
-        "missed": missed,
-        "withheld": withheld,
-    }
+    report: dict[str, Any] = {"figures": figures, "variants": variants, "decodings": decodings, "gguf": files}
+    report |= {"missed": missed, "withheld": withheld}
     write_json(directory / contents.PARITY, {**report, "settings": job.settings})
     write_json(directory / served.DECODING, {"default": best, "figures": decodings})
     facts = {**job.facts, "graph sha256": file_hash(graph), "decoding": best}
@@ -199,17 +191,19 @@ def _calibrated(job: ExportJob, tokenizer: "PreTrainedTokenizerBase", settings: 
     return gptq.calibrate(model, texts, block=settings.block, four_bits="int4" in settings.variants)
 
 
-def _remove(directory: Path, name: str, bundle: str) -> None:
-    """Take a variant out of the bundle."""
+def _withhold(directory: Path, withheld: Mapping[str, Sequence[str]], bundle: str) -> None:
+    """Take variants out of the bundle, and say why."""
     from ucotron_ray.export import gguf, layout  # noqa: PLC0415 - in the task only
     from ucotron_ray.models import served  # noqa: PLC0415
 
-    if name in served.GRAPHS:
-        graph = directory / served.GRAPHS[name]
-        graph.unlink()
-        layout.data_file(graph).unlink()
-    else:
-        shutil.rmtree(gguf.path_of(directory, bundle, name).parent)
+    for name, reasons in withheld.items():
+        log.warning("export: %s is not published: %s", name, "; ".join(reasons))
+        if name in served.GRAPHS:
+            graph = directory / served.GRAPHS[name]
+            graph.unlink()
+            layout.data_file(graph).unlink()
+        else:
+            shutil.rmtree(gguf.path_of(directory, bundle, name).parent)
 
 
 def _variants(

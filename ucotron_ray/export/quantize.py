@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ class Site:
 
 
 def quantize(
-    source: Path, target: Path, *, bits: int, block: int, rounded: Mapping[str, Rounded] = MappingProxyType({})
+    source: Path, target: Path, *, bits: int, block: int, rounded: Mapping[str, Rounded] | None = None
 ) -> dict[str, float]:
     """Write the graph of `source` with weights of `bits` bits as `target`.
 
@@ -69,7 +68,7 @@ def quantize(
     with layout.writing(target, proto) as data:
         tensors = [data.add(tensor.name, weights[tensor.name]) for tensor in proto.graph.initializer]
         for site in {site.weight: site for site in sites}.values():
-            ready = rounded.get(site.weight) if site.bits == 4 and site.block == block else None
+            ready = (rounded or {}).get(site.weight) if site.bits == 4 and site.block == block else None
             tensors += _packed(data, _outputs_first(weights[site.weight], site), site, read, ready)
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(tensors)

@@ -29,11 +29,18 @@ def bundle_request(run: Run, base: base_models.BaseModel, adapter: Artifact | No
 
 
 def check_formats(run: Run, base: base_models.BaseModel) -> None:
-    """Refuse GGUF files of a base on this machine that they cannot be written for: after hours it is too late."""
-    if run.config.recipe.export.gguf and base.path is not None and (base.path / "config.json").is_file():
+    """Refuse a base on this machine that no graph, or no GGUF file, can be made of: after hours it is too late."""
+    directory = base_models.settings_of(base)
+    if directory is None:
+        return
+    from ucotron_ray.export import families
+
+    families.check(directory)
+    if run.config.recipe.export.gguf:
         from ucotron_ray.export import gguf
 
-        gguf.check_architecture(base.path)
+        check = gguf.check if (directory / "tokenizer.json").is_file() else gguf.check_architecture
+        check(directory)
 
 
 def check_prompt(base: base_models.Located) -> str:

@@ -9,7 +9,7 @@ Weights are safetensors or GGUF; nothing is unpickled and no remote code is run.
 import json
 import logging
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -144,6 +144,8 @@ def check_directory(path: Path) -> None:
             found=f"auto_map: {', '.join(sorted(map(str, settings['auto_map'])))}",
             next_step="use a model of another kind",
         )
+    if isinstance(settings, dict):
+        refuse_quantized_part(settings, str(config))
     if not list(path.glob("*.safetensors")):
         pickled = [entry.name for entry in path.iterdir() if entry.suffix in {".bin", ".pt", ".pth", ".pkl"}]
         raise InputError(
@@ -152,6 +154,31 @@ def check_directory(path: Path) -> None:
             expected="*.safetensors; pickled weights can run code when they are loaded and are refused",
             found=", ".join(pickled) or "no weights at all",
             next_step="convert the weights to safetensors with a tool that you trust",
+        )
+
+
+def settings_of(base: Located) -> Path | None:
+    """The directory with a base's config.json and tokenizer.json, of a hub's model fetched; None for a GGUF file."""
+    if base.kind != "hub":
+        return base.path if base.path is not None and (base.path / "config.json").is_file() else None
+    from transformers.utils import cached_file  # noqa: PLC0415 - 2 s, hub models only
+
+    found = [
+        cached_file(base.reference, name, revision=base.revision, _raise_exceptions_for_missing_entries=False)
+        for name in ("config.json", "tokenizer.json")
+    ]
+    return Path(found[0]).parent if found[0] else None
+
+
+def refuse_quantized_part(settings: Mapping[str, Any], where: str) -> None:
+    """Raise InputError for quantized weights of a model that also sees: its text part loses their scales."""
+    if settings.get("text_config") and settings.get("quantization_config"):
+        raise InputError(
+            "the weights of this model are quantized",
+            where=where,
+            expected="weights in bfloat16, float16 or float32, of which the text part can be loaded",
+            found=f"quantization_config, {settings['quantization_config'].get('quant_method')}",
+            next_step="use the variant of the model that is not quantized (-BF16, for instance)",
         )
 
 
@@ -215,12 +242,13 @@ def loaded_as(base: Located, **arguments: Any) -> "PreTrainedModel":
     try:
         if base.kind != "gguf":
             whole = AutoConfig.from_pretrained(source, **own)
+            refuse_quantized_part(whole.to_dict(), base.reference)
             config = whole.get_text_config()
             # The head is the whole model's, so whether it is the embedding table is said there.
             config.tie_word_embeddings = whole.tie_word_embeddings
             own |= {"config": config, "key_mapping": _TEXT_PART, "use_safetensors": True}
         model, found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **own, **arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         pinning.raise_refusal(base.reference, error)
         raise InputError(
             "the model cannot be loaded",

@@ -64,6 +64,7 @@ def ray_page(script: Path, temporary: Path) -> Page:
         "RAY_PORT": free_port(),
         "RAY_DASHBOARD_PORT": port,
         "RAY_METRICS_PORT": free_port(),
+        "RAY_AGENT_PORT": free_port(),
         "RAY_TEMP_DIR": temporary,
         # Nobody works on it: nothing to wait for at the end.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": 1,

@@ -53,9 +53,6 @@ def write_pairs(job: SampleJob, f1: F1Of) -> dict[str, int]:
     tokenizer = base_models.load_tokenizer(base)
     dtype = base_models.compute_dtype(job.dtype, rows=job.batch_size)
     model = quantization.for_answers(base, dtype, quantize=job.quantize)
-    if not torch.cuda.is_available():
-        # torch's fused attention is slow for single tokens on a processor (see models/lora.py).
-        model.set_attn_implementation("eager")
     counts = {"pairs": 0, "always_right": 0}
     rows_a_batch = max(1, job.batch_size // settings.samples)
     for source, target in job.files:

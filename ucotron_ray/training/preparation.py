@@ -79,6 +79,19 @@ def check(run: Run, stage: Stage, base: base_models.Located) -> None:
         require_packages("liger_kernel")
     if workers.attention == "flash_attention_2":
         require_packages("flash_attn")
+        refuse_flat_rows(base)
+
+
+def refuse_flat_rows(base: base_models.Located) -> None:
+    """Raise ConfigError where rows cannot follow one another: recurrent layers would read on from the one before."""
+    directory = base_models.settings_of(base)
+    if directory is not None and '"linear_attention"' in (directory / "config.json").read_text(encoding="utf-8"):
+        raise ConfigError(
+            "rows without padding are for attention alone, and this model has recurrent layers",
+            where="workers.attention",
+            expected="auto or sdpa for this model",
+            found="flash_attention_2",
+        )
 
 
 def check_batch(run: Run, stage: Stage) -> None:

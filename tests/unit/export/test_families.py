@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.families import FAMILIES, graph_differences, save_family, sees, whole_logits
+from tests.families import FAMILIES, TRAINED_LENGTH, graph_differences, save_family, sees, whole_logits
 from ucotron_ray.core import config
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.run import Run
@@ -22,6 +22,7 @@ from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.merge import write_merged
 from ucotron_ray.models.shape import shape_of
+from ucotron_ray.training import batching
 
 # Tracing warns about every branch of the model's code that it fixes.
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")
@@ -73,6 +74,41 @@ def test_a_file_without_one_of_the_weights_is_refused(saved, tmp_path):
     with pytest.raises(InputError, match=r"weights of the model are missing") as refused:
         base_models.load_model(base_models.located(str(tmp_path / "base")), "float32")
     assert refused.value.found == "1 that no file has, model.layers.1.mlp.down_proj.weight for one"
+
+
+def test_padding_in_front_changes_nothing(saved):
+    """As batches of training and of scoring have it, up to the length that positions were trained for."""
+    _, directory = saved
+    model = base_models.load_model(base_models.located(str(directory)), "float32").eval()
+    rows = [IDS[:TRAINED_LENGTH], IDS[TRAINED_LENGTH : TRAINED_LENGTH + 37]]
+    columns = [{"input_ids": ids, "labels": ids} for ids in rows]
+    batch = batching.collate(columns, pad=model.config.pad_token_id)
+    with torch.inference_mode():
+        padded = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        for ids, found in zip(rows, padded, strict=True):
+            assert torch.allclose(found[-len(ids) :], model(input_ids=torch.tensor([ids])).logits[0], atol=1e-4)
+
+
+def test_weights_in_eight_bits_are_loaded_with_their_scales_or_refused(tmp_path):
+    """As mistralai/Ministral-3-3B-Instruct-2512 has them; its -BF16 is the one to train on."""
+    directory = save_family(tmp_path / "base", "ministral3")
+    base = base_models.located(str(directory))
+    whole = logits(base_models.load_model(base, "float32").eval())
+    settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    settings["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
+    (directory / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if "language_model" in name and name.endswith("_proj.weight")]:
+        scale = tensors[name].abs().max() / torch.finfo(torch.float8_e4m3fn).max
+        tensors[name] = (tensors[name] / scale).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = scale
+    save_file(tensors, file, metadata={"format": "pt"})
+    try:
+        rounded = logits(base_models.load_model(base, "float32").eval())
+    except InputError:
+        return
+    assert torch.corrcoef(torch.stack([whole.flatten(), rounded.flatten()]))[0, 1] > 0.9
 
 
 def test_its_shape_is_known_where_its_layers_are_the_usual_seven(saved):
