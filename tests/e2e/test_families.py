@@ -80,7 +80,7 @@ def exported(made) -> Made:
         merged = made(family) / "merged"
         graph = exporter.export(merged, merged.with_name("bundle"), opset=18)
         tokenizer = base_models.load_tokenizer(base_models.located(str(merged)))
-        base_models.save_tokenizer(tokenizer, graph.parent)
+        tokenizer.save_pretrained(graph.parent)
         io = exporter.io_contract(graph, graph.parent / "config.json", eos=[tokenizer.eos_token_id])
         bundle.write_contracts(graph.parent, tokenizer=tokenizer, io=io, name=family, predicates=["works_at"])
         return graph.parent

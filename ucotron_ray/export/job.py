@@ -89,7 +89,7 @@ def bundle(job: ExportJob) -> Figures:
     log.info("export: tracing to ONNX, opset %d", settings.opset)
     graph = exporter.export(model_directory, directory, opset=settings.opset)
     tokenizer = base_models.load_tokenizer(base_models.located(str(model_directory)))
-    base_models.save_tokenizer(tokenizer, directory)
+    tokenizer.save_pretrained(directory)
     io = exporter.io_contract(graph, directory / "config.json", eos=_ends(model_directory, tokenizer))
     contents.write_contracts(directory, tokenizer=tokenizer, io=io, name=job.name, predicates=job.predicates)
     exported = time.monotonic()

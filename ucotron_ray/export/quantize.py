@@ -13,7 +13,7 @@ Suffixes: N outputs, K inputs, G blocks of a row.
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,13 @@ def quantize(
 ) -> dict[str, float]:
     """Write the graph of `source` with weights of `bits` bits as `target`.
 
-    `rounded` are weights that are in four bits already, in blocks of `block`, by their names.
+    `rounded` are weights that are in four bits already, in blocks of `block`, by their names; others then have eight.
 
     Returns:
         `bytes` of graph and weights, `rounded_share`: the share of the parameters that were rounded.
     """
     proto, weights = layout.read(source)
-    sites = list(_sites(proto.graph, weights, bits=bits, block=block))
+    sites = [_with_bits(site, rounded) for site in _sites(proto.graph, weights, bits=bits, block=block)]
     shapes = {site.weight: _outputs_first(weights[site.weight], site).shape for site in sites}
     for site in sites:
         proto.graph.node[site.node].CopyFrom(_node(proto.graph.node[site.node], site, shapes[site.weight]))
@@ -98,6 +98,10 @@ def _sites(graph: onnx.GraphProto, weights: Mapping[str, layout.Array], *, bits:
         fitting = _block(num_inputs, block)
         if fitting is not None:
             yield Site(index, weight, outputs_first, 8 if weight in tables else bits, fitting)
+
+
+def _with_bits(site: Site, rounded: Mapping[str, Rounded] | None) -> Site:
+    return replace(site, bits=8) if rounded and site.weight not in rounded else site
 
 
 def _block(num_inputs: int, wanted: int) -> int | None:

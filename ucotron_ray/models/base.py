@@ -295,11 +295,6 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", d
     tokenizer.save_pretrained(directory)
 
 
-def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
-    """Save the tokenizer."""
-    tokenizer.save_pretrained(directory)
-
-
 def compute_dtype(setting: str, *, rows: int = 2048) -> Dtype:
     """`auto` = bfloat16 on a GPU that has it; on a processor whichever multiplies `rows` activations faster, measured.
 

@@ -79,7 +79,8 @@ def test_a_model_is_rounded_but_for_its_head_and_importance_is_the_mean_square(t
 
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     made = gptq.calibrate(model, rows, block=BLOCK, four_bits=True)
-    assert set(made.rounded) == {name for name in before if "_proj.weight" in name}
+    in_eight = ("v_proj.weight", "down_proj.weight")
+    assert set(made.rounded) == {name for name in before if "_proj.weight" in name and not name.endswith(in_eight)}
     for name, weight in model.named_parameters():
         assert torch.equal(weight, before[name]) == (name not in made.rounded)
         if name in made.rounded:
@@ -93,6 +94,7 @@ def test_little_memory_means_more_passes_over_the_rows(tmp_path):
         model = base_models.load_model(base, "float32").eval()
         model.register_forward_pre_hook(lambda *_, memory=memory: passes.append(memory))
         made = gptq.calibrate(model, rows, block=BLOCK, four_bits=True, memory=memory)
-        assert len(made.rounded) == 14
+        assert len(made.rounded) == 10
+        assert len(made.importance) == 14
     assert passes.count(1e9) == 1
     assert passes.count(3 * 4 * 48**2) > 3
