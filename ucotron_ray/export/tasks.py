@@ -45,9 +45,10 @@ class Reference:
 
 def rows_for(settings: Export) -> int:
     """How many held-out rows the gates ask for: the recipe's number, else what margins and power need."""
-    margins = [settings.max_int8_f1_drop] if "int8" in settings.variants else []
-    margins += [settings.max_int4_f1_drop] if "int4" in settings.variants or "q4_k_m" in settings.gguf else []
-    needed = [noninferiority.rows_needed(margin, power=settings.power) for margin in margins if margin]
+    eight, four = "int8" in settings.variants, "int4" in settings.variants or "q4_k_m" in settings.gguf
+    margins = [(settings.max_int8_f1_drop, noninferiority.PAIRED_SD)] if eight else []
+    margins += [(settings.max_int4_f1_drop, noninferiority.FOUR_BITS_SD)] if four else []
+    needed = [noninferiority.rows_needed(margin, power=settings.power, sd=sd) for margin, sd in margins if margin]
     return settings.task_rows if settings.task_rows is not None else max(needed, default=1)
 
 
@@ -207,11 +208,11 @@ def too_lossy(name: str, figures: Mapping[str, float], margin: float, settings: 
     """Why a variant is withheld, in words; nothing if its loss is surely within the margin. NaN is not within it."""
     if figures["f1_drop_upper"] <= margin:
         return []
-    needed = noninferiority.rows_needed(margin, power=settings.power, sd=max(figures["f1_drop_sd"], 1e-3))
-    return [
-        f"{name} loses {figures['f1_drop']:.4f} F1, at most {figures['f1_drop_upper']:.4f}; {margin:.4f} is allowed "
-        f"({figures['rows']:.0f} rows, {needed} would show no loss with power {settings.power:g})"
-    ]
+    lost = f"{name} loses {figures['f1_drop']:.4f} F1, at most {figures['f1_drop_upper']:.4f}; {margin:.4f} is allowed"
+    if not figures["f1_drop_sd"] > 0:
+        return [lost]
+    needed = noninferiority.rows_needed(margin, power=settings.power, sd=figures["f1_drop_sd"])
+    return [f"{lost} ({figures['rows']:.0f} rows; {needed} would show no loss with power {settings.power:g})"]
 
 
 def withheld(variants: Mapping[str, Mapping[str, float]], settings: Export) -> dict[str, list[str]]:
