@@ -3,7 +3,7 @@
 transformers' own exporter traces the model's own code, so that a family which transformers can run needs nothing of its
 own here. Its defaults are for any model; three things are set for ours (SmolLM2 135M, docs/exporters.md):
 
-- the shapes that vary are said instead of searched for (`dynamic_shapes`): 307 s without;
+- the shapes that vary are said instead of searched for (`dynamic_shapes`);
 - attention is `grouped_attention`: a step of eight rows takes half the time that it takes with `ort_fusions="cpu"`;
 - the graph is tidied by six passes instead of onnxscript's rewriting (0.6 s against 20 s, the same speed afterwards).
 """

@@ -8,7 +8,7 @@ float32 in nats a token of the answer and share of rows with every token the sam
     the same grid, no GPTQ     0.0288  41 %
     GPTQ                       0.0031  79 %
 
-ONNX Runtime's own GPTQ makes a session of the whole graph for each weight: hours for what takes a minute here.
+ONNX Runtime's own GPTQ makes a session of the whole graph for each group of weights; here one pass gives all of them.
 
 Suffixes: N outputs, K inputs, G blocks of a row, b weights of a block.
 """

@@ -96,7 +96,7 @@ class OnnxRunner:
         return pick([(pick(parts), np.argsort(order).tolist())])
 
     def logits(self, ids: Sequence[int], *, last: int | None = None) -> Floats:
-        """Logits [S, V] of one sequence in one pass, of its last tokens alone if their number is given."""
+        """Logits [S, V] of one sequence, of its last tokens alone if their number is given."""
         if last is None or last >= len(ids):
             return self.logits_of([ids])[0]
         # So many are wanted of the last part: what lies before it is read without them.
