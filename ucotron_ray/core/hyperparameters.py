@@ -32,6 +32,10 @@ class LoraSettings(Section):
     eval_f1_rows: NonNegative
     eval_steps: Count | None
     save_steps: Count
+    keep: Literal["best", "last"]
+    """The adapter of the best validation score, or of the last step; without validation rows always the last."""
+    patience: NonNegative
+    """Evaluations without a better score until training stops; 0 = never."""
     quantize: Literal["none", "nf4"]
     seed: NonNegative
 

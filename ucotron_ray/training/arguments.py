@@ -7,8 +7,8 @@ import torch
 
 from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.models import base as base_models
-from ucotron_ray.training.checkpoints import CHECKPOINTS, KEPT_CHECKPOINTS
-from ucotron_ray.training.job import TrainingJob
+from ucotron_ray.training.checkpoints import KEPT_CHECKPOINTS
+from ucotron_ray.training.job import CHECKPOINTS, TrainingJob
 
 _ALMOST_ALL = 1 - 1e-9
 

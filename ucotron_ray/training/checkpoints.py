@@ -12,11 +12,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ucotron_ray.core.errors import LossNotFinite
 from ucotron_ray.core.files import file_hash, list_files, write_json
-from ucotron_ray.training.job import STOP
+from ucotron_ray.training.best import BestAdapter
+from ucotron_ray.training.job import CHECKPOINTS, STOP
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
 CHECKPOINT_RECORD = "checkpoint.json"
 KEPT_CHECKPOINTS = 2
 
@@ -54,16 +54,25 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]  # transformers has no
         rank: of this worker.
         world: how many there are.
         preempted: whether the machine is about to be taken away; asked on all workers at every log.
+        best: what keeps the best adapter, which is tidied with every checkpoint.
     """
 
-    def __init__(self, stage: str, directory: Path, rank: int, world: int, preempted: Callable[[], bool]) -> None:
+    def __init__(
+        self, stage: str, directory: Path, rank: int, world: int, preempted: Callable[[], bool], best: BestAdapter
+    ) -> None:
+        self._best = best
         self._stage, self._directory, self._rank, self._world = stage, directory, rank, world
         self._preempted, self._saved_for_preemption = preempted, False
         # On processors whatever the training uses: asking must not wait for a GPU.
         self._group = torch.distributed.new_group(backend="gloo") if world > 1 else None
-        self.stopped = False
+        self.stopped = self._waits = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # A checkpoint comes after the evaluation of its step: resumed, the trainer would not make up for it, and the
+        # best step could be another one than without the interruption.
+        self._waits = control.should_save and args.eval_strategy == "epoch" and float(state.epoch or 0).is_integer()
+        if self._waits:
+            control.should_save = False
         if self._stop_asked() and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
@@ -74,6 +83,8 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]  # transformers has no
         if self.stopped:
             # The checkpoint is written; who asked to stop does not want to wait for scores.
             control.should_evaluate = control.should_save = False
+        elif self._waits:
+            control.should_save = True
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._preempted() and not self._saved_for_preemption:
@@ -92,6 +103,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]  # transformers has no
         if self._rank == 0:
             files = {entry.path: entry.sha256 for entry in list_files(path) if entry.path != CHECKPOINT_RECORD}
             write_json(path / CHECKPOINT_RECORD, {"step": state.global_step, "files": files})
+        self._best.saved(state.log_history, state.global_step)
 
     def _stop_asked(self) -> bool:
         asked = torch.tensor([self._rank == 0 and (self._directory / STOP).exists()], dtype=torch.int32)

@@ -29,6 +29,7 @@ from ucotron_ray.training import (
     tokens,
 )
 from ucotron_ray.training.arguments import trainer_arguments
+from ucotron_ray.training.best import BestAdapter
 from ucotron_ray.training.checkpoints import Checkpoints
 from ucotron_ray.training.data import IGNORED
 from ucotron_ray.training.heap import HeapTrim
@@ -62,7 +63,8 @@ def train(job: DpoJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
     train_pairs, val_pairs = tokens.as_pairs(made.train), tokens.as_pairs(made.val)
     batch = setup.batches(job, settings, *tokens.pair_lengths(made.train), worker, sequences=2)
     progress = Progress("dpo", directory, batch.work, report, worker.rank, worker.world)
-    checkpoints = Checkpoints("dpo", directory, worker.rank, worker.world, hooks.preempted)
+    best = BestAdapter(settings, directory, worker.rank)
+    checkpoints = Checkpoints("dpo", directory, worker.rank, worker.world, hooks.preempted, best)
     pad = cast(int, worker.tokenizer.pad_token_id)
     arguments = trainer_arguments(job, settings, dtype=worker.dtype, per_device=batch.per_device, world=worker.world)
     trainer = PairTrainer(
@@ -77,14 +79,14 @@ def train(job: DpoJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
         global_batch=settings.global_batch,
         beta=settings.beta,
     )
-    trainer.hooks = hooks
+    trainer.hooks, trainer.best = hooks, best
     trainer.remove_callback(PrinterCallback)
     train_to_end(trainer, "dpo", directory, worker.rank, checkpoints)
-    metrics = final_metrics(trainer, made.counts, progress) | last_preferences(trainer.state.log_history)
+    metrics = final_metrics(trainer, made.counts, progress, best) | last_preferences(trainer.state.log_history)
     metrics |= longer_shares(made.counts)
     if worker.rank == 0:
         _say(metrics)
-        save_adapter(trainer, worker.tokenizer, directory, job, made.counts, metrics, batch.work)
+        save_adapter(trainer, worker.tokenizer, directory, job, made.counts, metrics, batch.work, best)
     return metrics
 
 

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ucotron_ray.core.place import Workers
 
+CHECKPOINTS, BEST_STEPS = "checkpoints", "best-steps"
+"""Directories of a training: its checkpoints, and the adapters that were the best so far, one a step."""
+
 STOP = "stop"
 """The file in a job's directory that asks its workers to stop after their step, with a checkpoint."""
 

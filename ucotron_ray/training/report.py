@@ -39,9 +39,17 @@ def page(record: Mapping[str, Any]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style></head><body><h1>{title}</h1>"
         f"<p>MFU is in the convention 4N: 4 FLOPs for each parameter of the frozen blocks and token, no padding, no "
-        f"recomputation; its peak: {escape(str(record.get('peak') or 'not known'))}.</p>"
+        f"recomputation; its peak: {escape(str(record.get('peak') or 'not known'))}.</p>{_kept(record)}"
         f"<main>{figures}</main><main>{tables}</main></body></html>\n"
     )
+
+
+def _kept(record: Mapping[str, Any]) -> str:
+    """Which step the adapter is; nothing in records of before."""
+    found = record.get("adapter")
+    if not found:
+        return ""
+    return f"<p>The adapter is that of step {found['step']} of {found['of']}: {escape(found['because'])}.</p>"
 
 
 def _series(history: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, list[Point]]]:

@@ -17,8 +17,7 @@ from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.shape import shape_of
 from ucotron_ray.training import plan, quantization, sharding
-from ucotron_ray.training.checkpoints import CHECKPOINTS
-from ucotron_ray.training.job import TrainingJob
+from ucotron_ray.training.job import CHECKPOINTS, TrainingJob
 from ucotron_ray.training.peak import peak_flops
 from ucotron_ray.training.progress import Work
 from ucotron_ray.training.workers import rank_and_world

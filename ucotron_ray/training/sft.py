@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 from ucotron_ray.core.hyperparameters import SftSettings
 from ucotron_ray.training import batching, setup, tokens
 from ucotron_ray.training.arguments import trainer_arguments
+from ucotron_ray.training.best import BestAdapter
 from ucotron_ray.training.checkpoints import Checkpoints
 from ucotron_ray.training.data import IGNORED, Example
 from ucotron_ray.training.heap import HeapTrim
@@ -47,7 +48,8 @@ def train(job: SftJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
     lengths, labels = tokens.lengths(rows.train)
     batch = setup.batches(job, settings, lengths, labels, worker)
     progress = Progress("sft", directory, batch.work, report, worker.rank, worker.world)
-    checkpoints = Checkpoints("sft", directory, worker.rank, worker.world, hooks.preempted)
+    best = BestAdapter(settings, directory, worker.rank)
+    checkpoints = Checkpoints("sft", directory, worker.rank, worker.world, hooks.preempted, best)
     trainer = LabelOnlyTrainer(
         model=setup.adapted(worker, job, settings),
         args=SFTConfig(
@@ -63,12 +65,12 @@ def train(job: SftJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
         order_seed=settings.seed,
         global_batch=settings.global_batch,
     )
-    trainer.hooks = hooks
+    trainer.hooks, trainer.best = hooks, best
     trainer.remove_callback(PrinterCallback)
     train_to_end(trainer, "sft", directory, worker.rank, checkpoints)
-    metrics = final_metrics(trainer, rows.counts, progress)
+    metrics = final_metrics(trainer, rows.counts, progress, best)
     if worker.rank == 0:
-        save_adapter(trainer, worker.tokenizer, directory, job, rows.counts, metrics, batch.work)
+        save_adapter(trainer, worker.tokenizer, directory, job, rows.counts, metrics, batch.work, best)
     return metrics
 
 

@@ -80,6 +80,7 @@ def _trained(
 ) -> BuildResult:
     """Train on Ray; keep adapter, record, report and plan. `base` is what the adapter calls its base."""
     from ucotron_ray.training import report
+    from ucotron_ray.training.job import BEST_STEPS, CHECKPOINTS
     from ucotron_ray.training.on_ray import train_on_ray
 
     if prepared.plan is not None:
@@ -91,7 +92,9 @@ def _trained(
     record["base"] = note
     write_json(build.path / "training.json", record)
     write_text(build.path / "report.html", report.page(record))
-    shutil.rmtree(build.path / "checkpoints", ignore_errors=True)
+    # In this order: with checkpoints and without the best adapter a killed run would go on, and keep the last one.
+    for directory in (CHECKPOINTS, BEST_STEPS):
+        shutil.rmtree(build.path / directory, ignore_errors=True)
     name_base(build.path / "adapter" / "adapter_config.json", base.reference, base.revision)
     for file in ("training.json", "report.html"):
         spool.file(build.path / file)

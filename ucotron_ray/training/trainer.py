@@ -12,8 +12,10 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from ucotron_ray.core.errors import StageFailed, Stopped
 from ucotron_ray.training import sharding
-from ucotron_ray.training.checkpoints import CHECKPOINTS, Checkpoints, newest_checkpoint, not_finite
+from ucotron_ray.training.best import BestAdapter
+from ucotron_ray.training.checkpoints import Checkpoints, newest_checkpoint, not_finite
 from ucotron_ray.training.hooks import NO_HOOKS, Hooks
+from ucotron_ray.training.job import CHECKPOINTS
 from ucotron_ray.training.workers import over_workers, rank_and_world
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ class CorrectedTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
     """transformers' trainer, with the batches of this run and with F1 at each evaluation. A mix-in."""
 
     hooks = NO_HOOKS
+    best: BestAdapter | None = None
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
         # accelerate refuses a base that is spread over GPUs (`prepare_model`: «DTensor … incompatible»), though
@@ -48,6 +51,10 @@ class CorrectedTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
             self.log(dict(scored))
             metrics |= scored
         self.hooks.evaluated({**_numbers(metrics), "step": float(self.state.global_step)})
+        if self.best is not None and self.best.seen(self.state.log_history, self.accelerator.unwrap_model(self.model)):
+            self.control.should_training_stop = True
+            # From a checkpoint of this step a run would go on; from the one before it stops here again.
+            self.control.should_save = False
         return metrics
 
 
@@ -68,11 +75,12 @@ def train_to_end(trainer: Trainer, stage: str, directory: Path, rank: int, check
         raise
     at_end = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
     if (
-        trainer.args.eval_strategy == "epoch"
+        trainer.args.eval_strategy != "no"
         and not checkpoints.stopped
         and not any("eval_loss" in entry for entry in at_end)
     ):
-        # A worker that was lost in the last evaluation: its checkpoint is of the last step, and no epoch is left.
+        # The last step is to be compared with the best one. With an evaluation an epoch it was scored, but for a
+        # worker that was lost meanwhile: its checkpoint is of the last step, and no epoch is left.
         trainer.evaluate()
     if checkpoints.stopped:
         raise Stopped(

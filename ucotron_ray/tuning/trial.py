@@ -182,13 +182,15 @@ def _train(job: TrialJob, tell: Tell, rank: int) -> dict[str, float]:
         spooled(metrics)
 
     hooks = Hooks(evaluated=scores.evaluated, score=scores.score)
+    # `Scores` keeps the best adapter itself, with the interval of its score.
+    training = {**job.training, "settings": {**job.training["settings"], "keep": "last"}}
     if job.stage == "dpo":
         from ucotron_ray.training import dpo  # noqa: PLC0415 - torch, in the worker only
 
-        return dpo.train(DpoJob(**job.training), report, hooks)
+        return dpo.train(DpoJob(**training), report, hooks)
     from ucotron_ray.training import sft  # noqa: PLC0415
 
-    return sft.train(SftJob(**job.training), report, hooks)
+    return sft.train(SftJob(**training), report, hooks)
 
 
 def _fit(job: TrialJob, tell: Tell, spooled: Callable[[Mapping[str, float]], None]) -> dict[str, float]:

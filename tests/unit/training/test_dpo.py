@@ -136,7 +136,7 @@ def test_a_resumed_run_gives_the_straight_runs_bytes(straight, tmp_path, tiny_mo
 
     with pytest.raises(Stop):
         dpo.train(job, stop)
-    newest = checkpoints.newest_checkpoint(Path(job.directory) / checkpoints.CHECKPOINTS)
+    newest = checkpoints.newest_checkpoint(Path(job.directory) / "checkpoints")
     assert newest is not None
     assert newest.name == "checkpoint-3"
     dpo.train(job, lambda metrics: None)
