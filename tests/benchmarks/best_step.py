@@ -37,7 +37,7 @@ def seed_result(directory: Path, seed: int, threads: int) -> dict[str, Any]:
         return found
     run = directory / f"run-{seed}"
     run.mkdir(exist_ok=True)
-    loaded = config.load(Path("jobs/recipes/demo.yaml"))
+    loaded = config.load(recipe=Path("jobs/recipes/demo.yaml"))
     settings = loaded.recipe.sft.model_copy(
         update={"seed": seed, "eval_rows": F1_ROWS, "eval_f1_rows": F1_ROWS, "eval_steps": 32, "save_steps": 16}
     )

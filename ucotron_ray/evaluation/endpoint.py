@@ -24,7 +24,6 @@ from ucotron_ray.teacher.outcome import FATAL, FINAL, OutcomeKind, RequestOutcom
 IN_FLIGHT = 8
 CONNECT_SECONDS = 10.0
 MAX_BACKOFF_SECONDS = 30.0
-RESAMPLES, SEED = 1000, 42
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def tested(endpoint: Endpoint, rows: Sequence[RawRow], asking: Asking) -> dict[s
         "model": endpoint.model,
         "answers": entries,
         "summary": {
-            **summary(scores, resamples=RESAMPLES, seed=SEED),
+            **summary(scores),
             "keyword_score": sum(shares) / len(shares),
             "errors": sum(entry["error"] is not None for entry in entries),
         },

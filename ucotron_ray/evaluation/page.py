@@ -20,12 +20,16 @@ HEADLINE = (
 )
 FORM = (
     ("valid_answers", "read by the server"),
+    ("valid_answers_low", "from"),
+    ("valid_answers_high", "to"),
     ("json_answers", "an array and nothing else"),
     ("schema_answers", "keeps the schema"),
     ("invented_entities", "names not given"),
     ("names_not_in_text", "names not in the text"),
     ("unknown_predicates", "predicates that no row expects"),
     ("false_positives_on_empty", "triples where there is no relation"),
+    ("false_positives_on_empty_low", "from"),
+    ("false_positives_on_empty_high", "to"),
     ("cut_answers", "cut at the limit"),
 )
 MOST_PREDICATES = 25

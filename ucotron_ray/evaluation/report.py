@@ -55,7 +55,6 @@ def _scores(
     predictions: Sequence[Prediction],
     settings: Evaluation,
 ) -> dict[str, Any]:
-    drawn = {"resamples": settings.resamples, "seed": settings.seed}
     chat = {row: score for (row, layout), score in scored.items() if layout == "chat"}
     raw = {row: score for (row, layout), score in scored.items() if layout == "raw"}
     found = [score for (_, layout), score in scored.items() if layout == END_TO_END]
@@ -68,15 +67,15 @@ def _scores(
     every = list(held_out.values())
     return {
         "overall": {
-            **summary(every, **drawn),
+            **summary(every),
             "cut_answers": sum(prediction.cut for prediction in asked) / len(asked),
             "new_tokens_per_answer": sum(prediction.num_tokens for prediction in asked) / len(asked),
         },
-        "groups": by_group(groups, **drawn),
-        "raw": summary(list(raw.values()), **drawn) if raw else None,
-        "chat_of_raw": summary([chat[row] for row in raw], **drawn) if raw else None,
-        "end_to_end": summary(found, **drawn) if found else None,
-        "guide": summary(guide, **drawn) if guide else None,
+        "groups": by_group(groups),
+        "raw": summary(list(raw.values())) if raw else None,
+        "chat_of_raw": summary([chat[row] for row in raw]) if raw else None,
+        "end_to_end": summary(found) if found else None,
+        "guide": summary(guide) if guide else None,
         "by_predicate": by_predicate(every),
         "calibration": {
             "stated": calibration([pair for score in every for pair in score.judged]),

@@ -13,6 +13,7 @@ from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.stage import ROWS, rows_file
 from ucotron_ray.evaluation.answers import ModelRef, answers_of, layouts_of
+from ucotron_ray.evaluation.scoring import MEASURE
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.stage import prompt_identity
 
@@ -40,7 +41,7 @@ def evaluate(run: Run, name: str, base: base_models.BaseModel, adapter: Artifact
 def score_request(run: Run, name: str, source: ModelRef, data: Artifact) -> Request:
     """What scoring would make."""
     settings = run.config.recipe.evaluation.model_dump(exclude={"data", "base"})
-    fields = {"evaluation": settings, "prompt": prompt_identity(), **source.identity}
+    fields = {"evaluation": settings, "measure": MEASURE, "prompt": prompt_identity(), **source.identity}
     return Request("scores", name, fields, (data.as_input("data"), *source.inputs))
 
 

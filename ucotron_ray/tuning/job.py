@@ -22,7 +22,6 @@ class TrialJob:
     f1_rows: int
     max_new_tokens: int
     eval_batch: int
-    resamples: int
     spool: str
     run: str
     log_file: str

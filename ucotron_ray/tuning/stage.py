@@ -12,6 +12,7 @@ from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.core.place import Workers
 from ucotron_ray.core.recipe import Projection
 from ucotron_ray.core.run import Run
+from ucotron_ray.evaluation.scoring import MEASURE
 from ucotron_ray.models import stage as models
 from ucotron_ray.models.shape import shape_of
 from ucotron_ray.models.stage import prompt_identity
@@ -32,10 +33,9 @@ def request(run: Run, target: TuningTarget) -> Request:
         "space": tuning.model_dump()["space"][target.stage],
         "settings": {tier: settings.model_dump() for tier, settings in target.settings.items()},
         "base": dict(target.identity),
-        "resamples": run.config.recipe.evaluation.resamples,
     }
     if target.stage != "projection":
-        fields["prompt"] = prompt_identity()
+        fields |= {"prompt": prompt_identity(), "measure": MEASURE}
     return Request("sweep", run.name, fields, target.inputs)
 
 
@@ -248,7 +248,6 @@ def _job(run: Run, target: TuningTarget, template: Template, record: Record, tri
         f1_rows=tuning.f1_rows,
         max_new_tokens=tuning.max_new_tokens,
         eval_batch=workers.eval_batch,
-        resamples=run.config.recipe.evaluation.resamples,
         spool=str(run.spool.directory),
         run=f"{run.spool.child('tune').run}/{trial.id}",
         log_file=run.log_file,

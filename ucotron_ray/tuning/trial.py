@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 Tell = Callable[[Mapping[str, Any]], None]
 """Given step, value, low, high, loss, answer_seconds, seconds, at and began of each score. May never return."""
 
-INTERVAL_SEED = 42
-
 
 def run(job: TrialJob, tell: Tell, *, rank: int = 0, world: int = 1) -> dict[str, Any]:
     """Train, and return the outcome: `state` (finished, interrupted or failed), `cause` and `metrics`.
@@ -136,7 +134,7 @@ class Scores:
         """A score: what all workers' rows gave."""
         if self._rank != 0:
             return
-        made = summary(self._rows, resamples=self._job.resamples, seed=INTERVAL_SEED)
+        made = summary(self._rows)
         loss = metrics.get("eval_loss")
         score = {
             "step": int(metrics["step"]),

@@ -26,7 +26,7 @@ def model(label: str, wrong: int, *, wrong_answer: str = "[]") -> ScoredModel:
     answers = [
         wrong_answer if index < wrong else format_answer(row.expected_relations) for index, row in enumerate(ROWS)
     ]
-    return ScoredModel(label, {"overall": summary(scores_of_rows(ROWS, answers), **DRAWN)}, answers)
+    return ScoredModel(label, {"overall": summary(scores_of_rows(ROWS, answers))}, answers)
 
 
 def failed(candidate: ScoredModel, base: ScoredModel, champion: ScoredModel | None) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 
 from ucotron_ray.data.records import Entity, RawRow, Relation
 from ucotron_ray.data.wire import format_answer
-from ucotron_ray.evaluation import bootstrap
+from ucotron_ray.evaluation import bootstrap, intervals
 from ucotron_ray.evaluation.calibration import calibration
 from ucotron_ray.evaluation.matching import is_whole_array, keeps_schema, relaxed_matches, same_name
 from ucotron_ray.evaluation.scoring import counts_of, score_row, summary
@@ -80,7 +80,7 @@ def test_pairs_predicates_names_and_empty_rows_of_a_small_corpus():
         answer(("Ed", "met", "Zoe")),
         "[]",
     ]
-    result = summary([score_row(*pair) for pair in zip(rows, answers, strict=True)], **DRAWN)
+    result = summary([score_row(*pair) for pair in zip(rows, answers, strict=True)])
     assert result["pair_f1"] == pytest.approx(2 * 2 / (3 + 2))
     assert result["predicate_accuracy"] == 0.5
     assert result["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
@@ -97,7 +97,7 @@ def test_a_name_that_lost_its_space_is_in_the_text_but_was_not_given():
 
 def test_the_floor_of_names_outside_the_text_is_what_a_perfect_answer_has():
     rows = [row("She met Bo.", ("Ann", "Bo"), ("Ann", "met", "Bo"))]
-    result = summary([score_row(rows[0], format_answer(rows[0].expected_relations))], **DRAWN)
+    result = summary([score_row(rows[0], format_answer(rows[0].expected_relations))])
     assert result["names_not_in_text"] == result["expected_names_not_in_text"] == 0.5
 
 
@@ -112,9 +112,17 @@ def test_the_paired_bootstrap_sees_a_small_steady_gain_that_the_intervals_hide()
     assert found.difference == pytest.approx(gained / (120 * 4))
     assert found.low > 0
     assert found.p_not_better < 0.05
-    low, high = bootstrap.interval(better, **DRAWN)
+    low, high = intervals.of_f1(better)
     # Each for itself is far less certain than their difference.
     assert high - low > 3 * (found.high - found.low)
+
+
+def test_resamples_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
+    rng = np.random.default_rng(6)
+    one, other = (np.array([(n, 4, 4) for n in rng.integers(0, 5, size=50)], dtype=float) for _ in range(2))
+    whole = bootstrap.paired(one, other, **DRAWN)
+    monkeypatch.setattr(bootstrap, "DRAWN_AT_ONCE", 130)
+    assert bootstrap.paired(one, other, **DRAWN) == whole
 
 
 def test_a_model_against_itself_differs_by_nothing_and_other_rows_are_refused():

@@ -38,7 +38,6 @@ def wrapped(stage: str, path, training: dict) -> TrialJob:
         f1_rows=4,
         max_new_tokens=4,
         eval_batch=4,
-        resamples=50,
         spool=str(path / "spool"),
         run="sweep/t",
         log_file=str(path / "log"),
