@@ -16,7 +16,9 @@ from ucotron_ray.core.errors import MissingArtifact
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.steps import Made, Step
 from ucotron_ray.data import stage as datasets
+from ucotron_ray.data import steps as data_steps
 from ucotron_ray.evaluation import stage as scoring
+from ucotron_ray.evaluation.steps import Model, choice_step, scores_step
 from ucotron_ray.export import stage as export
 from ucotron_ray.fireworks import pipeline as remote
 from ucotron_ray.fireworks import stage as vendor
@@ -35,9 +37,6 @@ log = logging.getLogger(__name__)
 Base = Callable[[], base_models.BaseModel]
 """The base model, once somebody asks for it: an estimate does not."""
 
-Model = tuple[base_models.BaseModel, Artifact | None]
-"""A base model, and the adapter on it."""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -55,7 +54,7 @@ class Options:
 
 def chain(run: Run, options: Options) -> list[Step]:
     """Every step, in the order in which it is made."""
-    rows = [*rows_steps(run, options), *held_out_steps(run)]
+    rows = [*rows_steps(run, options), *data_steps.held_out_steps(run)]
     pairs = pairs_steps(run, options)
     if options.remote:
         return [*rows, *pairs, *remote.steps(run, aligns=bool(pairs))]
@@ -103,30 +102,6 @@ def rows_steps(run: Run, options: Options) -> list[Step]:
         needs=("graph", "teacher"),
     )
     return [graph, written, mix]
-
-
-def held_out_steps(run: Run) -> list[Step]:
-    """`held-out`, the rows to score on, and `gate-rows`, where gates and choices of the export have rows of their own.
-
-    Read before the long part: a wrong path should not cost a training run.
-    """
-    claimed, gates = run.config.recipe.evaluation.data, run.config.recipe.export.data
-    return [_rows_step(run, "held-out", claimed), *([_rows_step(run, "gate-rows", gates)] if gates else [])]
-
-
-def _rows_step(run: Run, key: str, reference: str | None) -> Step:
-    if reference is not None and Path(reference).exists() and not datasets.in_store(run, reference):
-        asked, make = datasets.held_out_request(Path(reference)), partial(datasets.held_out, run, reference, None)
-        return Step(key, f"import-{key}", "dataset", asked.name, lambda _: make(), lambda _: asked)
-    return Step(
-        key=key,
-        stage=key,
-        kind="dataset",
-        name=reference or run.name,
-        make=lambda made: datasets.held_out(run, reference, made["rows"]),
-        needs=("rows",),
-        shown=False,
-    )
 
 
 def training_steps(run: Run, options: Options, base: Base) -> list[Step]:
@@ -202,8 +177,10 @@ def alignment_steps(run: Run, options: Options, base: Base) -> list[Step]:
         is_wanted = aligns(run, options)
     model = partial(aligned_model, run)
     scores = scores_step(run, "aligned-scores", "evaluate-dpo", name, model, ("aligned", "scores"))
-    said = replace(scores, make=lambda made: told(run, made["scores"], scores.make(made)))
-    return [aligned, said] if is_wanted else []
+    first = choice_step(run, "choice", f"{run.name}-choice", lambda made: (base(), made["adapter"]), ("adapter",))
+    second = choice_step(run, "aligned-choice", f"{name}-choice", model, ("aligned", "choice"))
+    said = replace(second, make=lambda made: told(run, made["choice"], second.make(made)))
+    return [aligned, scores, first, said] if is_wanted else []
 
 
 def last_steps(run: Run, options: Options, base: Base, *, aligns: bool) -> list[Step]:
@@ -216,31 +193,15 @@ def last_steps(run: Run, options: Options, base: Base, *, aligns: bool) -> list[
 
     def request(made: Made) -> Request | None:
         # Which of the two adapters is exported is known once both are scored.
-        if aligns and "aligned-scores" not in made:
+        if aligns and "aligned-choice" not in made:
             return None
-        return export.bundle_request(run, *chosen(run, base, made), made.get("gate-rows", made["held-out"]))
+        return export.bundle_request(run, *chosen(run, base, made), made["gate-rows"])
 
     def make(made: Made) -> Artifact:
-        return export.export(run, *chosen(run, base, made), made.get("gate-rows", made["held-out"]))
+        return export.export(run, *chosen(run, base, made), made["gate-rows"])
 
-    gate_rows = ("gate-rows",) if run.config.recipe.export.data else ()
-    needs = ("adapter", "held-out", *gate_rows, *(("scores",) if aligns else ()))
+    needs = ("adapter", "gate-rows", *(("choice",) if aligns else ()))
     return [*steps, Step("bundle", "export", "bundle", run.name, make, request, needs)]
-
-
-def scores_step(
-    run: Run, key: str, stage: str, name: str, model: Callable[[Made], Model], needs: tuple[str, ...]
-) -> Step:
-    """A model's answers to the held-out rows."""
-    return Step(
-        key=key,
-        stage=stage,
-        kind="scores",
-        name=name,
-        make=lambda made: scoring.evaluate(run, name, *model(made), made["held-out"]),
-        request=lambda made: scoring.evaluate_request(run, name, *model(made), made["held-out"]),
-        needs=(*needs, "held-out"),
-    )
 
 
 def base_of(run: Run, options: Options) -> base_models.BaseModel:
@@ -252,8 +213,11 @@ def base_of(run: Run, options: Options) -> base_models.BaseModel:
 
 
 def chosen(run: Run, base: Base, made: Made) -> Model:
-    """The adapter that the chain goes on with, and its base: DPO's, unless it lost more F1 than the recipe allows."""
-    if "aligned-scores" in made and keeps_dpo(run, made["scores"], made["aligned-scores"]):
+    """The adapter that the chain goes on with, and its base: DPO's, unless it lost more F1 than the recipe allows.
+
+    By the rows of choices: those of the claim say afterwards how good the chosen one is.
+    """
+    if "aligned-choice" in made and keeps_dpo(run, made["choice"], made["aligned-choice"]):
         return aligned_model(run, made)
     return base(), made["adapter"]
 

@@ -105,8 +105,10 @@ def _summary(run: "Run", options: "Options", made: "Made") -> dict[str, Any]:
         result["sweep"] = str(made["sweep"].path)
     if "aligned-scores" in made:
         aligned, after = made["aligned"], made["aligned-scores"]
-        kept = pipeline.keeps_dpo(run, tuned, after)
+        choice, aligned_choice = made["choice"], made["aligned-choice"]
+        kept = pipeline.keeps_dpo(run, choice, aligned_choice)
         f1 = {"sft_f1": scoring.f1_of(tuned), "f1": scoring.f1_of(after)}
+        f1 |= {"sft_choice_f1": scoring.f1_of(choice), "choice_f1": scoring.f1_of(aligned_choice)}
         result["dpo"] = {**f1, "kept": kept, **aligned.manifest.metrics}
         adapter, tuned = (aligned, after) if kept else (adapter, tuned)
     result |= {"adapter": str(adapter.path), "artifact": str(adapter.path)}

@@ -1,8 +1,8 @@
 """What a store of commit a22b7bc has is asked for by the same recipe hashes now: else every stage would be made again.
 
 The hashes were printed by that commit for the requests below. A change of one of them makes what people have useless:
-then CHANGELOG says so, and the hash here changes with it. So far that is `export` (what its gates ask for), and with it
-the key under which MLflow knows the run.
+then CHANGELOG says so, and the hash here changes with it. So far that is `export` (what its gates ask for), `evaluate`
+(names are compared in another way), `sft` where the best step is kept, and the key under which MLflow knows the run.
 """
 
 from pathlib import Path
@@ -26,8 +26,8 @@ OF_BEFORE = {
     "import-graph": "a27dcfcd0aa61209",
     "mix": "4a02b27f28faf465",
     "sft": "c23353c3e321b2fc",
-    "evaluate": "4f224eff03b0bd6f",
-    "evaluate-base": "ac1e6dff86cf5ef4",
+    "evaluate": "29b27a3ea36399fc",
+    "evaluate-base": "d338c386b22e9d6a",
     "merge": "98d145be36129450",
     "export": "e97c2362b6cee367",
     "remote-sft": "c372ae62f810a0b9",
@@ -50,7 +50,7 @@ def artifact(kind: ArtifactKind, name: str, content: str) -> Artifact:
 
 def test_every_stage_asks_for_what_it_asked_for_before(tmp_path):
     overrides = [("store", str(tmp_path)), ("tracking.mlflow_uri", "none"), ("graph.source", None)]
-    overrides += [("generation.tasks.preference.margin", 0.3)]
+    overrides += [("generation.tasks.preference.margin", 0.3), ("training.sft.slm.keep", "last")]
     run = Run(config.load(recipe=RECIPE, overrides=overrides), verb="pipeline", name="demo")
     base = BaseModel("mine", "directory", None, "sha")
     rows, pairs = artifact("dataset", "rows", "c1"), artifact("dataset", "pairs", "c2")
@@ -69,5 +69,5 @@ def test_every_stage_asks_for_what_it_asked_for_before(tmp_path):
     }
     for task in ("relation_extraction", "contradiction", "entity_resolution", "projection"):
         asked[task] = synthesis.request(run, synthesis.wanted(run, task, 9, None))
-    assert run.spool.run == "pipeline-demo-bd6b9811942e", "MLflow would show a chain that goes on as another one"
+    assert run.spool.run == "pipeline-demo-32c835d8c548", "MLflow would show a chain that goes on as another one"
     assert {stage: request.recipe[:16] for stage, request in asked.items()} == OF_BEFORE

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from ucotron_ray.core.files import (
     write_json,
 )
 from ucotron_ray.core.provenance import provenance
+from ucotron_ray.core.rows_use import RowsUse
 
 ArtifactKind = Literal["dataset", "adapter", "model", "bundle", "projection", "sweep", "scores", "cache"]
 State = Literal["ok", "rejected", "failed"]
@@ -71,6 +72,8 @@ class Manifest(BaseModel):
     metrics: dict[str, float] = {}
     counts: dict[str, int] = {}
     notes: list[str] = []
+    rows: list[RowsUse] = []
+    """Which rows it was made with, and what for; empty in manifests of before."""
     provenance: dict[str, Any] = {}
 
 
@@ -111,6 +114,7 @@ class BuildResult:
     counts: dict[str, int]
     notes: list[str]
     state: State = "ok"
+    rows: Sequence[RowsUse] = ()
 
 
 class Store:
@@ -247,6 +251,7 @@ class Build:
             metrics=result.metrics,
             counts=result.counts,
             notes=result.notes,
+            rows=list(result.rows),
             # Of a build that went on these are the seconds of its last attempt alone.
             provenance={**provenance(seconds=time.time() - self._began), "resumed": self.resumed},
         )

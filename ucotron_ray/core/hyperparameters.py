@@ -1,6 +1,6 @@
 """Settings of a training, a class a method. All of them change the result: they are part of a recipe, and hashed."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -38,6 +38,11 @@ class LoraSettings(Section):
     """Evaluations without a better score until training stops; 0 = never."""
     quantize: Literal["none", "nf4"]
     seed: NonNegative
+
+    def identity(self) -> dict[str, Any]:
+        """What of it changes the adapter. The last step without patience is what was made before there was a choice."""
+        as_before = {name for name, value in (("keep", "last"), ("patience", 0)) if getattr(self, name) == value}
+        return self.model_dump(exclude=as_before)
 
     @property
     def global_batch(self) -> int:

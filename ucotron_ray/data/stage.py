@@ -72,7 +72,7 @@ def held_out(run: Run, reference: str | None, dataset: Artifact | None) -> Artif
         return _import_held_out(run, reference)
     if reference is not None:
         dataset = run.store.get("dataset", reference, accept_rejected=run.accept_rejected)
-    if dataset is None or not _scorable(rows_file(dataset)):
+    if dataset is None or not scorable(rows_file(dataset)):
         raise ConfigError(
             "there are no rows to score on",
             where="evaluation.data",
@@ -125,7 +125,7 @@ def _has_validation(path: Path) -> bool:
     return path.is_dir() and any(entry.split == "val" for entry in readers.entries(path))
 
 
-def _scorable(path: Path) -> bool:
+def scorable(path: Path) -> bool:
     """Whether a dataset's file holds relation rows; chat rows that hold none train, but are never scored."""
     return path.is_file() and bool(path.stat().st_size and jsonl.relations_among(path))
 

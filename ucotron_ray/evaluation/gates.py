@@ -3,17 +3,18 @@
 Reference §4.10. All three have answered the same held-out rows; differences are by paired bootstrap.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ucotron_ray.core.recipe import Promotion
+from ucotron_ray.core.rows_use import RowsUse
 from ucotron_ray.data.records import RawRow, name_key
 from ucotron_ray.evaluation.bootstrap import Difference, paired
 from ucotron_ray.evaluation.compare import ScoredModel, scores_of_rows
 from ucotron_ray.evaluation.scoring import counts_of
 
-_NEW_ROWS = "held-out rows are new"
+_NEW_ROWS, _CLAIM = "held-out rows are new", "held-out rows chose nothing"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,16 @@ def not_trained_on(rows: Sequence[RawRow], trained: Sequence[str] | None) -> Gat
     common = sum(name_key(row.text) in seen for row in rows)
     said = f"{common} of {len(rows)} held-out texts are among {len(trained)} training texts"
     return Gate(_NEW_ROWS, not common, said, {"common": float(common)})
+
+
+def chose_nothing(rows: Sequence[RawRow], uses: Sequence[RowsUse], chosen_by: Collection[str] | None) -> Gate:
+    """Whether no held-out text is among those by which the model was chosen; failed where those are unknown (None)."""
+    what = "; ".join(sorted({f"{use.what} by {use.file} of dataset '{use.dataset}'" for use in uses})) or "nothing"
+    if chosen_by is None:
+        return Gate(_CLAIM, False, f"the store does not have all rows that something was chosen by ({what})")
+    common = sum(name_key(row.text) in chosen_by for row in rows)
+    said = f"{common} of {len(rows)} held-out texts are among {len(chosen_by)} by which something was chosen ({what})"
+    return Gate(_CLAIM, not common, said, {"common": float(common)})
 
 
 def record(found: Sequence[Gate]) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.run import Run
-from ucotron_ray.data import jsonl
-from ucotron_ray.data.records import RawRow
+from ucotron_ray.data import jsonl, uses
+from ucotron_ray.data.records import RawRow, name_key
 from ucotron_ray.data.stage import ROWS, rows_file
 from ucotron_ray.evaluation.answers import ModelRef, answers_of, layouts_of
 from ucotron_ray.evaluation.scoring import MEASURE
@@ -72,9 +72,26 @@ def score(run: Run, name: str, source: ModelRef, data: Artifact, *, stage: str) 
         for file in (SCORES, PREDICTIONS, REPORT):
             spool.file(build.path / file)
         counts = {"rows": len(sample), "predictions": len(predictions)}
-        return BuildResult(metrics, counts, [f"model {described(source)}"])
+        counts["chosen_by"] = num_chosen_by(run, source, sample)
+        notes = [f"model {described(source)}"]
+        return BuildResult(metrics, counts, notes, rows=[uses.used("score", "F1", data, rows_file(data).name)])
 
     return run.make(stage, score_request(run, name, source, data), build)
+
+
+def num_chosen_by(run: Run, source: ModelRef, rows: Sequence[RawRow]) -> int:
+    """How many of the rows the model was chosen by: its F1 on them is no claim, and that is said."""
+    chose = [
+        use for artifact in (source.adapter, source.bundle) if artifact for use in uses.choices(run.store, artifact)
+    ]
+    chosen_by = uses.texts(run.store, chose) or set()
+    count = sum(name_key(row.text) in chosen_by for row in rows)
+    if count:
+        what = ", ".join(sorted({use.what for use in chose}))
+        log.warning(
+            "evaluate: %d of %d rows chose %s of %s: a score on them is no claim", count, len(rows), what, source.label
+        )
+    return count
 
 
 def scored(run: Run, source: ModelRef, data: Artifact) -> Artifact:

@@ -31,7 +31,8 @@ def add_export(verbs: Any) -> None:
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
-    from ucotron_ray.data import stage as datasets
+    from ucotron_ray.data import uses
+    from ucotron_ray.data.stage import data_of
     from ucotron_ray.export import stage as export
     from ucotron_ray.models import stage as models
 
@@ -45,9 +46,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
             return _planned(run, reference, args.revision)
         base, adapter = models.model(run, reference, args.revision)
         requirements.require_packages("ray", "torch", "transformers", "peft", "gguf", *requirements.EXPORT)
-        reference_data = run.config.recipe.export.data or run.config.recipe.evaluation.data
-        dataset = datasets.data_of(run, adapter)
-        data = datasets.held_out(run, reference_data, dataset) if reference_data or dataset else None
+        data = uses.rows_to_choose_by(run, run.config.recipe.export.data, data_of(run, adapter))
         bundle = export.export(run, base, adapter, data)
         if args.output_dir:
             outputs.copy_out(bundle, args.output_dir)

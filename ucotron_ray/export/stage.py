@@ -6,10 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
+from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request, State
 from ucotron_ray.core.errors import GateFailed
+from ucotron_ray.core.rows_use import RowsUse
 from ucotron_ray.core.run import Run
-from ucotron_ray.data import jsonl
+from ucotron_ray.data import jsonl, uses
 from ucotron_ray.data.stage import TRAIN, data_of, rows_file
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import shape as shapes
@@ -108,7 +109,8 @@ def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data
         reported.extend(REPORTED)
         report = json.loads((bundle.path / "parity.json").read_text(encoding="utf-8"))
         notes = [f"not published: {reason}" for reasons in report["withheld"].values() for reason in reasons]
-        return BuildResult(figures, {}, [*report["missed"], *notes], state="failed" if report["missed"] else "ok")
+        state: State = "failed" if report["missed"] else "ok"
+        return BuildResult(figures, {}, [*report["missed"], *notes], state=state, rows=_rows_used(run, adapter, data))
 
     bundle = run.make("export", bundle_request(run, base, adapter, data), build_bundle)
     for file in reported:
@@ -122,6 +124,15 @@ def export(run: Run, base: base_models.BaseModel, adapter: Artifact | None, data
             next_step="it is kept for inspection, marked failed, and cannot be promoted; see parity.json in it",
         )
     return bundle
+
+
+def _rows_used(run: Run, adapter: Artifact | None, data: Artifact | None) -> list[RowsUse]:
+    """By which rows decoding and variants were chosen, and which four bits were rounded for."""
+    learned = data_of(run, adapter)
+    made = [uses.used("choice", "decoding and gates", data, rows_file(data).name)] if data else []
+    if learned is not None and _training_rows(run, adapter):
+        made.append(uses.used("training", "four bits", learned, TRAIN))
+    return made
 
 
 def predicates(run: Run, adapter: Artifact | None) -> tuple[str, ...]:

@@ -45,6 +45,8 @@ def every_stage(run: Run, steps: Sequence[Step], rates: Rates) -> list[Stage]:
         "evaluate": _scoring,
         "evaluate-dpo": _scoring,
         "evaluate-base": _scoring,
+        "evaluate-choice": _scoring,
+        "evaluate-aligned-choice": _scoring,
         "export": _export,
         "remote-sft": partial(_remote, method="sft"),
         "remote-dpo": partial(_remote, method="dpo"),

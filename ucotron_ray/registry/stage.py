@@ -15,7 +15,7 @@ from ucotron_ray.core.errors import Stopped
 from ucotron_ray.core.model_version import Version
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Registry
-from ucotron_ray.data import jsonl
+from ucotron_ray.data import jsonl, uses
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.stage import TRAIN, data_of, held_out
 from ucotron_ray.evaluation.answers import ModelRef, adapter_of, bundle_ref
@@ -113,6 +113,8 @@ def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | No
     )
     held = [row for row in rows if row.group != GUIDE_GROUP]
     found.append(gates.not_trained_on(held, _trained_on(dataset)))
+    chose = uses.choices(run.store, bundle)
+    found.append(gates.chose_nothing(held, chose, uses.texts(run.store, chose)))
     for gate in found:
         log.info("promote: %s %s: %s", "pass" if gate.passed else "FAIL", gate.name, gate.said)
     return gates.record(found)

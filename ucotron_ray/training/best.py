@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray.core.hyperparameters import LoraSettings
-from ucotron_ray.training.job import BEST_STEPS
+from ucotron_ray.training.job import BEST_STEPS, LAST_STEP
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +121,7 @@ class BestAdapter:
 def described(kept: Score | None, history: Sequence[Mapping[str, Any]], last_step: int) -> dict[str, Any]:
     """Which step the adapter is, for `training.json`: the step, why, and the scores that it was chosen among."""
     found = scores(history)
-    reason = (
-        "the last step" if kept is None else f"the best {'F1' if kept.f1 is not None else 'loss'} on validation rows"
-    )
+    reason = LAST_STEP if kept is None else f"the best {'F1' if kept.f1 is not None else 'loss'} on validation rows"
     return {
         "step": kept.step if kept is not None else last_step,
         "of": last_step,

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 CHECKPOINTS, BEST_STEPS = "checkpoints", "best-steps"
 """Directories of a training: its checkpoints, and the adapters that were the best so far, one a step."""
 
+LAST_STEP = "the last step"
+"""Why an adapter is kept that is not the best one."""
+
 STOP = "stop"
 """The file in a job's directory that asks its workers to stop after their step, with a checkpoint."""
 

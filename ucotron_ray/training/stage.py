@@ -2,19 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.files import write_json, write_text
+from ucotron_ray.core.rows_use import RowsUse
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.spool import Spool
 from ucotron_ray.data import stage as datasets
+from ucotron_ray.data import uses
 from ucotron_ray.data.stage import TRAIN, VAL
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import stage as models
 from ucotron_ray.models.stage import prompt_identity
 from ucotron_ray.training import preferences, preparation
+from ucotron_ray.training.job import BEST_STEPS, CHECKPOINTS, LAST_STEP
 from ucotron_ray.training.preparation import Preparation
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 def sft_request(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Request:
     """What supervised fine-tuning would make."""
     fields = {
-        "sft": run.config.recipe.sft.model_dump(),
+        "sft": run.config.recipe.sft.identity(),
         "base": models.base_fields(base),
         "prompt": prompt_identity(),
     }
@@ -63,7 +67,8 @@ def sft(run: Run, dataset: Artifact, base: base_models.BaseModel) -> Artifact:
         spool = run.spool.child("sft")
         spool.dataset(dataset, "training")
         job = SftJob(**fields, settings=run.config.recipe.sft.model_dump())
-        return _trained(run, job, prepared, spool, build, f"base {base.reference}", base=base)
+        made = _trained(run, job, prepared, spool, build, f"base {base.reference}", base=base)
+        return replace(made, rows=_rows_used(run, dataset, build.path))
 
     return run.make("sft", request, build)
 
@@ -80,7 +85,6 @@ def _trained(
 ) -> BuildResult:
     """Train on Ray; keep adapter, record, report and plan. `base` is what the adapter calls its base."""
     from ucotron_ray.training import report
-    from ucotron_ray.training.job import BEST_STEPS, CHECKPOINTS
     from ucotron_ray.training.on_ray import train_on_ray
 
     if prepared.plan is not None:
@@ -101,9 +105,20 @@ def _trained(
     return BuildResult(metrics, record["counts"], [note])
 
 
+def _rows_used(run: Run, data: Artifact, directory: Path) -> list[RowsUse]:
+    """What was trained on, and by which rows the step and the settings were chosen."""
+    record = json.loads((directory / "training.json").read_text(encoding="utf-8"))
+    chose_step = len(record["adapter"]["scores"]) > 1 and record["adapter"]["because"] != LAST_STEP
+    made = [uses.used("training", "weights", data, TRAIN)]
+    if chose_step or record["settings"]["patience"]:
+        made += uses.validation("the step", data)
+    tuned = run.config.recipe.tuned
+    return made + uses.of_sweep(run.store, tuned.sweep if tuned else None)
+
+
 def dpo_request(run: Run, name: str, pairs: Artifact, merged: Artifact) -> Request:
     """What preference training would make. `merged` is the model that it starts from, and its reference."""
-    fields = {"dpo": run.config.recipe.dpo.model_dump(), "prompt": prompt_identity()}
+    fields = {"dpo": run.config.recipe.dpo.identity(), "prompt": prompt_identity()}
     base = models.merged_base(merged)
     fields["base"] = models.base_fields(base)
     return Request("adapter", name, fields, (pairs.as_input("data"), merged.as_input("base")))
@@ -135,7 +150,8 @@ def dpo(run: Run, name: str, pairs: Artifact, base: base_models.BaseModel, adapt
         spool.model(merged, "input")
         job = DpoJob(**fields, settings=settings, reference=str(kept.path))
         note = f"base {merged.manifest.name}, merged"
-        return _trained(run, job, prepared, spool, build, note, base=models.merged_base(merged))
+        made = _trained(run, job, prepared, spool, build, note, base=models.merged_base(merged))
+        return replace(made, rows=_rows_used(run, pairs, build.path))
 
     return run.make("dpo", dpo_request(run, name, pairs, merged), build)
 

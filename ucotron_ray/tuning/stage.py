@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+
+from pydantic import BaseModel
 
 from ucotron_ray.core import requirements
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
@@ -12,6 +15,7 @@ from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.core.place import Workers
 from ucotron_ray.core.recipe import Projection
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import uses
 from ucotron_ray.evaluation.scoring import MEASURE
 from ucotron_ray.models import stage as models
 from ucotron_ray.models.shape import shape_of
@@ -31,7 +35,7 @@ def request(run: Run, target: TuningTarget) -> Request:
         "sweep": target.stage,
         "tuning": tuning.model_dump(exclude={"space", "tiers"}),
         "space": tuning.model_dump()["space"][target.stage],
-        "settings": {tier: settings.model_dump() for tier, settings in target.settings.items()},
+        "settings": {tier: _identity(settings) for tier, settings in target.settings.items()},
         "base": dict(target.identity),
     }
     if target.stage != "projection":
@@ -145,7 +149,9 @@ def tune(run: Run, target: TuningTarget) -> Artifact:
             )
             pages.write(running.record)
             on_ray.sweep_on_ray(running, launch)
-        return winners.promote(running.record, build.path, spool, recipe=wanted.recipe)
+        chosen = winners.promote(running.record, build.path, spool, recipe=wanted.recipe)
+        chose_by = [] if target.stage == "projection" else uses.validation("the settings", target.data)
+        return replace(chosen, rows=chose_by)
 
     return run.make("tune", wanted, build)
 
@@ -221,6 +227,10 @@ def _begun(run: Run, target: TuningTarget, plan: sweep.Plan, templates: Mapping[
         tiers=tiers,
         trials=trials,
     )
+
+
+def _identity(settings: BaseModel) -> dict[str, Any]:
+    return settings.identity() if isinstance(settings, LoraSettings) else settings.model_dump()
 
 
 def _scheduler(record: Record, tier: str) -> sweep.Scheduler:

@@ -1,0 +1,44 @@
+"""The rows that a chain scores and chooses by, as its steps."""
+
+from functools import partial
+from pathlib import Path
+
+from ucotron_ray.core.run import Run
+from ucotron_ray.core.steps import Step
+from ucotron_ray.data import stage as datasets
+from ucotron_ray.data import uses
+
+
+def held_out_steps(run: Run) -> list[Step]:
+    """`held-out`, the rows that claims are made on, and `gate-rows`, those of gates and choices.
+
+    Read before the long part: a wrong path should not cost a training run.
+    """
+    claimed, chosen_by = run.config.recipe.evaluation.data, run.config.recipe.export.data
+    if chosen_by is not None:
+        return [_rows_step(run, "held-out", claimed), _rows_step(run, "gate-rows", chosen_by)]
+    own = Step(
+        key="gate-rows",
+        stage="gate-rows",
+        kind="dataset",
+        name=run.name,
+        make=lambda made: uses.rows_to_choose_by(run, None, made["rows"]),
+        needs=("rows",),
+        shown=False,
+    )
+    return [_rows_step(run, "held-out", claimed), own]
+
+
+def _rows_step(run: Run, key: str, reference: str | None) -> Step:
+    if reference is not None and Path(reference).exists() and not datasets.in_store(run, reference):
+        asked, make = datasets.held_out_request(Path(reference)), partial(datasets.held_out, run, reference, None)
+        return Step(key, f"import-{key}", "dataset", asked.name, lambda _: make(), lambda _: asked)
+    return Step(
+        key=key,
+        stage=key,
+        kind="dataset",
+        name=reference or run.name,
+        make=lambda made: datasets.held_out(run, reference, made["rows"]),
+        needs=("rows",),
+        shown=False,
+    )
