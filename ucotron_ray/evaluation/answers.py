@@ -15,7 +15,7 @@ from ucotron_ray.data.records import RawRow
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import bundles
 from ucotron_ray.models import stage as models
-from ucotron_ray.models.bundles import bundle_of, is_bundle
+from ucotron_ray.models.bundles import DEFAULT_DECODING, bundle_of, is_bundle
 
 if TYPE_CHECKING:
     from ucotron_ray.evaluation.predictions import Prediction
@@ -27,6 +27,7 @@ Question = tuple[int, str]
 """Row index and layout."""
 
 _BUNDLE = re.compile(r"(?:bundle/)?(?P<name>[^@+]+)(?:@(?P<variant>[\w.-]+?))?(?:\+(?P<decoding>\w+))?")
+_MODEL = re.compile(r"(?P<name>.+)\+(?P<decoding>free|entities)")
 _ENDPOINT = re.compile(r"(?P<url>https?://[^#]+)#(?P<model>.+)")
 
 
@@ -40,14 +41,14 @@ class ModelRef:
     adapter: Artifact | None = None
     bundle: Artifact | None = None
     variant: str = "fp32"
-    decoding: str = "free"
+    decoding: str = DEFAULT_DECODING
     endpoint: "Endpoint | None" = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What of it changes the answers, for a recipe; its artifacts are inputs."""
         if self.base is not None:
-            return {"base": models.base_fields(self.base)}
+            return {"base": models.base_fields(self.base), "decoding": self.decoding}
         if self.endpoint is not None:
             return {"source": {"endpoint": self.endpoint.base_url, "model": self.endpoint.model}}
         if self.bundle is not None:
@@ -65,7 +66,8 @@ def model_ref(run: Run, reference: str) -> ModelRef:
     """What MODEL names in a comparison.
 
     `co-occurrence`, `http(s)://HOST/v1#MODEL`, `bundle/NAME[@VARIANT][+DECODING]` or the directory of a bundle with the
-    same endings (without them fp32, decoded as it is served), else an adapter's name or directory, or a base model.
+    same endings, else an adapter's name or directory or a base model, with `+free` or `+entities` behind. Without an
+    ending it is float32, decoded as it is served.
     """
     if reference == CO_OCCURRENCE:
         return ModelRef(reference, "co-occurrence")
@@ -75,8 +77,11 @@ def model_ref(run: Run, reference: str) -> ModelRef:
     if found is not None and (reference.startswith("bundle/") or is_bundle(Path(found["name"]))):
         bundle = bundle_of(run, found["name"])
         return bundle_ref(bundle, reference, found["variant"] or "fp32", found["decoding"])
-    base, adapter = models.model(run, reference)
-    return ModelRef(Path(reference).name or reference, "model", base=base, adapter=adapter)
+    named = _MODEL.fullmatch(reference)
+    name, decoding = (named["name"], named["decoding"]) if named and not Path(reference).exists() else (reference, None)
+    base, adapter = models.model(run, name)
+    label = Path(reference).name or reference
+    return ModelRef(label, "model", base=base, adapter=adapter, decoding=decoding or DEFAULT_DECODING)
 
 
 def bundle_ref(bundle: Artifact, label: str, variant: str = "fp32", decoding: str | None = None) -> ModelRef:

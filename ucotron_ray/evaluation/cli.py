@@ -7,6 +7,7 @@ from typing import Any
 from ucotron_ray.core import flags
 
 MODEL_HELP = "bundle/NAME[@int8|@int4][+free|+entities|+vocabulary], http://HOST/v1#MODEL"
+ENDINGS = "these also with +free or +entities"
 
 
 def add_evaluate(verbs: Any) -> None:
@@ -14,7 +15,11 @@ def add_evaluate(verbs: Any) -> None:
     parser = flags.verb(
         verbs, "evaluate", "Score a model's triples on held-out rows and on the guide's five prompts.", _evaluate
     )
-    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}, an adapter's name or path, or a base model")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help=f"{MODEL_HELP}, an adapter's name or path, or a base model ({ENDINGS})",
+    )
     flags.add_setting(parser, "--data", "evaluation.data", metavar="NAME|FILE")
     flags.add_setting(parser, "--max-rows", "evaluation.max_rows")
     text = "Do not score the base model beside an adapter."

@@ -1,21 +1,29 @@
-"""Greedy answers of a model to the server's prompts, in batches, each answer kept in a file as soon as it is there."""
+"""Greedy answers of a model of transformers, in batches, each kept in a file as soon as it is there.
+
+An answer is decoded as it is served (`models/decoding.py`): with the same grammar, and over at the end of its array.
+"""
 
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from ucotron_ray.data.jsonl import read_relations, read_rows
-from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_predictions, asked_row, read_predictions
+from ucotron_ray.data.records import RawRow
+from ucotron_ray.data.wire import user_prompt
+from ucotron_ray.evaluation.decoded import prediction
+from ucotron_ray.evaluation.predictions import PredictJob, append_predictions, asked_row, read_predictions
 from ucotron_ray.evaluation.scoring import RowScore, relation_row, score_row
-from ucotron_ray.evaluation.token_confidence import pieces, token_confidence
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import lora
-from ucotron_ray.models.generation import generate, until
+from ucotron_ray.models import generation, lora
+from ucotron_ray.models.bundles import DEFAULT_DECODING
+from ucotron_ray.models.decoding import Answer
 from ucotron_ray.models.prompts import prompt_ids, server_row
+from ucotron_ray.models.speech import TokenizerSpeech, speech_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,36 +41,54 @@ def predict(job: PredictJob) -> dict[str, float]:
         torch.set_num_threads(job.num_threads)
     base = base_models.located(job.base)
     tokenizer = base_models.load_tokenizer(base)
-    model = lora.load_for_inference(
-        base, Path(job.adapter) if job.adapter else None, base_models.compute_dtype(job.dtype, rows=job.batch_size)
-    )
-    rows = read_relations(Path(job.rows_file))
-    prompts = [prompt_ids(server_row(*asked_row(rows[row], layout)), tokenizer) for row, layout in questions]
+    dtype = base_models.compute_dtype(job.dtype, rows=job.batch_size)
+    model = lora.load_for_inference(base, Path(job.adapter) if job.adapter else None, dtype)
+    rows, asking = read_relations(Path(job.rows_file)), Asking(model, tokenizer, job.max_new_tokens, job.decoding)
+    asked = [(question, asking.answer(*asked_row(rows[question[0]], question[1]))) for question in questions]
     # Equal lengths side by side: less padding, and the answers of short texts end together.
-    order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))
-    began, new_tokens = time.monotonic(), 0
-    for start in range(0, len(order), job.batch_size):
-        batch = order[start : start + job.batch_size]
-        sure: list[list[float] | None] = []
-        answers = greedy(
-            model, tokenizer, [prompts[index] for index in batch], max_new_tokens=job.max_new_tokens, sure=sure
-        )
-        predictions = [
-            Prediction(*questions[index], text, num_tokens, cut, sureness_of)
-            for index, (text, num_tokens, cut), sureness_of in zip(batch, answers, sure, strict=True)
-        ]
+    asked.sort(key=lambda entry: len(entry[1].prompt))
+    began, new_tokens, finished = time.monotonic(), 0, 0
+    for start in range(0, len(asked), job.batch_size):
+        batch = asked[start : start + job.batch_size]
+        asking.run([answer for _, answer in batch])
+        predictions = [prediction(asking.speech, question, answer) for question, answer in batch]
         append_predictions(Path(job.output_file), predictions)
-        new_tokens += sum(prediction.num_tokens for prediction in predictions)
-        seconds = time.monotonic() - began
-        finished = start + len(batch)
+        new_tokens += sum(entry.num_tokens for entry in predictions)
+        seconds, finished = time.monotonic() - began, finished + len(batch)
         log.info(
             "evaluate: %d/%d answers  %.0f tokens/s  %.0f s left",
             finished,
-            len(order),
+            len(asked),
             new_tokens / seconds,
-            seconds / finished * (len(order) - finished),
+            seconds / finished * (len(asked) - finished),
         )
     return {"new_tokens": float(new_tokens), "seconds": time.monotonic() - began}
+
+
+class Asking:
+    """A model that is asked rows as the server would ask it."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        max_new_tokens: int,
+        decoding: str = DEFAULT_DECODING,
+    ) -> None:
+        self.speech: TokenizerSpeech = speech_of(tokenizer, model)
+        self._model, self._tokenizer = model, tokenizer
+        self._max_new_tokens, self._decoding = max_new_tokens, decoding
+
+    def answer(self, row: RawRow, layout: str) -> Answer:
+        """An answer to a row that has not begun."""
+        constraint = self.speech.constraint(user_prompt(row.text, row.entities), self._decoding)
+        ids = prompt_ids(server_row(row, layout), self._tokenizer)
+        return self.speech.answer(ids, max_new_tokens=self._max_new_tokens, constraint=constraint, to_array_end=True)
+
+    def run(self, answers: Sequence[Answer]) -> None:
+        """Bring answers to their ends as one batch."""
+        eos, pad = int(self._tokenizer.eos_token_id), int(self._tokenizer.pad_token_id)
+        generation.answer(self._model, answers, eos=eos, pad=pad)
 
 
 def triples_of(
@@ -79,18 +105,20 @@ def triples_of(
     answer); each worker answers its share of them. `each` is told the counts of every row of this worker's.
     """
     rows = [row for row in map(relation_row, read_rows(val_file)) if row is not None][:num_rows]
+    # Making a grammar of the vocabulary takes a second, and the model stays the same one.
+    asking = cache(lambda model, tokenizer: Asking(model, tokenizer, max_new_tokens))
 
     def score(
         model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rank: int, world: int
     ) -> tuple[int, int, int]:
-        share = rows[rank::world]
+        share, asked = rows[rank::world], asking(model, tokenizer)
         right = predicted = expected = 0
         for start in range(0, len(share), batch_size):
             batch = share[start : start + batch_size]
-            prompts = [prompt_ids(server_row(row, "chat"), tokenizer) for row in batch]
-            answers = greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
-            for row, (answer, _, _) in zip(batch, answers, strict=True):
-                scored = score_row(row, answer)
+            answers = [asked.answer(row, "chat") for row in batch]
+            asked.run(answers)
+            for row, answer in zip(batch, answers, strict=True):
+                scored = score_row(row, asked.speech.finished(answer))
                 if each is not None:
                     each(scored)
                 right, predicted, expected = (
@@ -101,60 +129,3 @@ def triples_of(
         return right, predicted, expected
 
     return score
-
-
-def greedy(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    sure: list[list[float] | None] | None = None,
-) -> list[tuple[str, int, bool]]:
-    """For each prompt the answer, the number of its tokens, and whether it was cut before its end token.
-
-    A list given as `sure` gets the token_confidence of the relations of each answer.
-    """
-    eos = tokenizer.eos_token_id
-    recorder = _Recorder()
-    made = generate(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        eos=eos,
-        pad=tokenizer.pad_token_id,
-        watch=recorder if sure is not None else None,
-    )
-    answers = []
-    logprobs_BT = recorder.logprobs()
-
-    def decode(tokens: Sequence[int]) -> str:
-        return str(tokenizer.decode(tokens, skip_special_tokens=True))
-
-    for index, row_T in enumerate(made):
-        tokens = until(eos, row_T)
-        answer = decode(tokens)
-        answers.append((answer, len(tokens), eos not in row_T))
-        if sure is not None:
-            sure.append(token_confidence(answer, pieces(decode, tokens, answer), logprobs_BT[index][: len(tokens)]))
-    return answers
-
-
-class _Recorder:
-    """Notes the log-probability of the most likely token at every step, which is the one that greedy search takes.
-
-    `output_scores` of transformers would keep all logits: 1.6 GB for 32 answers of 256 tokens and 49,152 words.
-    """
-
-    def __init__(self) -> None:
-        self._steps: list[torch.Tensor] = []
-
-    def __call__(self, ids_BT: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
-        floats_BV = logits_BV.float()
-        self._steps.append(floats_BV.amax(-1) - floats_BV.logsumexp(-1))
-        return logits_BV
-
-    def logprobs(self) -> list[list[float]]:
-        """[batch][step]."""
-        logprobs: list[list[float]] = torch.stack(self._steps, dim=1).tolist() if self._steps else []
-        return logprobs

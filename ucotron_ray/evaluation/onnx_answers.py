@@ -8,6 +8,7 @@ from pathlib import Path
 from ucotron_ray.data.jsonl import read_relations
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.wire import chat_messages, user_prompt
+from ucotron_ray.evaluation.decoded import Question, prediction
 from ucotron_ray.evaluation.predictions import (
     Prediction,
     PredictJob,
@@ -15,14 +16,9 @@ from ucotron_ray.evaluation.predictions import (
     asked_row,
     read_predictions,
 )
-from ucotron_ray.evaluation.token_confidence import pieces, token_confidence
 from ucotron_ray.models import served
-from ucotron_ray.models.decoding import Answer
 
 log = logging.getLogger(__name__)
-
-Question = tuple[int, str]
-"""Row index and layout."""
 
 
 def predict(job: PredictJob) -> dict[str, float]:
@@ -72,14 +68,7 @@ def answers(
         ]
         for _ in model.run(running):
             pass
-        yield [_prediction(model, question, answer) for (question, _, _), answer in zip(batch, running, strict=True)]
-
-
-def _prediction(model: served.BundleModel, question: Question, answer: Answer) -> Prediction:
-    """An answer that is over. Tokens that the grammar forced count as sure: there was nothing to choose."""
-    text = model.finished(answer)
-    sure = token_confidence(text, pieces(model.text, answer.tokens, text), answer.logprobs)
-    return Prediction(*question, text, len(answer.tokens), answer.reason == "length", sure)
+        yield [prediction(model, question, answer) for (question, _, _), answer in zip(batch, running, strict=True)]
 
 
 def _asked(model: served.BundleModel, row: RawRow, layout: str) -> tuple[list[int], str]:

@@ -8,6 +8,9 @@ from ucotron_ray.core.errors import ArtifactError, ConfigError
 from ucotron_ray.core.files import MANIFEST
 from ucotron_ray.core.run import Run
 
+DEFAULT_DECODING = "entities"
+"""How an adapter or a base model is decoded where nobody says otherwise: names as the request gives them."""
+
 
 def bundle_of(run: Run, reference: str) -> Artifact:
     """A bundle by name or directory, every byte compared with its manifest."""

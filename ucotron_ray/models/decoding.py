@@ -70,6 +70,11 @@ class Answer:
         """With the first tokens of the answer, where only one beginning is allowed."""
 
     @property
+    def left(self) -> int:
+        """How many tokens it may still have."""
+        return self._left
+
+    @property
     def constrained(self) -> bool:
         """Whether a grammar holds for it."""
         return self._constraint is not None
@@ -79,12 +84,18 @@ class Answer:
         if self.reason is not None:
             return []
         token = self._choose(logits_V)
+        return self.follow(token, _logprob(logits_V, token))
+
+    def follow(self, token: int, logprob: float) -> list[int]:
+        """Go on by a token that was chosen already; the tokens to feed next, none at the end."""
+        if self.reason is not None:
+            return []
         if token in self._eos:
             self.reason = "end"
             return []
         if self._constraint is not None:
             self._constraint.read([token])
-        taken = [*self._take([token], [_logprob(logits_V, token)]), *self._take_forced()]
+        taken = [*self._take([token], [logprob]), *self._take_forced()]
         return taken if self.reason is None else []
 
     def replay(self, tokens: Sequence[int]) -> None:

@@ -1,21 +1,60 @@
-"""Answers of a PyTorch model to a batch of prompts: the most likely tokens, or drawn ones, and no rule beside it.
+"""Answers of a PyTorch model to a batch of prompts: as an `Answer` chooses its tokens, or drawn, and no rule beside it.
 
 A hub model brings a `generation_config.json`, and transformers follows it: a repetition penalty, for instance, which
 Qwen2.5-Instruct has and which counts the prompt's tokens too. An answer copies names from its prompt and JSON repeats
 its keys, so such a rule would change what is scored here, and not what a bundle answers.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
+from ucotron_ray.models.decoding import Answer
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 Watch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Sees token ids [batch, time] and logits [batch, vocabulary] before each token; returns the logits."""
+"""Sees token ids [batch, time] and logits [batch, vocabulary] before each token; returns the logits to choose by."""
+
+
+def answer(model: "PreTrainedModel", answers: Sequence[Answer], *, eos: int, pad: int) -> None:
+    """Bring a batch of answers to their ends. transformers' `generate` runs the model, whatever its layers remember."""
+    running = [one for one in answers if one.reason is None]
+    if running:
+        # One more: the end token, which an answer does not count.
+        longest = max(one.left for one in running) + 1
+        prompts = [one.prompt for one in running]
+        generate(model, prompts, max_new_tokens=longest, eos=eos, pad=pad, watch=_Following(running, eos))
+
+
+class _Following:
+    """Chooses for each row of a batch what its answer chooses, and the end token once that is over.
+
+    transformers feeds one token at a time: of several that a grammar forces the others wait here.
+    """
+
+    def __init__(self, answers: Sequence[Answer], eos: int) -> None:
+        self._answers, self._eos = answers, eos
+        self._waiting: list[deque[int]] = [deque() for _ in answers]
+
+    def __call__(self, ids_BT: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
+        floats_BV = logits_BV.float()
+        best = floats_BV.max(dim=-1)
+        likely_B, logprob_B = best.indices.tolist(), (best.values - floats_BV.logsumexp(-1)).tolist()
+        chosen_B = []
+        for row, (one, waiting) in enumerate(zip(self._answers, self._waiting, strict=True)):
+            if not waiting and one.constrained:
+                waiting.extend(one.advance(floats_BV[row].cpu().numpy()))
+            elif not waiting:
+                waiting.extend(one.follow(likely_B[row], logprob_B[row]))
+            chosen_B.append(waiting.popleft() if waiting else self._eos)
+        alone_BV = torch.full_like(logits_BV, -torch.inf)
+        alone_BV[torch.arange(len(chosen_B)), chosen_B] = 0.0
+        return alone_BV
 
 
 @torch.inference_mode()

@@ -1,47 +1,19 @@
 """The two ways to run a model: ONNX Runtime on a bundle, transformers on a base model with or without an adapter."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ucotron_ray.models import served
-from ucotron_ray.models.constrain import Constraint
-from ucotron_ray.models.decoding import Answer
 from ucotron_ray.models.runner import Floats, OnnxRunner, State, pick
+from ucotron_ray.models.speech import Speech, speech_of
 from ucotron_ray.serving.batcher import Stepper
 from ucotron_ray.serving.target import Target
 
 DECODED_ROWS = 8
 """Rows of the products by which a processor's faster precision is chosen: decoding multiplies a row per answer."""
-
-
-class Speech(Protocol):
-    """The side of a model that knows text. `models/served.py` has one for bundles."""
-
-    def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation, up to where the model begins to answer."""
-        ...
-
-    def constraint(self, prompt: str, decoding: str) -> Constraint | None:
-        """The grammar of the answer to the server's prompt; None for another layout."""
-        ...
-
-    def answer(
-        self, ids: Sequence[int], *, max_new_tokens: int, constraint: Constraint | None, to_array_end: bool
-    ) -> Answer:
-        """An answer that has not begun. It ends with its JSON array, or only with the end token."""
-        ...
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """The text of tokens."""
-        ...
-
-    def finished(self, answer: Answer) -> str:
-        """The text of an answer that is over."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +70,5 @@ def _load_transformers(target: Target, num_threads: int) -> LoadedModel:
     if num_threads:
         torch.set_num_threads(num_threads)
     model = lora.load_for_inference(base, adapter, base_models.compute_dtype(target.dtype, rows=DECODED_ROWS))
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer.save_pretrained(directory)
-        speech = torch_model.TokenizerSpeech(tokenizer, Path(directory) / "tokenizer.json", model.config.vocab_size)
+    speech = speech_of(tokenizer, model)
     return LoadedModel(speech, torch_model.TorchStepper(model), int(model.config.max_position_embeddings))

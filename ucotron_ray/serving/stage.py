@@ -16,7 +16,7 @@ from ucotron_ray.core.place import Serving
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.tracking import Registry
 from ucotron_ray.models import stage as models
-from ucotron_ray.models.bundles import bundle_of, checked_decoding
+from ucotron_ray.models.bundles import DEFAULT_DECODING, bundle_of, checked_decoding
 from ucotron_ray.registry import aliases
 from ucotron_ray.registry.versions import CANDIDATE, CHAMPION, CONTENT_TAG, PREVIOUS
 from ucotron_ray.serving import target as targets
@@ -219,7 +219,7 @@ def target_of(named: Reference) -> Target:
         backend="transformers",
         path=str(adapter.path) if adapter else None,
         content=adapter.manifest.content if adapter else base.identity,
-        decoding="entities" if settings.decoding == "auto" else settings.decoding,
+        decoding=DEFAULT_DECODING if settings.decoding == "auto" else settings.decoding,
         base=models.loadable_base(run, base),
         dtype=run.config.place.workers.dtype,
     )

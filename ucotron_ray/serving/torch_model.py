@@ -5,20 +5,15 @@ Suffixes: B rows, T columns of the cache, S tokens of a step, K key heads, D hea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
 
-from ucotron_ray.models.constrain import Constraint, Grammars
-from ucotron_ray.models.decoding import Answer, closed
-from ucotron_ray.models.prompts import chat_ids
 from ucotron_ray.models.runner import Floats
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -86,33 +81,3 @@ class TorchStepper:
             logits_to_keep=1,
         )
         return TorchBatch(output.cache, mask_BT, output.logits[:, -1])
-
-
-class TokenizerSpeech:
-    """A tokenizer of transformers, with the same methods as a bundle's own."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", tokenizer_file: Path, num_words: int) -> None:
-        self._tokenizer = tokenizer
-        self._eos = (int(tokenizer.eos_token_id),)
-        self._grammars = Grammars(tokenizer_file, num_words=num_words, eos=self._eos)
-        self._piece = cache(lambda token: str(tokenizer.decode([token], skip_special_tokens=True)))
-
-    def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        return chat_ids(messages, self._tokenizer)
-
-    def constraint(self, prompt: str, decoding: str) -> Constraint | None:
-        # An adapter has no list of predicates beside it: `vocabulary` holds the names alone.
-        return None if decoding == "free" else self._grammars.of_prompt(prompt)
-
-    def answer(
-        self, ids: Sequence[int], *, max_new_tokens: int, constraint: Constraint | None, to_array_end: bool
-    ) -> Answer:
-        piece = self._piece if to_array_end else None
-        return Answer(ids, max_new_tokens=max_new_tokens, eos=self._eos, piece=piece, constraint=constraint)
-
-    def text(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-    def finished(self, answer: Answer) -> str:
-        text = self.text(answer.tokens)
-        return closed(text) if answer.constrained and answer.reason == "length" else text

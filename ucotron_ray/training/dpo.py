@@ -22,12 +22,8 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArgum
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.hyperparameters import DpoSettings
 from ucotron_ray.models import base as base_models
-from ucotron_ray.training import (
-    batching,
-    quantization,
-    setup,
-    tokens,
-)
+from ucotron_ray.models import quantization
+from ucotron_ray.training import batching, setup, tokens
 from ucotron_ray.training.arguments import trainer_arguments
 from ucotron_ray.training.best import BestAdapter
 from ucotron_ray.training.checkpoints import Checkpoints

@@ -17,9 +17,9 @@ from ucotron_ray.data.jsonl import read_training_rows, write_rows
 from ucotron_ray.data.records import PreferenceRow, RawRow
 from ucotron_ray.data.wire import format_answer, user_prompt
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import quantization
 from ucotron_ray.models.generation import generate
 from ucotron_ray.models.prompts import prompt_ids, server_row
-from ucotron_ray.training import quantization
 
 log = logging.getLogger(__name__)
 

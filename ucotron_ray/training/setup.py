@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from ucotron_ray.core.files import write_json
 from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import lora
+from ucotron_ray.models import lora, quantization
 from ucotron_ray.models.shape import shape_of
-from ucotron_ray.training import plan, quantization, sharding
+from ucotron_ray.training import plan, sharding
 from ucotron_ray.training.job import CHECKPOINTS, TrainingJob
 from ucotron_ray.training.peak import peak_flops
 from ucotron_ray.training.progress import Work

@@ -3,6 +3,7 @@
 import pytest
 
 from ucotron_ray.core import config
+from ucotron_ray.core.rows_use import RowsUse
 from ucotron_ray.data.records import Entity, RawRow, Relation
 from ucotron_ray.data.wire import format_answer
 from ucotron_ray.evaluation import gates
@@ -83,3 +84,15 @@ def test_held_out_rows_that_were_trained_on_are_noticed_in_any_spelling():
     gate = gates.not_trained_on(ROWS, ["ann  met BO 7."])
     assert not gate.passed
     assert gate.said.startswith("1 of 100")
+
+
+def test_a_claim_on_rows_that_something_was_chosen_by_is_refused_with_what_and_where():
+    use = RowsUse(purpose="choice", what="the step", dataset="rows", content="c", file="val.jsonl", rows=64)
+    assert gates.chose_nothing(ROWS, [use], {"something else."}).passed
+    gate = gates.chose_nothing(ROWS, [use], {"ann met bo 7.", "ann met bo 8."})
+    assert not gate.passed
+    assert gate.said.startswith("2 of 100 held-out texts are among 2 by which something was chosen")
+    assert "the step by val.jsonl of dataset 'rows'" in gate.said
+    unknown = gates.chose_nothing(ROWS, [use], None)
+    assert not unknown.passed
+    assert "the store does not have" in unknown.said

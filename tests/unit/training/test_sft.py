@@ -15,7 +15,7 @@ from ucotron_ray.core import config
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.files import file_hash
 from ucotron_ray.data import jsonl
-from ucotron_ray.evaluation.generate import greedy
+from ucotron_ray.evaluation.generate import Asking
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.prompts import server_row
@@ -234,9 +234,13 @@ def test_rows_behind_one_another_without_padding_give_the_loss_of_the_padded_bat
 def test_batched_answers_are_the_answers_one_by_one(tiny_model):
     base = base_models.resolve(str(tiny_model))
     tokenizer, model = base_models.load_tokenizer(base), base_models.load_model(base, "float32").eval()
-    prompts = [example(server_row(row, "chat"), tokenizer).input_ids for row in ROWS[:4]]
-    together = greedy(model, tokenizer, prompts, max_new_tokens=8)
-    assert together == [greedy(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    asking = Asking(model, tokenizer, 40, "free")
+    together = [asking.answer(row, "chat") for row in ROWS[:4]]
+    asking.run(together)
+    for row, beside in zip(ROWS[:4], together, strict=True):
+        alone = asking.answer(row, "chat")
+        asking.run([alone])
+        assert (alone.tokens, alone.reason) == (beside.tokens, beside.reason)
 
 
 def test_unusable_models_are_refused_in_words(tmp_path, tiny_model):
