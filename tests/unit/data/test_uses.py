@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.benchmarks import real_rows
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import BuildResult, Input, Request, Store
 from ucotron_ray.core.errors import ConfigError
@@ -93,3 +94,9 @@ def test_choices_are_made_by_validation_rows_and_by_those_of_the_claim_only_wher
     assert "cannot prove the model" in caplog.text
     with pytest.raises(ConfigError):
         uses.rows_to_choose_by(run, "bare", None)
+
+
+def test_the_split_of_the_real_rows_is_fixed_and_its_parts_share_no_text(shared_data):
+    parts = {name: {row.text for row in real_rows.part(name)} for name in ("test", "dev", "rest")}
+    assert {name: len(texts) for name, texts in parts.items()} == {"test": 500, "dev": 500, "rest": 1006}
+    assert len(set().union(*parts.values())) == 2006
