@@ -32,8 +32,8 @@ def trainer_arguments(
         "gradient_accumulation_steps": settings.global_batch // (per_device * world),
         "remove_unused_columns": False,
         # Recomputing costs a third of the time: the plan says whether the memory asks for it.
-        "gradient_checkpointing": place.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "activation_checkpointing": place.gradient_checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
         "torch_compile": place.compile,
         "use_liger_kernel": place.liger,
         # Not Liger's fused loss: logits are computed where there is a label only, which saves more.
