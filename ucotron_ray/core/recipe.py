@@ -157,6 +157,8 @@ class Evaluation(Section):
     raw_rows: NonNegative
     end_to_end_rows: NonNegative
     max_new_tokens: Count
+    quantize: Literal["none", "nf4"]
+    """`nf4`: the base in 4 bits with the adapter beside it, as QLoRA trained it. A bundle is made of the whole base."""
     base: bool
     """Whether the base model is scored beside the tuned one."""
     resamples: Count

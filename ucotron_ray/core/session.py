@@ -153,6 +153,11 @@ def check_resources(workers: Workers) -> None:
     placement.check(_nodes(), worker_resources(workers).as_ray(), workers.num_workers)
 
 
+def check_one(resources: WorkerResources) -> None:
+    """The same for one task. Raises ResourceError where no node has so much."""
+    placement.check(_nodes(), resources.as_ray(), 1)
+
+
 def wait_for_nodes(workers: Workers, seconds: float) -> None:
     """Ask a cluster that grows for nodes that hold the workers, and wait until they are there, at most so long.
 

@@ -140,6 +140,8 @@ def _generated(
         bundle=str(source.bundle.path) if source.bundle else None,
         variant=source.variant,
         decoding=source.decoding,
+        quantize=settings.quantize,
+        spread=workers.shard_base,
     )
     return predict_on_ray(job, workers, directory, run.log_file)
 

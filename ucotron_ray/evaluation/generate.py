@@ -42,7 +42,8 @@ def predict(job: PredictJob) -> dict[str, float]:
     base = base_models.located(job.base)
     tokenizer = base_models.load_tokenizer(base)
     dtype = base_models.compute_dtype(job.dtype, rows=job.batch_size)
-    model = lora.load_for_inference(base, Path(job.adapter) if job.adapter else None, dtype)
+    adapter = Path(job.adapter) if job.adapter else None
+    model = lora.load_for_inference(base, adapter, dtype, quantize=job.quantize, spread=job.spread)
     rows, asking = read_relations(Path(job.rows_file)), Asking(model, tokenizer, job.max_new_tokens, job.decoding)
     asked = [(question, asking.answer(*asked_row(rows[question[0]], question[1]))) for question in questions]
     # Equal lengths side by side: less padding, and the answers of short texts end together.

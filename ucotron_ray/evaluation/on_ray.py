@@ -21,6 +21,12 @@ def predict_on_ray(
     measured = {"new_tokens": 0.0, "seconds": 0.0}
     if left:
         resources = session.worker_resources(workers)
+        num_shares = workers.num_workers
+        if job.spread:
+            # One process that sees the GPUs of all workers, on one node.
+            resources = replace(resources, cpus=resources.cpus * num_shares, gpus=resources.gpus * num_shares)
+            session.check_one(resources)
+            num_shares = 1
         shares = [
             {
                 "job": asdict(
@@ -28,7 +34,7 @@ def predict_on_ray(
                 ),
                 "log_file": log_file,
             }
-            for index, share in enumerate(_deal(left, workers.num_workers))
+            for index, share in enumerate(_deal(left, num_shares))
         ]
         try:
             with run_log.following(log_file):

@@ -26,6 +26,10 @@ class PredictJob:
     dtype: str
     """`auto`, `bfloat16` or `float32`; `auto` is decided by the worker's own processor."""
     num_threads: int | None
+    quantize: str = "none"
+    """`nf4`: the base in 4 bits."""
+    spread: bool = False
+    """Over all GPUs of the task, for a base that one is too small for."""
     bundle: str | None = None
     """Directory of a bundle that answers instead of `base` and `adapter`, with ONNX Runtime."""
     variant: str = "fp32"

@@ -67,6 +67,29 @@ def keep_activations_in_base_dtype(model: "PeftModel") -> None:
             module.cast_input_dtype_enabled = False
 
 
+def _too_large(base: base_models.Located, dtype: base_models.Dtype, quantize: str) -> "PreTrainedModel":
+    """A base that no GPU of this process holds whole: in 4 bits, or its layers on several GPUs."""
+    import torch  # noqa: PLC0415
+
+    from ucotron_ray.models import quantization  # noqa: PLC0415 - torch
+
+    if quantize != "none":
+        model: PreTrainedModel = quantization.for_answers(base, dtype, quantize=quantize)
+        return model
+    return base_models.loaded_as(
+        base, dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32, device_map="auto"
+    ).eval()
+
+
+def _beside(model: "PreTrainedModel", adapter: Path | None) -> "PreTrainedModel":
+    if adapter is None:
+        return model
+    from peft import PeftModel  # noqa: PLC0415
+
+    adapted: PreTrainedModel = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True).eval()
+    return adapted
+
+
 def load_merged(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
     """The base with the adapter's weights added to its own. Merge in float32: give a float32 base."""
     from peft import PeftModel  # noqa: PLC0415
@@ -83,10 +106,23 @@ def load_merged(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
     return merged
 
 
-def load_for_inference(base: base_models.Located, adapter: Path | None, dtype: base_models.Dtype) -> "PreTrainedModel":
-    """The base, or base and adapter merged in float32 and then cast, on the GPU if there is one."""
+def load_for_inference(
+    base: base_models.Located,
+    adapter: Path | None,
+    dtype: base_models.Dtype,
+    *,
+    quantize: str = "none",
+    spread: bool = False,
+) -> "PreTrainedModel":
+    """The base, or base and adapter merged in float32 and then cast, on the GPU if there is one.
+
+    With `quantize` (`nf4`) or `spread` (over all GPUs that this process sees) the adapter stays beside the base: merged
+    in float32 it would need the memory that there is not.
+    """
     import torch  # noqa: PLC0415
 
+    if quantize != "none" or spread:
+        return _beside(_too_large(base, dtype, quantize), adapter)
     if adapter is None:
         model = base_models.load_model(base, dtype)
     else:

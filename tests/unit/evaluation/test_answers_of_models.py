@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ucotron_ray.core import config
 from ucotron_ray.data.wire import parse_answer, user_prompt
 from ucotron_ray.evaluation.decoded import prediction
 from ucotron_ray.evaluation.generate import Asking
@@ -61,3 +62,25 @@ def test_what_is_scored_is_what_is_served(loaded, decoding):
             relations = parse_answer(said.answer)
             assert relations is not None
             assert {name for relation in relations for name in (relation.subject, relation.object)} <= names
+
+
+def test_an_adapter_beside_its_base_answers_as_merged_into_it(loaded, tiny_model, tmp_path):
+    settings = config.load().recipe.sft.model_copy(update={"lora_rank": 4})
+    base = base_models.resolve(str(tiny_model))
+    adapted = lora.attach(base_models.load_model(base, "float32"), settings)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5, generator=torch.Generator().manual_seed(1))
+    adapted.save_pretrained(str(tmp_path))
+    said = []
+    for spread in (False, True):
+        model = lora.load_for_inference(base, tmp_path, "float32", spread=spread)
+        asking = Asking(model, loaded[1], 24, "free")
+        answers = [asking.answer(row, "chat") for row in ROWS]
+        asking.run(answers)
+        said.append([answer.tokens for answer in answers])
+    assert said[0] == said[1]
+    plain = Asking(loaded[0], loaded[1], 24, "free")
+    unadapted = [plain.answer(row, "chat") for row in ROWS]
+    plain.run(unadapted)
+    assert [answer.tokens for answer in unadapted] != said[0]
