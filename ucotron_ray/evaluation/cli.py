@@ -41,6 +41,38 @@ def add_compare(verbs: Any) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="also write the page there")
 
 
+def add_benchmark(verbs: Any) -> None:
+    """`benchmark`: a public set in its own layout."""
+    parser = flags.verb(
+        verbs,
+        "benchmark",
+        "Score a model on a public set that you have at hand, by its published protocol, beside baselines and "
+        "published figures.",
+        _benchmark,
+    )
+    parser.add_argument(
+        "layout", metavar="LAYOUT", help="conll04, scierc, crossre, docred, nyt, webnlg or text2kgbench"
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the set as it is published")
+    parser.add_argument(
+        "--model",
+        default="co-occurrence",
+        metavar="MODEL",
+        help=f"{MODEL_HELP}, an adapter, a base model, or co-occurrence (default), as the server does without a model",
+    )
+    parser.add_argument("--split", choices=("train", "dev", "test"), help="default: test; of docred dev")
+    parser.add_argument(
+        "--protocol",
+        choices=("entities-given", "end-to-end", "pairs"),
+        default="entities-given",
+        help="all triples of a text, entities given or not; or the relation of each pair that the set lists",
+    )
+    parser.add_argument("--max-rows", type=int, metavar="N", help="a fixed sample of the rows (default: all)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="rows, relations and the first question; nothing is asked"
+    )
+
+
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import requirements
     from ucotron_ray.evaluation import answers, comparison
@@ -101,6 +133,58 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     models = {label: scores["overall"] for label, scores in compared["models"].items()}
     shown = {key: compared[key] for key in ("differences", "wins", "ties")}
     return {"artifact": str(artifact.path), "report": str(page), "models": models, **shown}
+
+
+def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
+    from ucotron_ray.core import requirements
+    from ucotron_ray.evaluation import answers
+    from ucotron_ray.evaluation import stage as scoring
+    from ucotron_ray.evaluation.benchmark import stage as benchmarks
+
+    asked = benchmarks.prepared(args.layout, args.data, args.split, args.protocol, args.max_rows)
+    if args.dry_run:
+        planned = benchmarks.plan(asked)
+        _print_plan(planned)
+        return planned
+    if args.model != answers.CO_OCCURRENCE:
+        requirements.require_packages("ray", "torch", "transformers", "peft", "gguf", "aiohttp")
+    name = f"{scoring.name_of(Path(args.model).name)}-{args.layout}-{asked.data.split}-{args.protocol}"
+    with flags.run_of(args, name=name) as run:
+        source = answers.model_ref(run, args.model)
+        benchmarks.check_source(source, args.protocol)
+        artifact = benchmarks.score(run, source, asked)
+    report = benchmarks.report_in(artifact)
+    _print_report(source.label, report)
+    return {"artifact": str(artifact.path), "report": str(artifact.path / benchmarks.REPORT), **report}
+
+
+def _print_plan(planned: dict[str, Any]) -> None:
+    print(
+        f"{planned['layout']} {planned['split']}, {planned['protocol']}: {planned['rows']} rows with "
+        f"{planned['relations']} relations of {planned['predicates']} kinds, {planned['questions']} questions"
+    )
+    print(f"training rows: {planned['training_rows']}; rows whose text is one of them: {planned['rows_in_training']}")
+    print(f"predicates: {', '.join(planned['vocabulary'])}")
+    print(f"the first question:\n{planned['first_question']}")
+
+
+def _print_report(label: str, report: dict[str, Any]) -> None:
+    """A line for every measure of model and baselines, then the published figures with their sources."""
+    print(f"{report['layout']} {report['split']}, {report['protocol']}: {report['rows']} rows")
+    print(f"{'':<48} {'F1':>6} {'95 % interval':>16} {'precision':>10} {'recall':>7}")
+    parts = {label: report["measures"], **report["baselines"]}
+    if report["without_training_texts"]:
+        parts[f"{label}, {report['rows_in_training']} training texts left out"] = report["without_training_texts"]
+    for who, measures in parts.items():
+        for measure, values in measures.items():
+            if values:
+                bounds = f"{values['f1_low']:.3f}-{values['f1_high']:.3f}" if "f1_low" in values else ""
+                print(
+                    f"{f'{who}: {measure}':<48} {values['f1']:>6.3f} {bounds:>16} {values['precision']:>10.3f} "
+                    f"{values['recall']:>7.3f}"
+                )
+    for entry in report["published"]:
+        print(f"published: {entry['system']}: {entry['f1']:.3f} ({entry['measure']}; {entry['source']})")
 
 
 def _print_scores(beside: dict[str, dict[str, Any]]) -> None:

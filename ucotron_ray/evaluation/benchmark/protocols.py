@@ -1,0 +1,189 @@
+"""The published ways to ask a set and to score the answers.
+
+entities-given   names and types are given, all triples of the text are asked
+end-to-end       nothing is given but the text
+pairs            for each ordered pair that the set lists, its two entities are given: which relation holds, if any
+
+Measures, after Taillé et al. 2020 (arXiv 2009.10684): `boundaries` is right with the relation and both places,
+`strict` with the types as well. Answers of this application have no types: with entities given the types are given too,
+so strict and boundaries are one; end to end there is no strict. `names` compares names and not places: our own measure,
+and what most papers on generating models call triple F1. All are micro-averaged over the rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ucotron_ray.data.records import RawRow, Relation
+from ucotron_ray.data.wire import format_answer, parse_answer
+from ucotron_ray.evaluation.benchmark.records import BenchmarkRow, BenchmarkSet
+from ucotron_ray.evaluation.benchmark.spans import gold, placed
+from ucotron_ray.evaluation.bootstrap import f1_of_counts, interval
+from ucotron_ray.evaluation.matching import squashed
+from ucotron_ray.evaluation.predictions import END_TO_END as ASKED_WITHOUT_ENTITIES
+from ucotron_ray.evaluation.scoring import by_predicate, normalise, score_row, summary
+
+ENTITIES_GIVEN, END_TO_END, PAIRS = "entities-given", "end-to-end", "pairs"
+PROTOCOLS = (ENTITIES_GIVEN, END_TO_END, PAIRS)
+
+NAME_FIGURES = (
+    "precision", "recall", "f1", "f1_low", "f1_high", "exact_f1", "relaxed_f1", "macro_f1", "relations_expected",
+    "relations_predicted", "rows",
+)  # fmt: skip
+"""Of `scoring.summary`: what is about triples, not about the form of an answer."""
+
+Figures = dict[str, float]
+Counts = tuple[int, int, int]
+"""Right, predicted, expected."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question to a model: about a row of the set, or about one pair of it."""
+
+    row: int
+    raw: RawRow
+    pair: tuple[int, int] | None = None
+
+
+def questions(rows: Sequence[BenchmarkRow], protocol: str) -> list[Question]:
+    """All questions of a protocol, in the order of the rows. A row of which no pair is listed has none in `pairs`."""
+    if protocol != PAIRS:
+        return [Question(index, row.raw()) for index, row in enumerate(rows)]
+    return [Question(index, row.pair(*pair), pair) for index, row in enumerate(rows) for pair in row.pairs()]
+
+
+def asked_layout(protocol: str) -> str:
+    """The layout of `predictions.asked_row` that a protocol asks in."""
+    return ASKED_WITHOUT_ENTITIES if protocol == END_TO_END else "chat"
+
+
+def measures(
+    data: BenchmarkSet,
+    asked: Sequence[Question],
+    answers: Sequence[str],
+    protocol: str,
+    *,
+    has_spans: bool,
+    resamples: int,
+    seed: int,
+) -> dict[str, Figures | None]:
+    """Measure → its figures; None where the protocol or the set does not allow it. Needs one question at least."""
+    drawn = {"resamples": resamples, "seed": seed}
+    understood = [_understood(data, question, answer) for question, answer in zip(asked, answers, strict=True)]
+    if protocol == PAIRS:
+        return {"pairs": _pair_figures(asked, understood, resamples=resamples, seed=seed)}
+    boundaries = None
+    if has_spans:
+        given = protocol == ENTITIES_GIVEN
+        counts = [
+            _boundary_counts(data.rows[question.row], relations, given=given)
+            for question, relations in zip(asked, understood, strict=True)
+        ]
+        boundaries = _figures(counts, resamples=resamples, seed=seed)
+    scored = [
+        score_row(question.raw, format_answer(relations)) for question, relations in zip(asked, understood, strict=True)
+    ]
+    figures = summary(scored, **drawn)
+    return {
+        "strict": boundaries if protocol == ENTITIES_GIVEN else None,
+        "boundaries": boundaries,
+        "names": {key: figures[key] for key in NAME_FIGURES},
+        "sentences": _sentence_figures(asked, understood) if data.layout == "text2kgbench" else None,
+    }
+
+
+def _understood(data: BenchmarkSet, question: Question, answer: str) -> list[Relation]:
+    """The triples of an answer in the words of the set.
+
+    A predicate is the set's own if its letters and digits are: `Used for`, `used_for` and `USED-FOR`. A name is the
+    entity's first name if it is one of its names, which a document can have several of.
+    """
+    own = {squashed(predicate): predicate for predicate in reversed(data.predicates)}
+    entities = data.rows[question.row].entities
+    first = {normalise(name): entity.name for entity in reversed(entities) for name in entity.names}
+    return [
+        relation.model_copy(
+            update={
+                "subject": first.get(normalise(relation.subject), relation.subject),
+                "predicate": own.get(squashed(relation.predicate), relation.predicate),
+                "object": first.get(normalise(relation.object), relation.object),
+            }
+        )
+        for relation in parse_answer(answer) or []
+    ]
+
+
+def _boundary_counts(row: BenchmarkRow, relations: Sequence[Relation], *, given: bool) -> Counts:
+    triples = {(relation.subject, relation.predicate, relation.object) for relation in relations}
+    predicted, expected = placed(row, triples, given=given), gold(row)
+    return len(predicted & expected), len(predicted), len(expected)
+
+
+def _pair_figures(
+    asked: Sequence[Question], understood: Sequence[Sequence[Relation]], *, resamples: int, seed: int
+) -> Figures:
+    """Positive-class micro F1 over the pairs, the macro F1 of CrossRE's `evaluate.py`, and the share of right pairs.
+
+    A pair may have several relations, and no relation is no class: naming none where there is none counts only for
+    `accuracy`.
+    """
+    about = [
+        [relation for relation in relations if _is_about(relation, question.raw)]
+        for question, relations in zip(asked, understood, strict=True)
+    ]
+    scored = [score_row(question.raw, format_answer(found)) for question, found in zip(asked, about, strict=True)]
+    table = [entry["f1"] for entry in by_predicate(scored).values() if entry["expected"]]
+    counts = [(score.right, score.predicted, score.expected) for score in scored]
+    return {
+        **_figures(counts, resamples=resamples, seed=seed),
+        "macro_f1": float(np.mean(table)) if table else 0.0,
+        "accuracy": float(np.mean([right == predicted == expected for right, predicted, expected in counts])),
+        "negatives": float(sum(not expected for _, _, expected in counts)),
+    }
+
+
+def _is_about(relation: Relation, pair: RawRow) -> bool:
+    head, tail = pair.entities
+    return (normalise(relation.subject), normalise(relation.object)) == (normalise(head.text), normalise(tail.text))
+
+
+def _sentence_figures(asked: Sequence[Question], understood: Sequence[Sequence[Relation]]) -> Figures:
+    """Text2KGBench's own average: F1 of each sentence, mean of an ontology, mean of the ontologies.
+
+    As in its `src/evaluation/run_eval.py` (arXiv 2308.02357): a predicted triple whose relation no right triple of the
+    sentence has is left out, names are compared without spaces and `_`; where nothing is left the sentence has 0.
+    """
+    groups: dict[str | None, list[tuple[float, float, float]]] = {}
+    for question, relations in zip(asked, understood, strict=True):
+        expected = {_spaceless(relation) for relation in question.raw.expected_relations}
+        labels = {relation.predicate for relation in question.raw.expected_relations}
+        predicted = {_spaceless(relation) for relation in relations if relation.predicate in labels}
+        right = len(expected & predicted)
+        precision, recall = right / max(len(predicted), 1), right / max(len(expected), 1)
+        f1 = 2 * precision * recall / (precision + recall) if right else 0.0
+        groups.setdefault(question.raw.group, []).append((precision, recall, f1))
+    means_G3 = np.array([np.mean(found, axis=0) for found in groups.values()])
+    return dict(zip(("precision", "recall", "f1"), map(float, means_G3.mean(axis=0)), strict=True))
+
+
+def _spaceless(relation: Relation) -> str:
+    text = relation.subject + relation.predicate + relation.object
+    return "".join(text.replace("_", " ").split()).lower()
+
+
+def _figures(counts: Sequence[Counts], *, resamples: int, seed: int) -> Figures:
+    counts_N3 = np.array(counts, dtype=np.float64)
+    right, predicted, expected = counts_N3.sum(axis=0)
+    low, high = interval(counts_N3, resamples=resamples, seed=seed)
+    return {
+        "precision": float(right / predicted) if predicted else 0.0,
+        "recall": float(right / expected) if expected else 0.0,
+        "f1": float(f1_of_counts(counts_N3.sum(axis=0))),
+        "f1_low": low,
+        "f1_high": high,
+        "relations_expected": float(expected),
+        "relations_predicted": float(predicted),
+        "rows": float(len(counts)),
+    }
