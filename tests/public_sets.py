@@ -45,6 +45,8 @@ CONLL04 = {
             [(1, 2, "Loc"), (3, 4, "Peop"), (8, 9, "Org"), (10, 11, "Loc")],
             [(1, "Work_For", 2), (2, "OrgBased_In", 3)],
         ),
+        # Only the first Oslo is an entity; the second stands closer.
+        sentence("Oslo , or Oslo Fjord , is where Ida lives .", [(0, 1, "Loc"), (8, 9, "Peop")], [(1, "Live_In", 0)]),
         sentence("Nobody was there , said Eve .", [(5, 6, "Peop")], []),
     ],
 }

@@ -99,8 +99,8 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
             before = scoring.scores_of(scoring.evaluate(run, f"{run.name}-base", first, None, data))
             result["base"] = before["overall"]
             beside = {f"{run.name}-base": before, **beside}
-    _print_scores(beside)
-    return result
+    _print_scores(beside, scores.get("baselines") or {})
+    return {**result, "baselines": scores.get("baselines") or {}}
 
 
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -121,7 +121,8 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
         page = artifact.path / scoring.REPORT
         if args.report:
             datasets.copy_file(page, args.report)
-    _print_scores(compared["models"])
+    guesses = compared.get("baselines") or {}
+    _print_scores(compared["models"], guesses)
     first = next(iter(compared["models"]))
     for label, entry in compared["differences"].items():
         print(
@@ -132,7 +133,7 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     print(f"page: {page}")
     models = {label: scores["overall"] for label, scores in compared["models"].items()}
     shown = {key: compared[key] for key in ("differences", "wins", "ties")}
-    return {"artifact": str(artifact.path), "report": str(page), "models": models, **shown}
+    return {"artifact": str(artifact.path), "report": str(page), "models": models, "baselines": guesses, **shown}
 
 
 def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
@@ -183,11 +184,13 @@ def _print_report(label: str, report: dict[str, Any]) -> None:
                     f"{f'{who}: {measure}':<48} {values['f1']:>6.3f} {bounds:>16} {values['precision']:>10.3f} "
                     f"{values['recall']:>7.3f}"
                 )
+    if report["ceiling"] is not None:
+        print(f"boundaries: {report['ceiling']:.3f} at most, since answers name entities and a name can stand twice")
     for entry in report["published"]:
         print(f"published: {entry['system']}: {entry['f1']:.3f} ({entry['measure']}; {entry['source']})")
 
 
-def _print_scores(beside: dict[str, dict[str, Any]]) -> None:
+def _print_scores(beside: dict[str, dict[str, Any]], baselines: dict[str, dict[str, float]]) -> None:
     print(f"{'':<24} {'F1':>6} {'95 % interval':>16} {'precision':>10} {'recall':>7} {'valid':>6} {'rows':>5}")
     for name, scores in beside.items():
         parts = {
@@ -199,9 +202,14 @@ def _print_scores(beside: dict[str, dict[str, Any]]) -> None:
         }
         for part, values in parts.items():
             if values:
-                label = f"{name} {part}".strip()
-                interval = f"{values['f1_low']:.3f}-{values['f1_high']:.3f}"
-                print(
-                    f"{label:<24} {values['f1']:>6.3f} {interval:>16} {values['precision']:>10.3f} "
-                    f"{values['recall']:>7.3f} {values['valid_answers']:>6.2f} {values['rows']:>5.0f}"
-                )
+                _print_line(f"{name} {part}".strip(), values)
+    for name, values in baselines.items():
+        _print_line(name, values)
+
+
+def _print_line(label: str, values: dict[str, float]) -> None:
+    interval = f"{values['f1_low']:.3f}-{values['f1_high']:.3f}"
+    print(
+        f"{label:<24} {values['f1']:>6.3f} {interval:>16} {values['precision']:>10.3f} "
+        f"{values['recall']:>7.3f} {values['valid_answers']:>6.2f} {values['rows']:>5.0f}"
+    )

@@ -60,12 +60,18 @@ def compare(run: Run, sources: Sequence[ModelRef], data: Artifact, *, named: boo
         request = replace(request, name=f"compare-{request.recipe[:12]}")
 
     def build(build: Build) -> BuildResult:
+        from ucotron_ray.evaluation import baselines
+        from ucotron_ray.evaluation.compare import GUIDE_GROUP
         from ucotron_ray.evaluation.compare import compare as compare_answers
         from ucotron_ray.evaluation.page import comparison_page
 
         rows = asked_rows(next(iter(made.values())))
         models = [scored_model(label, artifact) for label, artifact in made.items()]
-        comparison = compare_answers(rows, models, resamples=settings.resamples, seed=settings.seed)
+        drawn = {"resamples": settings.resamples, "seed": settings.seed}
+        # Those of the first model that learned: the same rows that say which held-out rows are asked.
+        training = next((found for source in sources if (found := baselines.training_rows(run, source))), [])
+        guesses = baselines.scores([row for row in rows if row.group != GUIDE_GROUP], training, **drawn)
+        comparison = compare_answers(rows, models, baselines=guesses, **drawn)
         write_json(build.path / COMPARISON, comparison)
         write_text(build.path / REPORT, comparison_page(comparison))
         spool = run.spool.child("compare")

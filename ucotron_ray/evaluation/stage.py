@@ -49,6 +49,7 @@ def score(run: Run, name: str, source: ModelRef, data: Artifact, *, stage: str) 
     settings = run.config.recipe.evaluation
 
     def build(build: Build) -> BuildResult:
+        from ucotron_ray.evaluation import baselines
         from ucotron_ray.evaluation.guide_prompts import guide_rows
         from ucotron_ray.evaluation.report import write_scores
 
@@ -57,7 +58,10 @@ def score(run: Run, name: str, source: ModelRef, data: Artifact, *, stage: str) 
         jsonl.write_rows(build.path / ROWS, rows)
         asked = _questions(source, len(sample), len(rows), run)
         predictions, measured = answers_of(run, source, rows, asked, build.path)
-        scores = write_scores(build.path, rows, predictions, settings)
+        guesses = baselines.scores(
+            sample, baselines.training_rows(run, source), resamples=settings.resamples, seed=settings.seed
+        )
+        scores = write_scores(build.path, rows, predictions, settings, guesses)
         for shard in build.path.glob("shard-*.jsonl"):
             shard.unlink()
         seconds = measured.get("seconds", 0.0)

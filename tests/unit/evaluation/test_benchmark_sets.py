@@ -20,8 +20,13 @@ def triples(data):
 
 def test_conll04_places_are_tokens_and_the_end_is_exclusive(tmp_path):
     data = read_set("conll04", public_sets.conll04(tmp_path))
-    assert (data.split, len(data.rows)) == ("test", 3)
-    assert triples(data) == [("Ann", "Live_In", "Rome"), ("Cy", "Work_For", "Rome"), ("Rome", "OrgBased_In", "Bern")]
+    assert (data.split, len(data.rows)) == ("test", 4)
+    assert triples(data) == [
+        ("Ann", "Live_In", "Rome"),
+        ("Cy", "Work_For", "Rome"),
+        ("Rome", "OrgBased_In", "Bern"),
+        ("Ida", "Live_In", "Oslo"),
+    ]
     row = data.rows[1]
     assert row.text == "From Rome , Cy went to work for Rome in Bern ."
     assert [row.text[slice(*entity.spans[0])] for entity in row.entities] == ["Rome", "Cy", "Rome", "Bern"]

@@ -22,7 +22,7 @@ FIGURES = ("precision", "recall", "f1", "exact_f1", "pair_f1", "macro_f1", "pred
 
 
 def plain(text: str) -> str:
-    """Case, `_`, runs of white space, quotes around and a full stop behind do not count."""
+    """Case, `_`, runs of white space, quotes around and `.,;:` behind do not count."""
     out = ""
     for letter in unicodedata.normalize("NFC", text).casefold():
         blank = letter == "_" or letter.isspace()
@@ -34,7 +34,7 @@ def plain(text: str) -> str:
         for edge in " \"'":
             if out.startswith(edge):
                 out, changed = out[1:], True
-        for edge in " \"'.":
+        for edge in " \"'.,;:":
             if out.endswith(edge):
                 out, changed = out[:-1], True
     return out
@@ -208,6 +208,7 @@ def guesses(rng: random.Random, record: dict) -> list[tuple[str, str, str]]:
     names = [" ".join(tokens[entity["start"] : entity["end"]]) for entity in record["entities"]]
     right = [(names[r["head"]], r["type"], names[r["tail"]]) for r in record["relations"]]
     made = [triple for triple in right if rng.random() < 0.7]
+    made += [(one.upper(), label, two) for one, label, two in right if rng.random() < 0.3]
     for _ in range(rng.choice([0, 1, 3])):
         pool = [*names, "Atlantis", "for", names[0].upper(), " ".join(tokens[:2])]
         made.append((rng.choice(pool), rng.choice(["Work_For", "Live_In", "OrgBased_In"]), rng.choice(pool)))

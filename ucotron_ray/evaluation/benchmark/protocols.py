@@ -71,9 +71,12 @@ def measures(
 ) -> dict[str, Figures | None]:
     """Measure → its figures; None where the protocol or the set does not allow it. Needs one question at least."""
     drawn = {"resamples": resamples, "seed": seed}
-    understood = [_understood(data, question, answer) for question, answer in zip(asked, answers, strict=True)]
+    understood = [_understood(data, answer) for answer in answers]
+    renamed = [
+        _first_names(data.rows[question.row], relations) for question, relations in zip(asked, understood, strict=True)
+    ]
     if protocol == PAIRS:
-        return {"pairs": _pair_figures(asked, understood, resamples=resamples, seed=seed)}
+        return {"pairs": _pair_figures(asked, renamed, **drawn)}
     boundaries = None
     if has_spans:
         given = protocol == ENTITIES_GIVEN
@@ -81,37 +84,39 @@ def measures(
             _boundary_counts(data.rows[question.row], relations, given=given)
             for question, relations in zip(asked, understood, strict=True)
         ]
-        boundaries = _figures(counts, resamples=resamples, seed=seed)
+        boundaries = _figures(counts, **drawn)
     scored = [
-        score_row(question.raw, format_answer(relations)) for question, relations in zip(asked, understood, strict=True)
+        score_row(question.raw, format_answer(relations)) for question, relations in zip(asked, renamed, strict=True)
     ]
     figures = summary(scored, **drawn)
     return {
         "strict": boundaries if protocol == ENTITIES_GIVEN else None,
         "boundaries": boundaries,
         "names": {key: figures[key] for key in NAME_FIGURES},
-        "sentences": _sentence_figures(asked, understood) if data.layout == "text2kgbench" else None,
+        "sentences": _sentence_figures(asked, renamed) if data.layout == "text2kgbench" else None,
     }
 
 
-def _understood(data: BenchmarkSet, question: Question, answer: str) -> list[Relation]:
-    """The triples of an answer in the words of the set.
-
-    A predicate is the set's own if its letters and digits are: `Used for`, `used_for` and `USED-FOR`. A name is the
-    entity's first name if it is one of its names, which a document can have several of.
-    """
+def _understood(data: BenchmarkSet, answer: str) -> list[Relation]:
+    """The triples of an answer; a predicate is the set's own if its letters and digits are: `used for`, `USED-FOR`."""
     own = {squashed(predicate): predicate for predicate in reversed(data.predicates)}
-    entities = data.rows[question.row].entities
-    first = {normalise(name): entity.name for entity in reversed(entities) for name in entity.names}
+    return [
+        relation.model_copy(update={"predicate": own.get(squashed(relation.predicate), relation.predicate)})
+        for relation in parse_answer(answer) or []
+    ]
+
+
+def _first_names(row: BenchmarkRow, relations: Sequence[Relation]) -> list[Relation]:
+    """The triples with the first name of each entity in the place of its other ones, which a document can have."""
+    first = {normalise(name): entity.name for entity in reversed(row.entities) for name in entity.names}
     return [
         relation.model_copy(
             update={
                 "subject": first.get(normalise(relation.subject), relation.subject),
-                "predicate": own.get(squashed(relation.predicate), relation.predicate),
                 "object": first.get(normalise(relation.object), relation.object),
             }
         )
-        for relation in parse_answer(answer) or []
+        for relation in relations
     ]
 
 

@@ -14,7 +14,7 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.stage import ROWS
-from ucotron_ray.data.wire import user_prompt
+from ucotron_ray.data.wire import format_answer, user_prompt
 from ucotron_ray.evaluation.answers import ModelRef, answers_of, layouts_of
 from ucotron_ray.evaluation.benchmark.published import published
 from ucotron_ray.evaluation.benchmark.records import BenchmarkSet
@@ -154,6 +154,7 @@ def report_of(run: Run, benchmark: Benchmark, predictions: Sequence[Prediction])
         **_facts(benchmark),
         "questions": len(asked),
         "measures": _measures(run, benchmark, texts),
+        "ceiling": _ceiling(run, benchmark),
         "without_training_texts": _measures(run, benchmark, texts, fresh) if 0 < len(fresh) < len(asked) else None,
         "baselines": {
             name + (" (entities given)" if benchmark.protocol == END_TO_END else ""): _measures(run, benchmark, answers)
@@ -189,6 +190,16 @@ def _measures(
             seed=settings.seed,
         )
     )
+
+
+def _ceiling(run: Run, benchmark: Benchmark) -> float | None:
+    """F1 by boundaries of the right triples themselves, as names: below 1 where a name stands at several places."""
+    from ucotron_ray.evaluation.benchmark.protocols import questions
+
+    asked = questions(benchmark.data.rows, benchmark.protocol)
+    right = [format_answer(question.raw.expected_relations) for question in asked]
+    boundaries = _measures(run, benchmark, right).get("boundaries")
+    return float(boundaries["f1"]) if boundaries else None
 
 
 def _facts(benchmark: Benchmark) -> dict[str, Any]:
