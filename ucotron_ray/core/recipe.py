@@ -159,6 +159,8 @@ class Evaluation(Section):
     max_new_tokens: Count
     base: bool
     """Whether the base model is scored beside the tuned one."""
+    few_shots: NonNegative
+    """Training rows shown to the base model before each question, as one more baseline; 0 = no such baseline."""
     resamples: Count
     seed: NonNegative
 

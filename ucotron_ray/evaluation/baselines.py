@@ -4,11 +4,14 @@ Both answer as a model does, so that they are scored by the same functions. They
 setting.
 """
 
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 
 from ucotron_ray.core.artifacts import Artifact
+from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import Entity, RawRow, Relation
@@ -57,6 +60,34 @@ def rows_of(dataset: Artifact | None) -> list[RawRow]:
     """The relation rows of a dataset's training split."""
     file = dataset.path / TRAIN if dataset else None
     return jsonl.relations_among(file) if file and file.is_file() and file.stat().st_size else []
+
+
+def with_examples(source: ModelRef, training: Iterable[RawRow], held_out: Iterable[str], count: int) -> ModelRef:
+    """The source with so many training rows before each question, none of them with a text of the held-out rows.
+
+    Rows that bring a predicate which none before had come first, since the prompt itself does not list the predicates.
+    The same rows for every model. Raises ConfigError where there are too few.
+    """
+    texts = set(held_out)
+    rows = [row for row in training if row.expected_relations and row.text not in texts]
+    random.Random(0).shuffle(rows)
+    seen: set[str] = set()
+    first: list[RawRow] = []
+    later: list[RawRow] = []
+    for row in rows:
+        predicates = {relation.predicate for relation in row.expected_relations}
+        (first if predicates - seen else later).append(row)
+        seen |= predicates
+    chosen = (*first, *later)[:count]
+    if len(chosen) < count:
+        raise ConfigError(
+            "there are not enough training rows to show as examples",
+            where="evaluation.few_shots",
+            expected=f"{count} rows with relations that are not held out",
+            found=str(len(chosen)),
+            next_step="lower evaluation.few_shots, or score a model whose training rows the store has",
+        )
+    return replace(source, label=f"{source.label} with {count} examples", examples=chosen)
 
 
 def majority_predicate(training: Iterable[RawRow]) -> str | None:

@@ -99,6 +99,15 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
             before = scoring.scores_of(scoring.evaluate(run, f"{run.name}-base", first, None, data))
             result["base"] = before["overall"]
             beside = {f"{run.name}-base": before, **beside}
+        shots = run.config.recipe.evaluation.few_shots
+        if first is not None and shots:
+            base = answers.ModelRef(f"{run.name}-base", "model", base=first)
+            shown = comparison.with_examples(run, base, source, data, shots)
+            few = scoring.scores_of(
+                scoring.score(run, f"{run.name}-base-{shots}-examples", shown, data, stage="evaluate-examples")
+            )
+            result["few_shots"] = few["overall"]
+            beside = {shown.label: few, **beside}
     _print_scores(beside, scores.get("baselines") or {})
     return {**result, "baselines": scores.get("baselines") or {}}
 
@@ -116,6 +125,7 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     with flags.run_of(args, name="compare") as run:
         sources = comparison.sources(run, args.models)
         data = comparison.rows_of(run, sources)
+        sources = comparison.with_base_examples(run, sources, data)
         artifact = comparison.compare(run, sources, data, named=args.name is not None)
         compared = comparison.comparison_of(artifact)
         page = artifact.path / scoring.REPORT
@@ -151,8 +161,7 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
         requirements.require_packages("ray", "torch", "transformers", "peft", "gguf", "aiohttp")
     name = f"{scoring.name_of(Path(args.model).name)}-{args.layout}-{asked.data.split}-{args.protocol}"
     with flags.run_of(args, name=name) as run:
-        source = answers.model_ref(run, args.model)
-        benchmarks.check_source(source, args.protocol)
+        source = benchmarks.asked_source(run, answers.model_ref(run, args.model), asked)
         artifact = benchmarks.score(run, source, asked)
     report = benchmarks.report_in(artifact)
     _print_report(source.label, report)

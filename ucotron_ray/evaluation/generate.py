@@ -37,7 +37,14 @@ def predict(job: PredictJob) -> dict[str, float]:
         base, Path(job.adapter) if job.adapter else None, base_models.compute_dtype(job.dtype, rows=job.batch_size)
     )
     rows = read_relations(Path(job.rows_file))
-    prompts = [prompt_ids(server_row(*asked_row(rows[row], layout)), tokenizer) for row, layout in questions]
+    examples = read_relations(Path(job.examples_file)) if job.examples_file else []
+    prompts = [
+        prompt_ids(
+            server_row(*asked_row(rows[row], layout), [asked_row(example, layout)[0] for example in examples]),
+            tokenizer,
+        )
+        for row, layout in questions
+    ]
     # Equal lengths side by side: less padding, and the answers of short texts end together.
     order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))
     began, new_tokens = time.monotonic(), 0

@@ -39,7 +39,7 @@ def evaluate(run: Run, name: str, base: base_models.BaseModel, adapter: Artifact
 
 def score_request(run: Run, name: str, source: ModelRef, data: Artifact) -> Request:
     """What scoring would make."""
-    settings = run.config.recipe.evaluation.model_dump(exclude={"data", "base"})
+    settings = run.config.recipe.evaluation.model_dump(exclude={"data", "base", "few_shots"})
     fields = {"evaluation": settings, "prompt": prompt_identity(), **source.identity}
     return Request("scores", name, fields, (data.as_input("data"), *source.inputs))
 
@@ -113,8 +113,9 @@ def scores_of(artifact: Artifact) -> dict[str, Any]:
 
 def described(source: ModelRef) -> str:
     """A source in a few words."""
+    examples = f" with {len(source.examples)} examples" if source.examples else ""
     if source.base is not None:
-        return source.base.reference + (f" + {source.adapter.manifest.name}" if source.adapter else "")
+        return source.base.reference + (f" + {source.adapter.manifest.name}" if source.adapter else "") + examples
     return source.label
 
 

@@ -2,11 +2,16 @@
 
 import json
 
+import pytest
+
 from tests.registered import answer_with, base_directory, held_out_file, make_bundle
 from ucotron_ray import cli
 from ucotron_ray.core.artifacts import Store
+from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.data import wire
 from ucotron_ray.data.records import Entity, RawRow, Relation
 from ucotron_ray.evaluation import baselines
+from ucotron_ray.evaluation.answers import ModelRef
 
 
 def row(text: str, entities: dict[str, str], *triples: tuple[str, str, str]) -> RawRow:
@@ -82,3 +87,48 @@ def test_a_model_that_did_not_learn_here_has_none(tmp_path, capsys, monkeypatch)
     words += ["--set", "tracking.mlflow_uri=none", "--set", "evaluation.resamples=50", "--json"]
     assert cli.main(words) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["baselines"] == {}
+
+
+def test_examples_are_answered_turns_before_the_servers_own_question():
+    shown, asked = TRAINING[0], TRAINING[3]
+    turns = wire.chat_messages(asked.text, asked.entities, [shown])
+    plain = wire.chat_messages(asked.text, asked.entities)
+    assert [turns[0], turns[-1]] == plain
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
+    assert turns[1]["content"] == wire.user_prompt(shown.text, shown.entities)
+    assert wire.parse_answer(turns[2]["content"]) == shown.expected_relations
+
+
+def test_examples_show_as_many_predicates_as_they_can_and_no_held_out_text():
+    source = ModelRef("base", "endpoint")
+    chosen = baselines.with_examples(source, TRAINING, ["Cy founded Ix"], 3)
+    assert {relation.predicate for row in chosen.examples for relation in row.expected_relations} == {
+        "works_at",
+        "lives_in",
+        "owned_by",
+    }
+    assert chosen.label == "base with 3 examples"
+    assert baselines.with_examples(source, reversed(TRAINING), [], 3).identity != chosen.identity
+    with pytest.raises(ConfigError, match="not enough training rows"):
+        baselines.with_examples(source, TRAINING, ["Cy founded Ix"], 5)
+
+
+def test_the_base_with_examples_stands_beside_the_tuned_model(tmp_path, capsys, monkeypatch):
+    store = Store(tmp_path / "store")
+    make_bundle(store, "mine", base_directory(tmp_path / "base"))
+    answer_with(monkeypatch, {"mine": 0.5, "base": 0.1})
+    common = ["--data", str(held_out_file(tmp_path)), "--set", f"store={store.root}", "--json"]
+    common += ["--set", "tracking.mlflow_uri=none", "--set", "evaluation.resamples=50"]
+    recipes = []
+    for shots in ("0", "4"):
+        assert cli.main(["evaluate", "mine", "--set", f"evaluation.few_shots={shots}", *common]) == 0
+        out = capsys.readouterr().out
+        assert ("mine-base with 4 examples" in out) == (shots == "4")
+        recipes.append(store.find("scores", "mine").manifest.recipe)
+    assert recipes[0] == recipes[1], "the model's own scores do not depend on a baseline"
+    shown = store.find("scores", "mine-base-4-examples").manifest
+    assert shown.recipe != store.find("scores", "mine-base").manifest.recipe
+    code = cli.main(["compare", "mine", "bundle/mine", "--set", "evaluation.few_shots=4", *common])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert code == 0
+    assert set(result["models"]) == {"mine", "bundle/mine", "base with 4 examples"}

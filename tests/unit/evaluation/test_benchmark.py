@@ -143,13 +143,16 @@ def call(tmp_path, capsys, *words: str) -> tuple[int, dict, str, str]:
     return code, json.loads(out.splitlines()[-1]), out, err
 
 
-def knowing(rows) -> tuple[web.Application, list[str]]:
+def knowing(rows, seen: list[list[dict]] | None = None) -> tuple[web.Application, list[str]]:
     """An endpoint that knows the right triples of these rows, and the prompts that it was asked."""
     expected = {row.text: row.expected_relations for row in rows}
     asked: list[str] = []
 
     async def chat(request: web.Request) -> web.Response:
-        prompt = (await request.json())["messages"][1]["content"]
+        turns = (await request.json())["messages"]
+        if seen is not None:
+            seen.append(turns)
+        prompt = turns[-1]["content"]
         asked.append(prompt)
         content = wire.format_answer(expected[wire.parse_prompt(prompt)[0]])
         choice = {"message": {"content": content}, "finish_reason": "stop"}
@@ -243,3 +246,20 @@ def test_pairs_without_a_pair_are_refused(tmp_path, capsys):
     code, _, _, err = call(tmp_path, capsys, "conll04", "--data", str(tmp_path), "--protocol", "pairs")
     assert code == 2
     assert "no row has a pair" in err
+
+
+def test_an_endpoint_can_be_shown_training_rows_of_the_set(tmp_path, capsys):
+    directory = public_sets.conll04(tmp_path / "set")
+    seen: list[list[dict]] = []
+    application, _ = knowing([row.raw() for row in read_set("conll04", directory).rows], seen)
+    with serving(application) as url:
+        words = ["conll04", "--data", str(directory), "--model", f"{url}/v1#m", "--set", "evaluation.few_shots=2"]
+        code, _result, _, err = call(tmp_path, capsys, *words, "--protocol", "end-to-end")
+    assert code == 0, err
+    texts = {row.text for row in read_set("conll04", directory, "train").rows}
+    for turns in seen:
+        assert [turn["role"] for turn in turns] == ["system", *["user", "assistant"] * 2, "user"]
+        shown = {wire.parse_prompt(turn["content"])[0] for turn in turns[1:-1:2]}
+        # The third training row stands in the test split too.
+        assert shown == texts - {"Ann lives in Rome ."}
+        assert all(wire.parse_prompt(turn["content"])[1] == [] for turn in turns[1::2])

@@ -12,12 +12,13 @@ from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.core.files import write_json, write_text
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
-from ucotron_ray.data.records import RawRow
 from ucotron_ray.data.stage import ROWS
 from ucotron_ray.data.wire import format_answer, user_prompt
+from ucotron_ray.evaluation import baselines
 from ucotron_ray.evaluation.answers import ModelRef, answers_of, layouts_of
+from ucotron_ray.evaluation.benchmark.protocols import END_TO_END, asked_layout, measures, questions
 from ucotron_ray.evaluation.benchmark.published import published
-from ucotron_ray.evaluation.benchmark.records import BenchmarkSet
+from ucotron_ray.evaluation.benchmark.records import BenchmarkRow, BenchmarkSet
 from ucotron_ray.evaluation.benchmark.sets import fingerprint, has_split, layout_of, read_set
 from ucotron_ray.evaluation.predictions import Prediction, asked_row
 from ucotron_ray.evaluation.stage import PREDICTIONS, described
@@ -35,21 +36,19 @@ class Benchmark:
 
     data: BenchmarkSet
     protocol: str
-    training: tuple[RawRow, ...]
+    training: tuple[BenchmarkRow, ...]
     directory: Path
     max_rows: int | None
 
 
 def prepared(layout: str, directory: Path, split: str | None, protocol: str, max_rows: int | None) -> Benchmark:
     """The set, read and checked. Raises ConfigError, InputError, and InputError where the protocol has no question."""
-    from ucotron_ray.evaluation.benchmark.protocols import questions
-
     if max_rows is not None and max_rows < 1:
         raise ConfigError("no row would be asked", where="--max-rows", expected="1 or more", found=str(max_rows))
     data = read_set(layout, directory, split)
-    training: tuple[RawRow, ...] = ()
+    training: tuple[BenchmarkRow, ...] = ()
     if data.split != "train" and has_split(layout, directory, "train"):
-        training = tuple(row.raw() for row in read_set(layout, directory, "train").rows)
+        training = read_set(layout, directory, "train").rows
     if max_rows is not None and max_rows < len(data.rows):
         # Always the same sample, whatever the recipe: figures of two models are of the same rows.
         picked = sorted(random.Random(0).sample(range(len(data.rows)), max_rows))
@@ -65,8 +64,6 @@ def prepared(layout: str, directory: Path, split: str | None, protocol: str, max
 
 def plan(benchmark: Benchmark) -> dict[str, Any]:
     """What would be asked, and the first question as the model would read it."""
-    from ucotron_ray.evaluation.benchmark.protocols import asked_layout, questions
-
     data = benchmark.data
     asked = questions(data.rows, benchmark.protocol)
     first = asked_row(asked[0].raw, asked_layout(benchmark.protocol))[0]
@@ -79,10 +76,12 @@ def plan(benchmark: Benchmark) -> dict[str, Any]:
     }
 
 
-def check_source(source: ModelRef, protocol: str) -> None:
-    """Raise ConfigError for a source that cannot be asked in the way of a protocol."""
-    from ucotron_ray.evaluation.benchmark.protocols import asked_layout
+def asked_source(run: Run, source: ModelRef, benchmark: Benchmark) -> ModelRef:
+    """The source as it is asked: a base model or an endpoint with `evaluation.few_shots` training rows of the set.
 
+    Raises ConfigError for a source that cannot be asked in the way of the protocol.
+    """
+    protocol, count = benchmark.protocol, run.config.recipe.evaluation.few_shots
     if asked_layout(protocol) not in layouts_of(source):
         raise ConfigError(
             f"{source.label} only relates entities that are given",
@@ -90,6 +89,10 @@ def check_source(source: ModelRef, protocol: str) -> None:
             expected="entities-given or pairs, or another --model",
             found=protocol,
         )
+    if not count or not (source.endpoint or (source.base and source.adapter is None)):
+        return source
+    shown = [question.raw for question in questions(benchmark.training, protocol)]
+    return baselines.with_examples(source, shown, (row.text for row in benchmark.data.rows), count)
 
 
 def request(run: Run, source: ModelRef, benchmark: Benchmark) -> Request:
@@ -114,7 +117,6 @@ def request(run: Run, source: ModelRef, benchmark: Benchmark) -> Request:
 
 def score(run: Run, source: ModelRef, benchmark: Benchmark) -> Artifact:
     """Ask the source, score its answers → `scores/<name>` with `report.json` and every prediction."""
-    from ucotron_ray.evaluation.benchmark.protocols import asked_layout, questions
 
     def build(build: Build) -> BuildResult:
         asked = questions(benchmark.data.rows, benchmark.protocol)
@@ -142,12 +144,9 @@ def score(run: Run, source: ModelRef, benchmark: Benchmark) -> Artifact:
 
 def report_of(run: Run, benchmark: Benchmark, predictions: Sequence[Prediction]) -> dict[str, Any]:
     """The measures of model and baselines, those without the texts that training has too, and published figures."""
-    from ucotron_ray.evaluation import baselines
-    from ucotron_ray.evaluation.benchmark.protocols import END_TO_END, questions
-
     asked = questions(benchmark.data.rows, benchmark.protocol)
     texts = [prediction.answer for prediction in predictions]
-    guesses = baselines.answers([question.raw for question in asked], benchmark.training)
+    guesses = baselines.answers([question.raw for question in asked], [row.raw() for row in benchmark.training])
     seen = {row.text for row in benchmark.training}
     fresh = [index for index, question in enumerate(asked) if question.raw.text not in seen]
     return {
@@ -174,8 +173,6 @@ def report_in(artifact: Artifact) -> dict[str, Any]:
 def _measures(
     run: Run, benchmark: Benchmark, answers: Sequence[str], only: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    from ucotron_ray.evaluation.benchmark.protocols import measures, questions
-
     settings = run.config.recipe.evaluation
     asked = questions(benchmark.data.rows, benchmark.protocol)
     chosen = range(len(asked)) if only is None else only
@@ -194,8 +191,6 @@ def _measures(
 
 def _ceiling(run: Run, benchmark: Benchmark) -> float | None:
     """F1 by boundaries of the right triples themselves, as names: below 1 where a name stands at several places."""
-    from ucotron_ray.evaluation.benchmark.protocols import questions
-
     asked = questions(benchmark.data.rows, benchmark.protocol)
     right = [format_answer(question.raw.expected_relations) for question in asked]
     boundaries = _measures(run, benchmark, right).get("boundaries")
