@@ -153,8 +153,8 @@ def text2kgbench(directory: Path) -> Path:
     }
     truth = {
         "id": "ont_1_film_test_1",
-        "sent": "Bern is by Ann.",
-        "triples": [{"sub": "Bern", "rel": "director", "obj": "Ann"}],
+        "sent": "Bern Film is by Ann.",
+        "triples": [{"sub": "Bern_Film", "rel": "director", "obj": "Ann"}],
     }
     lines(directory / "train/ont_1_film_train.jsonl", [train])
     lines(directory / "ground_truth/ont_1_film_ground_truth.jsonl", [truth])

@@ -99,8 +99,8 @@ def test_text2kgbench_takes_vocabulary_and_types_from_the_ontology(tmp_path):
     data = read_set("text2kgbench", public_sets.text2kgbench(tmp_path))
     assert data.predicates == ("director", "screenwriter")
     assert data.rows[0].group == "1_film"
-    assert [(entity.name, entity.type) for entity in data.rows[0].entities] == [("Bern", "film"), ("Ann", "human")]
-    assert data.rows[0].raw().expected_relations == [Relation(subject="Bern", predicate="director", object="Ann")]
+    assert [(entity.name, entity.type) for entity in data.rows[0].entities] == [("Bern Film", "film"), ("Ann", "human")]
+    assert data.rows[0].raw().expected_relations == [Relation(subject="Bern Film", predicate="director", object="Ann")]
 
 
 @pytest.mark.parametrize("name", layouts())

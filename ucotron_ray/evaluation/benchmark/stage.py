@@ -16,7 +16,7 @@ from ucotron_ray.data.stage import ROWS
 from ucotron_ray.data.wire import format_answer, user_prompt
 from ucotron_ray.evaluation import baselines
 from ucotron_ray.evaluation.answers import ModelRef, answers_of, layouts_of
-from ucotron_ray.evaluation.benchmark.protocols import END_TO_END, asked_layout, measures, questions
+from ucotron_ray.evaluation.benchmark.protocols import END_TO_END, Question, asked_layout, measures, questions
 from ucotron_ray.evaluation.benchmark.published import published
 from ucotron_ray.evaluation.benchmark.records import BenchmarkRow, BenchmarkSet
 from ucotron_ray.evaluation.benchmark.sets import fingerprint, has_split, layout_of, read_set
@@ -145,18 +145,22 @@ def score(run: Run, source: ModelRef, benchmark: Benchmark) -> Artifact:
 def report_of(run: Run, benchmark: Benchmark, predictions: Sequence[Prediction]) -> dict[str, Any]:
     """The measures of model and baselines, those without the texts that training has too, and published figures."""
     asked = questions(benchmark.data.rows, benchmark.protocol)
-    texts = [prediction.answer for prediction in predictions]
-    guesses = baselines.answers([question.raw for question in asked], [row.raw() for row in benchmark.training])
+    pairs = list(zip(asked, (prediction.answer for prediction in predictions), strict=True))
     seen = {row.text for row in benchmark.training}
-    fresh = [index for index, question in enumerate(asked) if question.raw.text not in seen]
+    fresh = [(question, answer) for question, answer in pairs if question.raw.text not in seen]
+    guesses = baselines.answers([question.raw for question in asked], [row.raw() for row in benchmark.training])
+    given = " (entities given)" if benchmark.protocol == END_TO_END else ""
+    right = [(question, format_answer(question.raw.expected_relations)) for question in asked]
+    # As names, the right triples are not always placed right: that is the most that an answer can get.
+    ceiling = _measures(run, benchmark, right).get("boundaries")
     return {
         **_facts(benchmark),
         "questions": len(asked),
-        "measures": _measures(run, benchmark, texts),
-        "ceiling": _ceiling(run, benchmark),
-        "without_training_texts": _measures(run, benchmark, texts, fresh) if 0 < len(fresh) < len(asked) else None,
+        "measures": _measures(run, benchmark, pairs),
+        "ceiling": ceiling["f1"] if ceiling else None,
+        "without_training_texts": _measures(run, benchmark, fresh) if 0 < len(fresh) < len(asked) else None,
         "baselines": {
-            name + (" (entities given)" if benchmark.protocol == END_TO_END else ""): _measures(run, benchmark, answers)
+            name + given: _measures(run, benchmark, list(zip(asked, answers, strict=True)))
             for name, answers in guesses.items()
         },
         "published": [entry.model_dump() for entry in published(benchmark.data.layout, benchmark.protocol)],
@@ -170,31 +174,19 @@ def report_in(artifact: Artifact) -> dict[str, Any]:
     return report
 
 
-def _measures(
-    run: Run, benchmark: Benchmark, answers: Sequence[str], only: Sequence[int] | None = None
-) -> dict[str, Any]:
+def _measures(run: Run, benchmark: Benchmark, answered: Sequence[tuple[Question, str]]) -> dict[str, Any]:
     settings = run.config.recipe.evaluation
-    asked = questions(benchmark.data.rows, benchmark.protocol)
-    chosen = range(len(asked)) if only is None else only
     return dict(
         measures(
             benchmark.data,
-            [asked[index] for index in chosen],
-            [answers[index] for index in chosen],
+            [question for question, _ in answered],
+            [answer for _, answer in answered],
             benchmark.protocol,
             has_spans=layout_of(benchmark.data.layout).has_spans,
             resamples=settings.resamples,
             seed=settings.seed,
         )
     )
-
-
-def _ceiling(run: Run, benchmark: Benchmark) -> float | None:
-    """F1 by boundaries of the right triples themselves, as names: below 1 where a name stands at several places."""
-    asked = questions(benchmark.data.rows, benchmark.protocol)
-    right = [format_answer(question.raw.expected_relations) for question in asked]
-    boundaries = _measures(run, benchmark, right).get("boundaries")
-    return float(boundaries["f1"]) if boundaries else None
 
 
 def _facts(benchmark: Benchmark) -> dict[str, Any]:

@@ -55,9 +55,13 @@ def webnlg_xml(data: bytes) -> list[BenchmarkRow]:
 def text2kgbench(record: Mapping[str, Any], types: Mapping[str, tuple[str, str]], group: str) -> list[BenchmarkRow]:
     """One line of Text2KGBench: {"id", "sent", "triples": [{"sub", "rel", "obj"}]}; types by the ontology's relation.
 
+    The half that comes from DBpedia writes names with `_`; they are read as words, as its own scorer reads them.
     Source: github.com/cenguix/Text2KGBench, README.md and `src/evaluation/run_eval.py` (arXiv 2308.02357).
     """
-    triples = [(triple["sub"], triple["rel"], triple["obj"]) for triple in record["triples"]]
+    triples = [
+        (triple["sub"].replace("_", " "), triple["rel"], triple["obj"].replace("_", " "))
+        for triple in record["triples"]
+    ]
     kinds: dict[str, str] = {}
     for subject, label, object_ in triples:
         domain, range_ = types.get(label, (NO_TYPE, NO_TYPE))
