@@ -105,6 +105,14 @@ def test_pairs_are_asked_alone_and_only_their_own_direction_counts(tmp_path):
     assert (figures["precision"], figures["recall"], figures["negatives"]) == (0.5, 1.0, 1.0)
 
 
+def test_the_macro_average_of_pairs_is_over_the_relations_that_the_set_has(tmp_path):
+    data = read_set("crossre", public_sets.crossre(tmp_path))
+    # One pair with the relations part-of and role: the first is found, the second not, and a third is invented.
+    said = answer(("Phil Sim", "part of", "Leic"), ("Phil Sim", "named", "Leic"))
+    figures = measured(data, PAIRS, [said])["pairs"]
+    assert (figures["f1"], figures["macro_f1"], figures["accuracy"]) == (0.5, 0.5, 0.0)
+
+
 def test_text2kgbench_leaves_out_relations_that_no_right_triple_has(tmp_path):
     data = read_set("text2kgbench", public_sets.text2kgbench(tmp_path))
     said = answer(("BernFilm", "director", "ann"), ("Bern Film", "screenwriter", "Ann"))

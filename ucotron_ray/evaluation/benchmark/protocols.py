@@ -10,7 +10,8 @@ so strict and boundaries are one; end to end there is no strict. `names` compare
 and what most papers on generating models call triple F1. All are micro-averaged over the rows.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from ucotron_ray.evaluation.benchmark.spans import gold, placed
 from ucotron_ray.evaluation.bootstrap import f1_of_counts, interval
 from ucotron_ray.evaluation.matching import squashed
 from ucotron_ray.evaluation.predictions import END_TO_END as ASKED_WITHOUT_ENTITIES
-from ucotron_ray.evaluation.scoring import by_predicate, normalise, score_row, summary
+from ucotron_ray.evaluation.scoring import normalise, score_row, summary
 
 ENTITIES_GIVEN, END_TO_END, PAIRS = "entities-given", "end-to-end", "pairs"
 PROTOCOLS = (ENTITIES_GIVEN, END_TO_END, PAIRS)
@@ -54,6 +55,11 @@ def questions(rows: Sequence[BenchmarkRow], protocol: str) -> list[Question]:
     return [Question(index, row.pair(*pair), pair) for index, row in enumerate(rows) for pair in row.pairs()]
 
 
+def num_questions(rows: Sequence[BenchmarkRow], protocol: str) -> int:
+    """How many questions there would be: a document of 20 entities has 380 pairs."""
+    return sum(len(row.pairs()) for row in rows) if protocol == PAIRS else len(rows)
+
+
 def asked_layout(protocol: str) -> str:
     """The layout of `predictions.asked_row` that a protocol asks in."""
     return ASKED_WITHOUT_ENTITIES if protocol == END_TO_END else "chat"
@@ -71,10 +77,10 @@ def measures(
 ) -> dict[str, Figures | None]:
     """Measure → its figures; None where the protocol or the set does not allow it. Needs one question at least."""
     drawn = {"resamples": resamples, "seed": seed}
-    understood = [_understood(data, answer) for answer in answers]
-    renamed = [
-        _first_names(data.rows[question.row], relations) for question, relations in zip(asked, understood, strict=True)
-    ]
+    own = {squashed(predicate): predicate for predicate in reversed(data.predicates)}
+    first = {index: _first_names(data.rows[index]) for index in {question.row for question in asked}}
+    understood = [_in_own_words(parse_answer(answer) or [], own) for answer in answers]
+    renamed = [_renamed(relations, first[question.row]) for question, relations in zip(asked, understood, strict=True)]
     if protocol == PAIRS:
         return {"pairs": _pair_figures(asked, renamed, **drawn)}
     boundaries = None
@@ -97,18 +103,23 @@ def measures(
     }
 
 
-def _understood(data: BenchmarkSet, answer: str) -> list[Relation]:
-    """The triples of an answer; a predicate is the set's own if its letters and digits are: `used for`, `USED-FOR`."""
-    own = {squashed(predicate): predicate for predicate in reversed(data.predicates)}
+def _in_own_words(relations: Sequence[Relation], own: Mapping[str, str]) -> list[Relation]:
+    """The triples; a predicate is the set's own if its letters and digits are: `used for`, `USED-FOR`."""
     return [
         relation.model_copy(update={"predicate": own.get(squashed(relation.predicate), relation.predicate)})
-        for relation in parse_answer(answer) or []
+        for relation in relations
     ]
 
 
-def _first_names(row: BenchmarkRow, relations: Sequence[Relation]) -> list[Relation]:
-    """The triples with the first name of each entity in the place of its other ones, which a document can have."""
-    first = {normalise(name): entity.name for entity in reversed(row.entities) for name in entity.names}
+def _first_names(row: BenchmarkRow) -> dict[str, str]:
+    """Other name → first name of the entities that have several, as those of a document can."""
+    several = [entity for entity in row.entities if len(entity.names) > 1]
+    return {normalise(name): entity.name for entity in reversed(several) for name in entity.names}
+
+
+def _renamed(relations: Sequence[Relation], first: Mapping[str, str]) -> list[Relation]:
+    if not first:
+        return list(relations)
     return [
         relation.model_copy(
             update={
@@ -134,18 +145,22 @@ def _pair_figures(
     A pair may have several relations, and no relation is no class: naming none where there is none counts only for
     `accuracy`.
     """
-    about = [
-        [relation for relation in relations if _is_about(relation, question.raw)]
+    labels = [
+        (
+            {normalise(relation.predicate) for relation in relations if _is_about(relation, question.raw)},
+            {normalise(relation.predicate) for relation in question.raw.expected_relations},
+        )
         for question, relations in zip(asked, understood, strict=True)
     ]
-    scored = [score_row(question.raw, format_answer(found)) for question, found in zip(asked, about, strict=True)]
-    table = [entry["f1"] for entry in by_predicate(scored).values() if entry["expected"]]
-    counts = [(score.right, score.predicted, score.expected) for score in scored]
+    counts = [(len(found & expected), len(found), len(expected)) for found, expected in labels]
+    right = Counter(label for found, expected in labels for label in found & expected)
+    named = Counter(label for pair in labels for either in pair for label in either)
+    wanted = {label for _, expected in labels for label in expected}
     return {
         **_figures(counts, resamples=resamples, seed=seed),
-        "macro_f1": float(np.mean(table)) if table else 0.0,
-        "accuracy": float(np.mean([right == predicted == expected for right, predicted, expected in counts])),
-        "negatives": float(sum(not expected for _, _, expected in counts)),
+        "macro_f1": sum(2 * right[label] / named[label] for label in wanted) / len(wanted) if wanted else 0.0,
+        "accuracy": sum(found == expected for found, expected in labels) / len(labels),
+        "negatives": float(sum(not expected for _, expected in labels)),
     }
 
 

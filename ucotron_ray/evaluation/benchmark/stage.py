@@ -16,7 +16,14 @@ from ucotron_ray.data.stage import ROWS
 from ucotron_ray.data.wire import format_answer, user_prompt
 from ucotron_ray.evaluation import baselines
 from ucotron_ray.evaluation.answers import ModelRef, answers_of, layouts_of
-from ucotron_ray.evaluation.benchmark.protocols import END_TO_END, Question, asked_layout, measures, questions
+from ucotron_ray.evaluation.benchmark.protocols import (
+    END_TO_END,
+    Question,
+    asked_layout,
+    measures,
+    num_questions,
+    questions,
+)
 from ucotron_ray.evaluation.benchmark.published import published
 from ucotron_ray.evaluation.benchmark.records import BenchmarkRow, BenchmarkSet
 from ucotron_ray.evaluation.benchmark.sets import fingerprint, has_split, layout_of, read_set
@@ -53,7 +60,7 @@ def prepared(layout: str, directory: Path, split: str | None, protocol: str, max
         # Always the same sample, whatever the recipe: figures of two models are of the same rows.
         picked = sorted(random.Random(0).sample(range(len(data.rows)), max_rows))
         data = replace(data, rows=tuple(data.rows[index] for index in picked))
-    if not questions(data.rows, protocol):
+    if not num_questions(data.rows, protocol):
         raise InputError(
             "the protocol has no question: no row has a pair",
             where=f"{directory}, {data.split}",
@@ -65,11 +72,11 @@ def prepared(layout: str, directory: Path, split: str | None, protocol: str, max
 def plan(benchmark: Benchmark) -> dict[str, Any]:
     """What would be asked, and the first question as the model would read it."""
     data = benchmark.data
-    asked = questions(data.rows, benchmark.protocol)
-    first = asked_row(asked[0].raw, asked_layout(benchmark.protocol))[0]
+    row = next(row for row in data.rows if num_questions([row], benchmark.protocol))
+    first = asked_row(questions([row], benchmark.protocol)[0].raw, asked_layout(benchmark.protocol))[0]
     return {
         **_facts(benchmark),
-        "questions": len(asked),
+        "questions": num_questions(data.rows, benchmark.protocol),
         "vocabulary": list(data.predicates),
         "first_question": user_prompt(first.text, first.entities),
         "published": [entry.model_dump() for entry in published(data.layout, benchmark.protocol)],
