@@ -28,6 +28,7 @@ VERBS = {
     "tune": "tuning.cli",
     "evaluate": "evaluation.cli",
     "compare": "evaluation.cli",
+    "benchmark": "evaluation.cli",
     "export": "export.cli",
     "promote": "registry.cli",
     "rollback": "registry.cli",

@@ -69,5 +69,5 @@ def test_every_stage_asks_for_what_it_asked_for_before(tmp_path):
     }
     for task in ("relation_extraction", "contradiction", "entity_resolution", "projection"):
         asked[task] = synthesis.request(run, synthesis.wanted(run, task, 9, None))
-    assert run.spool.run == "pipeline-demo-096309479648", "MLflow would show a chain that goes on as another one"
+    assert run.spool.run == "pipeline-demo-f97b6537acb9", "MLflow would show a chain that goes on as another one"
     assert {stage: request.recipe[:16] for stage, request in asked.items()} == OF_BEFORE

@@ -161,6 +161,8 @@ class Evaluation(Section):
     """`nf4`: the base in 4 bits with the adapter beside it, as QLoRA trained it. A bundle is made of the whole base."""
     base: bool
     """Whether the base model is scored beside the tuned one."""
+    few_shots: NonNegative
+    """Training rows shown to the base model before each question, as one more baseline; 0 = no such baseline."""
     resamples: Count
     seed: NonNegative
 

@@ -64,10 +64,21 @@ def user_prompt(text: str, entities: Iterable[Entity]) -> str:
     return f"{_PROMPT_HEAD}{text}{_PROMPT_MIDDLE}{lines}{_PROMPT_TAIL}"
 
 
-def chat_messages(text: str, entities: Iterable[Entity]) -> list[dict[str, str]]:
-    """The two messages of the server's `POST {endpoint}/chat/completions`."""
+def chat_messages(text: str, entities: Iterable[Entity], examples: Sequence[RawRow] = ()) -> list[dict[str, str]]:
+    """The two messages of the server's `POST {endpoint}/chat/completions`.
+
+    The server gives no examples. With `examples` each is asked and answered before the question, in the same words.
+    """
     return [
         {"role": "system", "content": CHAT_SYSTEM},
+        *(
+            turn
+            for row in examples
+            for turn in (
+                {"role": "user", "content": user_prompt(row.text, row.entities)},
+                {"role": "assistant", "content": format_answer(row.expected_relations)},
+            )
+        ),
         {"role": "user", "content": user_prompt(text, entities)},
     ]
 

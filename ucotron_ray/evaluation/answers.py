@@ -3,14 +3,16 @@
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from ucotron_ray.core.artifacts import Artifact, Input
 from ucotron_ray.core.errors import ConfigError, Stopped
+from ucotron_ray.core.files import canonical_hash
 from ucotron_ray.core.run import Run
+from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import bundles
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ucotron_ray.teacher.endpoint import Endpoint
 
 CO_OCCURRENCE = "co-occurrence"
+EXAMPLES = "examples.jsonl"
 
 Question = tuple[int, str]
 """Row index and layout."""
@@ -43,10 +46,15 @@ class ModelRef:
     variant: str = "fp32"
     decoding: str = DEFAULT_DECODING
     endpoint: "Endpoint | None" = None
+    examples: tuple[RawRow, ...] = ()
+    """Rows that stand, answered, before every question; for a base model or an endpoint."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """What of it changes the answers, for a recipe; its artifacts are inputs."""
+        if self.examples:
+            shown = canonical_hash([row.model_dump() for row in self.examples])
+            return {**replace(self, examples=()).identity, "examples": shown}
         if self.base is not None:
             return {"base": models.base_fields(self.base), "decoding": self.decoding}
         if self.endpoint is not None:
@@ -101,6 +109,8 @@ def answers_of(
     run: Run, source: ModelRef, rows: Sequence[RawRow], questions: Sequence[Question], directory: Path
 ) -> tuple[list["Prediction"], dict[str, float]]:
     """All answers in the order of the questions, and seconds. The directory has `rows.jsonl` and keeps what is done."""
+    if source.examples:
+        jsonl.write_rows(directory / EXAMPLES, source.examples)
     if source.kind == "co-occurrence":
         return _guessed(rows, questions), {}
     if source.kind == "endpoint":
@@ -112,7 +122,8 @@ def layouts_of(source: ModelRef) -> tuple[str, ...]:
     """In which layouts a source can be asked."""
     if source.kind == "co-occurrence":
         return ("chat",)
-    return ("chat", "end_to_end") if source.kind == "endpoint" else ("chat", "raw", "end_to_end")
+    # Examples are turns of a chat: the raw layout has none.
+    return ("chat", "end_to_end") if source.kind == "endpoint" or source.examples else ("chat", "raw", "end_to_end")
 
 
 def _generated(
@@ -142,6 +153,7 @@ def _generated(
         decoding=source.decoding,
         quantize=settings.quantize,
         spread=workers.shard_base,
+        examples_file=str(directory / EXAMPLES) if source.examples else None,
     )
     return predict_on_ray(job, workers, directory, run.log_file)
 
@@ -167,7 +179,12 @@ def _asked(
     assert source.endpoint is not None
     api = run.config.place.api
     asking = endpoint.Asking(timeout=api.timeout, max_retries=api.max_retries, retry_delay=api.retry_delay)
-    turns = [endpoint.question(asked_row(rows[row], layout)[0], asking) for row, layout in questions]
+    turns = [
+        endpoint.question(
+            asked_row(rows[row], layout)[0], asking, [asked_row(example, layout)[0] for example in source.examples]
+        )
+        for row, layout in questions
+    ]
     began = time.monotonic()
     replies = endpoint.replies(source.endpoint, turns, asking)
     lost = [reply.error for reply in replies if reply.error]

@@ -1,6 +1,6 @@
 """Models side by side on the same rows: who is better, by how much, how sure that is, and on which rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,10 +21,18 @@ class ScoredModel:
     answers: Sequence[str]
 
 
-def compare(rows: Sequence[RawRow], models: Sequence[ScoredModel], *, resamples: int, seed: int) -> dict[str, Any]:
+def compare(
+    rows: Sequence[RawRow],
+    models: Sequence[ScoredModel],
+    *,
+    resamples: int,
+    seed: int,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict[str, Any]:
     """The comparison as `comparison.json` holds it; the first model is what the others are compared with.
 
-    Raises ValueError where a model has not answered every row.
+    `baselines` are metrics on the same rows, to stand beside the models'. Raises ValueError where a model has not
+    answered every row.
     """
     held_out = [index for index, row in enumerate(rows) if row.group != GUIDE_GROUP]
     counts = {model.label: counts_of(scores_of_rows(rows, model.answers)) for model in models}
@@ -34,6 +42,7 @@ def compare(rows: Sequence[RawRow], models: Sequence[ScoredModel], *, resamples:
     wins = {model.label: sum(shown[index]["winner"] == model.label for index in held_out) for model in models}
     return {
         "models": {model.label: model.scores for model in models},
+        "baselines": dict(baselines or {}),
         "differences": {
             label: asdict(paired(counts[label], counts[first], resamples=resamples, seed=seed)) for label in others
         },

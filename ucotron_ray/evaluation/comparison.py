@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
@@ -11,9 +12,10 @@ from ucotron_ray.core.files import write_json, write_text
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import RawRow
-from ucotron_ray.data.stage import ROWS, data_of, held_out
+from ucotron_ray.data.stage import ROWS, data_of, held_out, rows_file
 from ucotron_ray.evaluation.answers import ModelRef, adapter_of, model_ref
 from ucotron_ray.evaluation.stage import PREDICTIONS, REPORT, scored, scores_of
+from ucotron_ray.models import stage as models
 
 if TYPE_CHECKING:
     from ucotron_ray.evaluation.compare import ScoredModel
@@ -46,6 +48,25 @@ def rows_of(run: Run, sources: Sequence[ModelRef]) -> Artifact:
     return held_out(run, run.config.recipe.evaluation.data, data_of(run, first))
 
 
+def with_examples(run: Run, base: ModelRef, trained: ModelRef, data: Artifact, count: int) -> ModelRef:
+    """The base with training rows of the trained source before each question. Raises ConfigError if there are none."""
+    from ucotron_ray.evaluation import baselines
+
+    held_out = (row.text for row in jsonl.relations_among(rows_file(data)))
+    return baselines.with_examples(base, baselines.training_rows(run, trained), held_out, count)
+
+
+def with_base_examples(run: Run, sources: Sequence[ModelRef], data: Artifact) -> list[ModelRef]:
+    """The sources, and after them, if `evaluation.few_shots` is set, the base of the first adapter with examples."""
+    count = run.config.recipe.evaluation.few_shots
+    tuned = next(((source, source.adapter) for source in sources if source.adapter is not None), None)
+    if not count or tuned is None:
+        return list(sources)
+    base = models.note_hub(run, models.original_base(tuned[1], run.store))
+    plain = ModelRef(Path(base.reference).name, "model", base=base)
+    return [*sources, with_examples(run, plain, tuned[0], data, count)]
+
+
 def compare(run: Run, sources: Sequence[ModelRef], data: Artifact, *, named: bool) -> Artifact:
     """Score what is not scored yet, then compare → `scores/<name>`; without a name of its own it is called by content.
 
@@ -60,12 +81,19 @@ def compare(run: Run, sources: Sequence[ModelRef], data: Artifact, *, named: boo
         request = replace(request, name=f"compare-{request.recipe[:12]}")
 
     def build(build: Build) -> BuildResult:
+        from ucotron_ray.evaluation import baselines
+        from ucotron_ray.evaluation.compare import GUIDE_GROUP
         from ucotron_ray.evaluation.compare import compare as compare_answers
         from ucotron_ray.evaluation.page import comparison_page
 
         rows = asked_rows(next(iter(made.values())))
-        models = [scored_model(label, artifact) for label, artifact in made.items()]
-        comparison = compare_answers(rows, models, resamples=settings.resamples, seed=settings.seed)
+        answered = [scored_model(label, artifact) for label, artifact in made.items()]
+        # Those of the first model that learned: the same rows that say which held-out rows are asked.
+        training = next((found for source in sources if (found := baselines.training_rows(run, source))), [])
+        guesses = baselines.scores([row for row in rows if row.group != GUIDE_GROUP], training)
+        comparison = compare_answers(
+            rows, answered, baselines=guesses, resamples=settings.resamples, seed=settings.seed
+        )
         write_json(build.path / COMPARISON, comparison)
         write_text(build.path / REPORT, comparison_page(comparison))
         spool = run.spool.child("compare")

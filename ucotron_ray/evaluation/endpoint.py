@@ -54,10 +54,10 @@ def replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str, str]]]
     return asyncio.run(_replies(endpoint, questions, asking))
 
 
-def question(row: RawRow, asking: Asking) -> list[dict[str, str]]:
-    """The server's messages for a row, with another system line if one is given."""
-    messages = wire.chat_messages(row.text, row.entities)
-    return [{"role": "system", "content": asking.system_prompt}, messages[1]] if asking.system_prompt else messages
+def question(row: RawRow, asking: Asking, examples: Sequence[RawRow] = ()) -> list[dict[str, str]]:
+    """The server's messages for a row, with another system line if one is given, and examples before the question."""
+    messages = wire.chat_messages(row.text, row.entities, examples)
+    return [{"role": "system", "content": asking.system_prompt}, *messages[1:]] if asking.system_prompt else messages
 
 
 def tested(endpoint: Endpoint, rows: Sequence[RawRow], asking: Asking) -> dict[str, Any]:

@@ -44,8 +44,10 @@ def predict(job: PredictJob) -> dict[str, float]:
     dtype = base_models.compute_dtype(job.dtype, rows=job.batch_size)
     adapter = Path(job.adapter) if job.adapter else None
     model = lora.load_for_inference(base, adapter, dtype, quantize=job.quantize, spread=job.spread)
-    rows, asking = read_relations(Path(job.rows_file)), Asking(model, tokenizer, job.max_new_tokens, job.decoding)
-    asked = [(question, asking.answer(*asked_row(rows[question[0]], question[1]))) for question in questions]
+    rows = read_relations(Path(job.rows_file))
+    examples = read_relations(Path(job.examples_file)) if job.examples_file else []
+    asking = Asking(model, tokenizer, job.max_new_tokens, job.decoding, examples)
+    asked = [(question, asking.answer(rows[question[0]], question[1])) for question in questions]
     # Equal lengths side by side: less padding, and the answers of short texts end together.
     asked.sort(key=lambda entry: len(entry[1].prompt))
     began, new_tokens, finished = time.monotonic(), 0, 0
@@ -75,15 +77,18 @@ class Asking:
         tokenizer: "PreTrainedTokenizerBase",
         max_new_tokens: int,
         decoding: str = DEFAULT_DECODING,
+        examples: Sequence[RawRow] = (),
     ) -> None:
         self.speech: TokenizerSpeech = speech_of(tokenizer, model)
         self._model, self._tokenizer = model, tokenizer
-        self._max_new_tokens, self._decoding = max_new_tokens, decoding
+        self._max_new_tokens, self._decoding, self._examples = max_new_tokens, decoding, examples
 
     def answer(self, row: RawRow, layout: str) -> Answer:
-        """An answer to a row that has not begun."""
+        """An answer to a row that has not begun. Layouts as in `PredictJob.questions`."""
+        examples = [asked_row(example, layout)[0] for example in self._examples]
+        row, layout = asked_row(row, layout)
         constraint = self.speech.constraint(user_prompt(row.text, row.entities), self._decoding)
-        ids = prompt_ids(server_row(row, layout), self._tokenizer)
+        ids = prompt_ids(server_row(row, layout, examples), self._tokenizer)
         return self.speech.answer(ids, max_new_tokens=self._max_new_tokens, constraint=constraint, to_array_end=True)
 
     def run(self, answers: Sequence[Answer]) -> None:

@@ -55,7 +55,7 @@ def scores_page(scores: Scores) -> str:
     """The page of one model's scores."""
     overall = scores["overall"]
     title = f"Scores, {overall['rows']:.0f} rows"
-    return _document(title, _sections({"this model": scores}))
+    return _document(title, _sections({"this model": scores}, scores.get("baselines") or {}))
 
 
 def comparison_page(comparison: Mapping[str, Any]) -> str:
@@ -64,7 +64,7 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
     first = next(iter(models))
     title = f"{len(models)} models on the same {models[first]['overall']['rows']:.0f} rows"
     body = [
-        *_sections(models),
+        *_sections(models, comparison.get("baselines") or {}),
         f"<h2>Difference in strict F1 from {escape(first)}</h2>",
         '<p class="note">Paired bootstrap by row: both models are drawn by the same rows. The line is 95 %.</p>',
         drawing.differences(comparison["differences"]),
@@ -78,12 +78,13 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
     return _document(title, body)
 
 
-def _sections(models: Mapping[str, Scores]) -> list[str]:
+def _sections(models: Mapping[str, Scores], baselines: Mapping[str, Mapping[str, float]]) -> list[str]:
     overall = {label: scores["overall"] for label, scores in models.items()}
     return [
         "<h2>Triples, entities given as the server gives them</h2>",
         drawing.intervals(_parts(models)),
         _table(overall, HEADLINE),
+        *_baselines(baselines),
         "<h2>Form of the answers</h2>",
         _table(overall, FORM),
         *_end_to_end(models),
@@ -110,6 +111,13 @@ def _end_to_end(models: Mapping[str, Scores]) -> list[str]:
         return []
     note = "The same prompt with an empty list of entities: the model finds the names itself. The server never asks so."
     return ["<h2>End to end</h2>", f'<p class="note">{note}</p>', _table(asked, (*HEADLINE, *FORM[:-1]))]
+
+
+def _baselines(baselines: Mapping[str, Mapping[str, float]]) -> list[str]:
+    if not baselines:
+        return []
+    note = "Guesses from the given entities and counts of the training rows alone; they read no sentence."
+    return ["<h2>What has to be beaten</h2>", f'<p class="note">{note}</p>', _table(baselines, HEADLINE)]
 
 
 def _table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[tuple[str, str]]) -> str:

@@ -35,6 +35,8 @@ class PredictJob:
     variant: str = "fp32"
     decoding: str = "free"
     """`free`, `entities` or `vocabulary`, see `models/served.py`."""
+    examples_file: str | None = None
+    """Rows that stand, answered, before every question; not for a bundle."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Answers → `predictions.jsonl` (every one of them, read as the server reads it), `scores.json` and `report.html`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,13 @@ PREDICTIONS, SCORES, REPORT = "predictions.jsonl", "scores.json", "report.html"
 
 
 def write_scores(
-    directory: Path, rows: Sequence[RawRow], predictions: Sequence[Prediction], settings: Evaluation
+    directory: Path,
+    rows: Sequence[RawRow],
+    predictions: Sequence[Prediction],
+    settings: Evaluation,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Score and write all three files; return the scores.
+    """Score and write all three files; return the scores. `baselines` are metrics on the same rows, to stand beside.
 
     `overall` and `groups` are about the chat layout. `raw` is about the rows that were asked in the raw layout too, and
     `chat_of_raw` about the same rows in the chat layout; `end_to_end` about those that were asked without entities. The
@@ -42,7 +46,7 @@ def write_scores(
             "right": score.right,
         }
         lines.append(json.dumps(record, ensure_ascii=False))
-    scores = _scores(rows, scored, predictions, settings)
+    scores = {**_scores(rows, scored, predictions, settings), "baselines": dict(baselines or {})}
     write_text(directory / PREDICTIONS, "".join(line + "\n" for line in lines))
     write_json(directory / SCORES, scores)
     write_text(directory / REPORT, page.scores_page(scores))

@@ -40,7 +40,7 @@ def evaluate(run: Run, name: str, base: base_models.BaseModel, adapter: Artifact
 
 def score_request(run: Run, name: str, source: ModelRef, data: Artifact) -> Request:
     """What scoring would make."""
-    settings = run.config.recipe.evaluation.model_dump(exclude={"data", "base"})
+    settings = run.config.recipe.evaluation.model_dump(exclude={"data", "base", "few_shots"})
     fields = {"evaluation": settings, "measure": MEASURE, "prompt": prompt_identity(), **source.identity}
     return Request("scores", name, fields, (data.as_input("data"), *source.inputs))
 
@@ -50,6 +50,7 @@ def score(run: Run, name: str, source: ModelRef, data: Artifact, *, stage: str) 
     settings = run.config.recipe.evaluation
 
     def build(build: Build) -> BuildResult:
+        from ucotron_ray.evaluation import baselines
         from ucotron_ray.evaluation.guide_prompts import guide_rows
         from ucotron_ray.evaluation.report import write_scores
 
@@ -58,7 +59,8 @@ def score(run: Run, name: str, source: ModelRef, data: Artifact, *, stage: str) 
         jsonl.write_rows(build.path / ROWS, rows)
         asked = _questions(source, len(sample), len(rows), run)
         predictions, measured = answers_of(run, source, rows, asked, build.path)
-        scores = write_scores(build.path, rows, predictions, settings)
+        guesses = baselines.scores(sample, baselines.training_rows(run, source))
+        scores = write_scores(build.path, rows, predictions, settings, guesses)
         for shard in build.path.glob("shard-*.jsonl"):
             shard.unlink()
         seconds = measured.get("seconds", 0.0)
@@ -127,8 +129,9 @@ def scores_of(artifact: Artifact) -> dict[str, Any]:
 
 def described(source: ModelRef) -> str:
     """A source in a few words."""
+    examples = f" with {len(source.examples)} examples" if source.examples else ""
     if source.base is not None:
-        return source.base.reference + (f" + {source.adapter.manifest.name}" if source.adapter else "")
+        return source.base.reference + (f" + {source.adapter.manifest.name}" if source.adapter else "") + examples
     return source.label
 
 

@@ -134,7 +134,8 @@ def remote_model(artifact: Artifact) -> str:
 
 def evaluate_request(run: Run, trained: Artifact | None, data: Artifact) -> Request:
     """What scoring a trained model, or the vendor's base model, would make: `scores/<name>-remote…`."""
-    settings = run.config.recipe.evaluation.model_dump(exclude={"data", "base", "raw_rows", "end_to_end_rows"})
+    others = {"data", "base", "few_shots", "raw_rows", "end_to_end_rows"}
+    settings = run.config.recipe.evaluation.model_dump(exclude=others)
     model = remote_model(trained) if trained else run.config.recipe.tier_model.model_id
     fields = {"remote": "evaluate", "evaluation": settings, "model": model, "prompt": prompt_identity()}
     inputs = (data.as_input("data"), *((trained.as_input("model"),) if trained else ()))

@@ -17,13 +17,16 @@ SHOWN = 40
 """Characters on either side of the place where two prompts part."""
 
 
-def server_row(row: RawRow, layout: str) -> ModelRow:
-    """The row in the prompt that the server sends: `chat` to an endpoint, `raw` to a GGUF model."""
+def server_row(row: RawRow, layout: str, examples: Sequence[RawRow] = ()) -> ModelRow:
+    """The row in the prompt that the server sends: `chat` to an endpoint, `raw` to a GGUF model.
+
+    `examples` stand before a chat question, which the server does not do: a baseline.
+    """
     completion = format_answer(row.expected_relations)
     if layout == "raw":
         prompt = Message(role="user", content=user_prompt(row.text, row.entities))
         return ModelRow(layout="raw", prompt=[prompt], completion=completion)
-    messages = [Message.model_validate(message) for message in chat_messages(row.text, row.entities)]
+    messages = [Message.model_validate(message) for message in chat_messages(row.text, row.entities, examples)]
     return ModelRow(layout="chat", prompt=messages, completion=completion)
 
 
