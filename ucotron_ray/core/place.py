@@ -35,6 +35,8 @@ class Api(Section):
     """Hard budget in dollars: nothing is sent that could pass it; null = none."""
     max_rounds: Count
     """Rounds of further samples for those that were not accepted."""
+    max_failures_of_a_prompt: Count
+    """Rounds without an answer, while others get one, after which a prompt is set aside and replaced."""
     num_actors: Count
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ucotron_ray.synthesis.causes import Causes
 from ucotron_ray.teacher.outcome import Limits, OutcomeKind
 from ucotron_ray.teacher.prices import Price
 
@@ -15,15 +16,20 @@ class Need:
     prompt_tokens: int
     most_prompt_tokens: int
     max_tokens: int
+    rid: str = ""
+    """The request's id, under which the journal keeps its answer."""
+    is_new: bool = True
+    """Whether nobody refused it, and no round asked it in vain, before."""
 
 
 @dataclass(frozen=True)
 class Reserved:
-    """What was set aside for one request: dollars in the worst case, tokens as they usually are."""
+    """What was set aside for one request: dollars in the worst case, tokens as they usually are; and when."""
 
     usd: float
     prompt_tokens: float
     generated_tokens: float
+    at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Finished:
     retry_after: float | None = None
     limits: Limits | None = None
     detail: str = ""
+    unreadable: bool = False
+    """It was answered (HTTP 200) with what is no chat completion."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,7 @@ class Ledger:
     driver_heard: float
     settings: Settings
     totals: Totals = field(default_factory=Totals)
+    causes: Causes = field(default_factory=Causes)
     lost_workers: int = 0
     lost_usd: float = 0.0
     """What silent workers had in flight, at its worst: it may have been answered, so it counts as paid."""

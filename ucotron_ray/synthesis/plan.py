@@ -121,8 +121,11 @@ def _digest(text: str) -> str:
 
 @dataclass(frozen=True)
 class SampleResult:
-    """How a sample ended. `requests` counts what was sent for it now, not what the journal held."""
+    """How a sample ended. `requests` and `usd` count what was sent for it now, not what the journal held."""
 
     number: int
     done: Done
     requests: int
+    usd: float = 0.0
+    elsewhere: tuple[str, ...] = ()
+    """Other servers of the same model id that gave answers which the journal held."""

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,6 +137,8 @@ def synthesize(
         metrics = {"requests": float(made.requests), "cost_usd": made.usd}
         metrics |= {"prompt_tokens": float(made.prompt_tokens), "completion_tokens": float(made.completion_tokens)}
         metrics["asking_seconds"] = made.asking_seconds
+        if made.set_aside.prompts:
+            metrics |= {"set_aside": float(made.set_aside.prompts), "set_aside_usd_at_most": made.set_aside.usd}
         notes = made.failures or [f"teacher {asked.endpoint.model} at {asked.endpoint.base_url}"]
         return BuildResult(metrics, counts, notes, state="rejected" if made.failures else "ok")
 
@@ -172,7 +174,11 @@ def spent_on(run: Run, what: Request) -> tuple[float, float]:
 
     folders = [folder for folder in _journals(run, str(what.fields["task"])) if folder.is_dir()]
     paid = sum(journal.spent(folder, what.recipe) for folder in folders)
-    return paid, unsettled(run.store.partial(what.kind, what.name))
+
+    def journaled(rids: Collection[str]) -> set[str]:
+        return {rid for folder in folders for rid in journal.settled(folder, what.recipe, rids)}
+
+    return paid, unsettled(run.store.partial(what.kind, what.name), journaled)
 
 
 def _journals(run: Run, task: str) -> list[Path]:
@@ -244,6 +250,7 @@ def _job(run: Run, want: SynthesisOrder, build: Build, teacher: Teacher, after: 
         generation=generation.model_dump(),
         count=want.count,
         max_rounds=api.max_rounds,
+        max_failures=api.max_failures_of_a_prompt,
         input_files=input_files(want.data) if want.data else (),
         endpoint=teacher.endpoint,
         price=teacher.price,
@@ -267,6 +274,7 @@ def _job(run: Run, want: SynthesisOrder, build: Build, teacher: Teacher, after: 
         ),
         budget=Budget(teacher.dearest, api.max_usd, spent_before=spent, unsettled_before=perhaps),
         spent=sum(own),
+        unsettled=own[1],
         num_actors=api.num_actors,
         log_file=run.log_file,
         metrics_file=str(run.store.root / "tracking" / "metrics" / f"{want.name}.jsonl"),

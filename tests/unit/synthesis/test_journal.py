@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ucotron_ray.core.errors import ArtifactError, CorruptArtifact
-from ucotron_ray.synthesis import journal
+from ucotron_ray.synthesis import compaction, journal
 from ucotron_ray.synthesis.journal import Reader, Record, Writer
 
 
@@ -123,7 +123,7 @@ def test_a_refusal_is_an_answer_only_for_who_read_before_it_came(tmp_path):
     reader.refresh()
     assert reader.get(record(1).rid) == found(tmp_path).get(record(1).rid) == record(1)
     writer.close()
-    assert journal.compact(tmp_path) == 3
+    assert compaction.compact(tmp_path) == 3
     assert found(tmp_path).get(record(1).rid) == record(1)
     assert found(tmp_path).get(record(2).rid) is None
 
@@ -142,7 +142,7 @@ def test_compaction_forgets_no_cost(tmp_path):
     writer.append(record(1, kind="transient", cost=0.25))
     writer.append(record(1, cost=0.5))
     writer.close()
-    journal.compact(tmp_path)
+    compaction.compact(tmp_path)
     assert journal.spent(tmp_path, "r") == 0.75
     assert found(tmp_path).get(record(1).rid) == record(1)
 
@@ -150,12 +150,12 @@ def test_compaction_forgets_no_cost(tmp_path):
 def test_compaction_keeps_each_answer_once_and_can_be_cut_off(tmp_path):
     write(tmp_path, 1, 2)
     segments = {path: path.read_bytes() for path in (tmp_path / "segments").glob("*.log")}
-    assert journal.compact(tmp_path) == 2
+    assert compaction.compact(tmp_path) == 2
     # As if the kill came between the shards and the removal of the segments.
     for path, data in segments.items():
         path.write_bytes(data)
     write(tmp_path, 2, 3)
-    assert journal.compact(tmp_path) == 1
+    assert compaction.compact(tmp_path) == 1
     assert sorted(r.rid for r in journal.records(tmp_path)) == sorted(record(n).rid for n in (1, 2, 3))
     assert not list((tmp_path / "segments").glob("*"))
     assert found(tmp_path).get(record(2).rid) == record(2)
@@ -179,14 +179,14 @@ def test_a_record_survives_its_line(tmp_path):
 def test_a_shard_that_is_gone_or_cut_off_is_damage_and_no_shard_is_overwritten(tmp_path):
     for numbers in ((1,), (2,), (3,)):
         write(tmp_path, *numbers)
-        journal.compact(tmp_path)
+        compaction.compact(tmp_path)
     first, second, third = sorted((tmp_path / "shards").glob("*.log"))
     data = first.read_bytes()
     first.unlink()
     with pytest.raises(CorruptArtifact, match="damaged"):
         list(journal.records(tmp_path))
     write(tmp_path, 4)
-    journal.compact(tmp_path)
+    compaction.compact(tmp_path)
     assert second.exists()
     assert third.exists()
     assert len(list(journal.records(tmp_path))) == 3

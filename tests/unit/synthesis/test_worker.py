@@ -12,7 +12,7 @@ import pytest
 from tests.teacher import Teacher, teaching
 from ucotron_ray.core import config
 from ucotron_ray.simulators.fireworks_settings import TEACHER
-from ucotron_ray.synthesis import journal
+from ucotron_ray.synthesis import compaction, journal
 from ucotron_ray.synthesis.governor import Governor
 from ucotron_ray.synthesis.job import Sending
 from ucotron_ray.synthesis.ledger import Budget, Settings
@@ -155,7 +155,7 @@ def test_a_later_invocation_asks_once_more_what_was_refused_and_has_the_rows_of_
         received = teacher.ledger()["received"]
         assert rows(again) == rows(straight)
         assert journal.paid(mended, "run") == journal.paid(tmp_path / "straight", "run")
-        journal.compact(mended)
+        compaction.compact(mended)
         kept, _ = sample(teacher, mended, range(30), dialect="fireworks")
         assert teacher.ledger()["received"] == received
     assert rows(kept) == rows(straight)
