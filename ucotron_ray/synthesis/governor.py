@@ -25,6 +25,9 @@ HARD_CUT_ATTEMPT = 3
 AHEAD_SHARE = 1 / 4
 """Of the window, that is permitted beyond it, to be sent when something comes back."""
 
+AHEAD_SECONDS = 0.5
+"""Of a rate of requests, that is permitted beyond the window: more would be sent as a burst that the server refuses."""
+
 RATE_SHARE = 0.97
 """Of a limit that the server tells us: its clock and ours are not one."""
 
@@ -216,7 +219,10 @@ class Governor:
         return worker.in_flight if held <= window else max(1, round(window * worker.in_flight / held))
 
     def _wait_for(self, now: float) -> float:
-        if self.in_flight >= int(self._window.size * (1 + AHEAD_SHARE)):
+        ahead = self._window.size * AHEAD_SHARE
+        if self._requests.rate is not None:
+            ahead = min(ahead, self._requests.rate * AHEAD_SECONDS)
+        if self.in_flight >= int(self._window.size + ahead):
             return IDLE_WAIT_SECONDS
         waits = [bucket.wait for bucket in self._buckets if not bucket.is_open]
         waits.append(self._paused_until - now)

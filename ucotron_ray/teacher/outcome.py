@@ -13,7 +13,6 @@ class OutcomeKind(StrEnum):
     RATE_LIMITED = "rate_limited"  # 429
     OVERLOADED = "overloaded"  # 503, 529
     TRANSIENT = "transient"  # other 5xx, 408, a reset, a timeout, a body that is no chat completion
-    REJECTED = "rejected"
     POISON = "poison"  # 400, 413, 422: this request will never be answered
     AUTH = "auth"  # 401, 403
     BILLING = "billing"  # 402, 412
