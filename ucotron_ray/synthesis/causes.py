@@ -4,11 +4,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ucotron_ray.teacher.outcome import OutcomeKind
-
-REFUSALS = (OutcomeKind.POISON, OutcomeKind.REJECTED)
-"""The server is there and does not take this prompt: never, or not now."""
-
 REFUSED_AT_THE_START = 12
 """Refusals without a single answer, after which a run stops: no prompt of it will fare better."""
 

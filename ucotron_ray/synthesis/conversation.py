@@ -17,6 +17,9 @@ Value = TypeVar("Value")
 Model = TypeVar("Model", bound=BaseModel)
 REPAIRED = "repaired"
 ASKED_AGAIN = "asked_again"
+REPAIR = "-repair"
+"""What the step of a turn that mends an answer ends with."""
+
 MAX_REASON_CHARACTERS = 300
 MAX_QUOTED_CHARACTERS = 200
 
@@ -62,7 +65,7 @@ def parsed(
         reason = str(error)[:MAX_REASON_CHARACTERS]
     again = replace(
         ask,
-        step=f"{ask.step}-repair",
+        step=f"{ask.step}{REPAIR}",
         messages=(
             *ask.messages,
             ("assistant", text),

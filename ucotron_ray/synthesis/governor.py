@@ -14,10 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
 
-from ucotron_ray.synthesis.causes import REFUSALS
 from ucotron_ray.synthesis.ledger import Budget, Finished, Ledger, Need, Permit, Reserved, Settings, stricter
 from ucotron_ray.synthesis.window import BURST_SECONDS, CUT_PAUSE_SECONDS, Bucket, Window, per_second
-from ucotron_ray.teacher.outcome import FATAL, FINAL, Limits, OutcomeKind
+from ucotron_ray.teacher.outcome import FATAL, FINAL, UNANSWERABLE, Limits, OutcomeKind
 
 CUT, HARD_CUT = 0.5, 0.25
 HARD_CUT_ATTEMPT = 3
@@ -272,9 +271,9 @@ class Governor:
             totals.rate_limited += result.kind is OutcomeKind.RATE_LIMITED
             totals.failed += result.kind is not OutcomeKind.RATE_LIMITED
             ledger.causes.failed(result.detail)
-            if result.kind in REFUSALS or result.unreadable:
+            if result.kind in UNANSWERABLE or result.unreadable:
                 self._refused(ledger, result)
-            if result.kind not in REFUSALS:
+            if result.kind not in UNANSWERABLE:
                 self._failed(result, now)
 
     def _answered(self, result: Finished, *, busy: bool) -> None:
@@ -290,7 +289,7 @@ class Governor:
 
     def _refused(self, ledger: Ledger, result: Finished) -> None:
         """The server is there, and does not take this prompt; or says what is no answer. All of them: stop the run."""
-        if result.kind in REFUSALS:
+        if result.kind in UNANSWERABLE:
             self._failing_since = None
         ledger.causes.refused(is_new=result.need.is_new)
         reason = ledger.causes.reason_to_stop(ledger.totals.answered)

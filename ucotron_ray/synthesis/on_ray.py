@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 NAMESPACE = "ucotron_ray"
 SAMPLES_PER_BLOCK = 128
 SAMPLES_PER_PLACE = 8
-"""Samples that are worked on for each place in the window. Blocks wait for their slowest sample, and that one for pauses
+"""Samples that are worked on for each place in the window. Blocks wait for their slowest sample, and that one pauses
 after errors: with three, 5 % of errors at 0.5 s latency left half of the window empty."""
 
 FEWEST_BLOCKS = 8

@@ -77,6 +77,9 @@ class Task:
     sample: Callable[[int], Facts]
     converse: Callable[[Facts], "Conversation"]
     rows: RowKind
+    stand_in: Callable[[Facts, Ask], str] | None = None
+    """A short answer to a request with which the conversation goes on to its next step, for estimates. None = the
+    prompt's own text, or an extraction without entities, does."""
 
 
 def request_id(task: Task, model: str, facts: Facts, ask: Ask, answers: Sequence[Answer]) -> str:

@@ -1,6 +1,5 @@
 """Rows written by a teacher model."""
 
-import contextlib
 import logging
 import math
 import uuid
@@ -17,17 +16,19 @@ from ucotron_ray.core.recipe import Generation
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import ROWS, TRAIN, VAL, training_data
+from ucotron_ray.synthesis import bounds
 from ucotron_ray.synthesis import job as jobs
 from ucotron_ray.synthesis.generator import builds_on_rows
 from ucotron_ray.synthesis.job import Sending
 from ucotron_ray.synthesis.ledger import Budget, Settings
 from ucotron_ray.synthesis.outcomes import unsettled
-from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Task, request_body
+from ucotron_ray.synthesis.plan import Task, request_body
+from ucotron_ray.synthesis.rounds import most_samples
 from ucotron_ray.synthesis.rows import check_limits
 from ucotron_ray.synthesis.tasks import judge as judge_task
 from ucotron_ray.teacher import chat
 from ucotron_ray.teacher import stage as teachers
-from ucotron_ray.teacher.outcome import OutcomeKind
+from ucotron_ray.teacher.prices import Price
 from ucotron_ray.teacher.stage import Teacher
 
 if TYPE_CHECKING:
@@ -188,18 +189,19 @@ def _journals(run: Run, task: str) -> list[Path]:
 
 
 def estimate(run: Run, want: SynthesisOrder) -> dict[str, Any]:
-    """Requests, tokens and dollars before anything is paid, from the first samples of the plan."""
-    task = task_of(run, want)
+    """Requests, tokens and dollars before anything is paid, from the first samples of the plan.
+
+    `usd_at_most` is a bound: each answer asked for twice and mended, and as many further samples as rounds may plan.
+    """
+    task, generation, api = task_of(run, want), run.config.recipe.generation, run.config.place.api
     numbers = range(min(ESTIMATED_SAMPLES, want.count))
-    asks = [ask for number in numbers for ask in _asks(task, number)]
+    asks = [ask for number in numbers for ask in bounds.steps_of(task, number)]
     bodies = [request_body("", ask, "0") for ask in asks]
     prompt = sum(chat.prompt_tokens(body) for body in bodies) / len(numbers) * want.count
-    most_prompt = sum(chat.most_prompt_tokens(body) for body in bodies) / len(numbers) * want.count
     completion = sum(ask.max_tokens for ask in asks) * USUAL_SHARE / len(numbers) * want.count
     teacher = run.config.recipe.models.generation.model_id
     price = teachers.price_for(run, teacher)
-    worst = completion / USUAL_SHARE
-    limit = run.config.place.api.requests_per_minute
+    limit = api.requests_per_minute
     num_requests = math.ceil(len(asks) / len(numbers) * want.count)
     return {
         "task": want.task,
@@ -208,29 +210,28 @@ def estimate(run: Run, want: SynthesisOrder) -> dict[str, Any]:
         "requests": num_requests,
         "prompt_tokens": round(prompt),
         "completion_tokens": round(completion),
-        "assumption": f"answers of {USUAL_SHARE:.0%} of max_tokens, every sample accepted",
+        "assumption": f"answers of {USUAL_SHARE:.0%} of max_tokens, every sample accepted; at most: every answer cut "
+        f"off, asked for again and mended, {most_samples(want.count, api.max_rounds) / want.count:.0f} samples a row",
         **({"price": "not known: a paid run is refused without it, see api.prices"} if price is None else {}),
         "usd": None if price is None else round(price.cost(round(prompt), 0, round(completion)), 4),
-        "usd_at_most": None if price is None else round(price.cost(round(most_prompt), 0, round(worst)), 4),
+        **_at_most(run, want, task, generation, price),
         "minutes_at_least": None if limit is None else round(num_requests / limit, 1),
         "action": run.store.plan(request(run, want)),
     }
 
 
-def _asks(task: Task, number: int) -> list[Ask]:
-    """The requests of a sample whose answers are all as short as can be; none of one that asks nobody."""
-    conversation = task.converse(task.sample(number))
-    asks: list[Ask] = []
-    with contextlib.suppress(StopIteration, Ended):
-        asks.append(next(conversation))
-        asks.append(conversation.send(Answer(OutcomeKind.ANSWER, _stand_in(asks[0]))))
-    conversation.close()
-    return asks
-
-
-def _stand_in(ask: Ask) -> str:
-    """A text that holds everything that was asked for, so that the conversation goes on."""
-    return '{"entities": [], "relations": []}' if ask.json_mode else ask.messages[-1][1]
+def _at_most(run: Run, want: SynthesisOrder, task: Task, generation: Generation, price: Price | None) -> dict[str, Any]:
+    """Dollars at most: of a run whose first samples are all accepted, and of any run. `api.max_usd` bounds both."""
+    api, judge = run.config.place.api, generation.gate.judge.model_id
+    judging = bounds.judge_at_most(generation, want.count, teachers.price_for(run, judge) if judge else None)
+    if price is None or judging is None:
+        return {"usd_first_round_at_most": None, "usd_at_most": None}
+    sample = bounds.dearest(task, want.count, generation.max_answer_tokens, price)
+    # Those that show whether the server answers at all, while it leaves a prompt without an answer.
+    samples = most_samples(want.count, api.max_rounds) + api.max_failures_of_a_prompt
+    budget = math.inf if api.max_usd is None else api.max_usd
+    figures = {"usd_first_round_at_most": sample * want.count, "usd_at_most": sample * samples}
+    return {name: min(budget, math.ceil((usd + judging) * 10_000) / 10_000) for name, usd in figures.items()}
 
 
 def task_of(run: Run, want: SynthesisOrder) -> Task:
