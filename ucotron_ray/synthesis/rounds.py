@@ -16,8 +16,11 @@ from ucotron_ray.synthesis.watch import Progress
 
 log = logging.getLogger(__name__)
 
-MOST_SILENT = 3
+MOST_SILENT = 4
 """Rounds in a row, after the first one, in which samples stay without an answer and nobody gets one."""
+
+FURTHER = 32
+"""How many times further on the next control is, where nobody was answered: the journal may know the nearer ones."""
 
 SURPLUS = 1.1
 LOWEST_RATE = 0.05
@@ -73,17 +76,19 @@ def run_rounds(job: SynthesisJob, crew: Crew, progress: Progress) -> Filled:
     """
     planned, first = job.count, 0
     again: tuple[int, ...] = ()
-    rounds = silent = repeats = 0
+    rounds = silent = control = 0
     failures: Counter[int] = Counter()
     aside = SetAside()
     while True:
         progress.round += 1
         before = crew.answered()
-        crew.ask(first, again, planned + repeats)
+        crew.ask(planned + control if again else first, again, planned + control + 1 if again else planned)
         tally = crew.tally(planned)
         others_were_answered = crew.answered() > before
         if others_were_answered:
             failures.update(tally.unfinished)
+        if again:
+            control = control + 1 if others_were_answered else max(FURTHER, control * FURTHER)
         hopeless = tuple(number for number in tally.unfinished if failures[number] >= job.max_failures)
         if hopeless and not crew.is_stopped():
             aside += crew.set_aside(hopeless)
@@ -91,19 +96,17 @@ def run_rounds(job: SynthesisJob, crew: Crew, progress: Progress) -> Filled:
         again, accepted = tally.unfinished, tally.counts["accepted"]
         progress.accepted = accepted
         silent = silent + 1 if again and not others_were_answered else 0
-        rounds, repeats = (rounds, repeats + 1) if again else (rounds + 1, 0)
+        rounds += not again
         # Of a few samples all may be of a class that is not wanted, or bad by chance: that says nothing of the others.
         is_hopeless = not accepted and planned * LOWEST_RATE >= 1
         is_over = silent > MOST_SILENT if again else rounds >= job.max_rounds or is_hopeless
         if tally.missing <= 0 or crew.is_stopped() or is_over:
             return Filled(tally, planned, aside)
         if again:
-            # The control of this repeat: one that was not asked before.
-            first = planned + repeats - 1
             continue
         # Only once all samples have ended: else the plan would depend on how the run was disturbed.
         rate = max(LOWEST_RATE, accepted / planned)
-        first = planned
+        first, control = planned, 0
         planned = min(planned + math.ceil(tally.missing / rate * SURPLUS), most_samples(max(job.count, 1), 2))
         if planned == first:
             return Filled(tally, planned, aside)
