@@ -61,6 +61,9 @@ class Record:
     attempts: int
     server: str | None = None
     """Who gave it (`server_of`); journals of before do not say."""
+    at: float = 0.0
+    """When, in seconds since 1970. Two failures of one request are two lines that may each be billed: without it they
+    would be equal, and compaction keeps one of equal lines."""
 
 
 class Writer:

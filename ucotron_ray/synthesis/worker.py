@@ -10,6 +10,7 @@ import logging
 import platform
 import random
 import threading
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -235,6 +236,7 @@ class Worker:
             cost_usd=usd,
             attempts=attempts,
             server=self._server,
+            at=time.time(),
         )
         try:
             if self._writer is None:

