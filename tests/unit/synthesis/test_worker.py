@@ -12,7 +12,7 @@ import pytest
 from tests.teacher import Teacher, teaching
 from ucotron_ray.core import config
 from ucotron_ray.simulators.fireworks_settings import TEACHER
-from ucotron_ray.synthesis import compaction, journal
+from ucotron_ray.synthesis import compaction, journal, outcomes
 from ucotron_ray.synthesis.governor import Governor
 from ucotron_ray.synthesis.job import Sending
 from ucotron_ray.synthesis.ledger import Budget, Settings
@@ -206,6 +206,30 @@ def test_a_close_that_comes_as_the_limiter_answers_is_not_lost(tmp_path):
     made.append(Worker(task, endpoint_of(api, TEACHER), PRICE, sending, tmp_path, tmp_path / "marks", exchange))
     closed.result(timeout=30)
     made[0]._loop.call_soon_threadsafe(made[0]._loop.stop)
+
+
+def test_answers_that_another_server_of_the_same_model_gave_are_taken_and_told(tmp_path):
+    with teaching() as one:
+        first, _ = sample(one, tmp_path, range(10))
+    with teaching() as other:
+        results, _ = sample(other, tmp_path, range(12))
+        assert other.ledger()["received"] == 4
+    assert rows(results)[:10] == rows(first)
+    assert [len(result.elsewhere) for result in results] == [2] * 10 + [0] * 2
+    assert {server for result in results for server in result.elsewhere} == {one.base_url}
+    (tmp_path / outcomes.OUTCOMES).mkdir()
+    for part in (results[:5], results[3:]):
+        lines = [outcomes.line_of(result, "train") for result in part]
+        outcomes.append_outcomes(tmp_path / outcomes.OUTCOMES / f"{len(part)}.jsonl", lines)
+    assert outcomes.elsewhere(tmp_path) == {one.base_url: 20}
+
+
+@pytest.mark.parametrize(("fault", "costs"), [("500", False), ("reset", True), ("402", False), ("403", False)])
+def test_dollars_are_booked_only_where_somebody_may_have_been_billed(tmp_path, fault, costs):
+    with teaching(faults={fault: 1.0}) as teacher:
+        _, governor = sample(teacher, tmp_path, range(3), max_retries=0)
+    assert (governor.runs["run"].usd > 0) is costs
+    assert governor.runs["run"].usd == pytest.approx(journal.spent(tmp_path, "run"))
 
 
 def test_the_budget_is_hard_and_the_rest_stays_pending(tmp_path):
