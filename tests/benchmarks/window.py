@@ -25,10 +25,12 @@ LIMIT = 10.0
 
 def arm(latency: float, **server: Any) -> dict[str, float]:
     """Answers a second, and what came of the other requests, in the steady state."""
-    with tempfile.TemporaryDirectory(prefix="bench-window-") as place:
-        with sending(Path(place), CAP, latency=latency, **server) as (worker, governor, sleeping):
-            send_for(worker, sleeping, RAMP + STEADY, CAP)
-            window = governor.window
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-window-") as place,
+        sending(Path(place), CAP, latency=latency, **server) as (worker, governor, sleeping),
+    ):
+        send_for(worker, sleeping, RAMP + STEADY, CAP)
+        window = governor.window
     counts = {name: sleeping.count(name, RAMP, RAMP + STEADY) for name in ("200", "500", "reset", "429")}
     taken = counts["200"] + counts["500"] + counts["reset"]
     return {

@@ -11,11 +11,10 @@ back, and never waits for the limiter while it has some (512 in flight at 1 s la
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import reduce
 
-from ucotron_ray.synthesis.ledger import Budget, Finished, Ledger, Need, Permit, Reserved, Settings, stricter
-from ucotron_ray.synthesis.window import BURST_SECONDS, CUT_PAUSE_SECONDS, Bucket, Window, per_second
+from ucotron_ray.synthesis.ledger import Budget, Finished, Ledger, Need, Permit, Reserved, Sender, Settings, stricter
+from ucotron_ray.synthesis.window import BURST_SECONDS, CUT_PAUSE_SECONDS, Bucket, GuessedRate, Window, per_second
 from ucotron_ray.teacher.outcome import FATAL, FINAL, UNANSWERABLE, Limits, OutcomeKind
 
 CUT, HARD_CUT = 0.5, 0.25
@@ -46,36 +45,6 @@ IDLE_WAIT_SECONDS = 0.05
 _USAGE_WEIGHT = 0.02
 
 
-@dataclass
-class _Worker:
-    """A process that sends, for one run."""
-
-    run: "Ledger"
-    heard: float
-    in_flight: int = 0
-    open: dict[str, float] = field(default_factory=dict)
-    """Dollars that each of its requests in flight can cost at most, by the request's id."""
-    is_lost: bool = False
-
-    @property
-    def reserved_usd(self) -> float:
-        return sum(self.open.values())
-
-    def begin(self, need: Need, reserved: Reserved) -> None:
-        self.in_flight += 1
-        self.open[need.rid] = self.open.get(need.rid, 0.0) + reserved.usd
-
-    def end(self, result: Finished) -> None:
-        self.in_flight -= 1
-        rid = result.need.rid
-        left = self.open.get(rid, 0.0) - result.reserved.usd
-        # Two samples may ask the same; what is left of one is not a rest of rounding.
-        if left > 1e-9:
-            self.open[rid] = left
-        else:
-            self.open.pop(rid, None)
-
-
 class Governor:
     """The state of the limiter: one window and one set of rates for all runs, a ledger for each."""
 
@@ -85,11 +54,13 @@ class Governor:
         self.runs: dict[str, Ledger] = {}
         self._window = Window(float(settings.first_in_flight), settings.max_in_flight)
         self._requests, self._prompt, self._uncached, self._generated = (Bucket() for _ in range(4))
-        self._buckets = (self._requests, self._prompt, self._uncached, self._generated)
+        self._guessed = GuessedRate(since=clock())
+        self._is_told = False
+        self._buckets = (self._requests, self._prompt, self._uncached, self._generated, self._guessed)
         self._adopt(settings)
         for bucket in self._buckets:
             bucket.refill(BURST_SECONDS)
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, Sender] = {}
         self._usual: dict[str, float] = {}
         self._refilled = self._paused_until = self._called = clock()
         self._failing_since: float | None = None
@@ -159,7 +130,7 @@ class Governor:
         ledger = self.runs.get(run)
         if ledger is None:
             return Permit((), IDLE_WAIT_SECONDS, stop="the run is over")
-        worker = self._workers.setdefault(name, _Worker(ledger, now))
+        worker = self._workers.setdefault(name, Sender(ledger, now))
         worker.heard = now
         if worker.is_lost:
             # It was only slow.
@@ -210,7 +181,7 @@ class Governor:
         for bucket in self._buckets:
             bucket.refill(seconds)
 
-    def _at_once(self, worker: _Worker, now: float) -> int:
+    def _at_once(self, worker: Sender, now: float) -> int:
         """How much of the window is a worker's: its share of what all workers hold; nothing in a pause."""
         if now < self._paused_until:
             return 0
@@ -219,8 +190,8 @@ class Governor:
 
     def _wait_for(self, now: float) -> float:
         ahead = self._window.size * AHEAD_SHARE
-        if self._requests.rate is not None:
-            ahead = min(ahead, self._requests.rate * AHEAD_SECONDS)
+        for rate in (self._requests.rate, self._guessed.rate):
+            ahead = ahead if rate is None else min(ahead, rate * AHEAD_SECONDS)
         if self.in_flight >= int(self._window.size + ahead):
             return IDLE_WAIT_SECONDS
         waits = [bucket.wait for bucket in self._buckets if not bucket.is_open]
@@ -234,6 +205,7 @@ class Governor:
 
     def _take(self, reserved: Reserved) -> None:
         self._requests.take(1)
+        self._guessed.take(1)
         self._prompt.take(reserved.prompt_tokens)
         self._uncached.take(reserved.prompt_tokens)
         self._generated.take(reserved.generated_tokens)
@@ -260,6 +232,7 @@ class Governor:
         self._generated.take(result.completion_tokens - result.reserved.generated_tokens)
         if result.kind is None:
             self._requests.take(-1)
+            self._guessed.take(-1)
         elif result.kind in FINAL:
             totals.answered += 1
             ledger.causes.answered()
@@ -301,7 +274,12 @@ class Governor:
         if self._failing_since is None:
             self._failing_since = now
         says_no = result.kind in (OutcomeKind.RATE_LIMITED, OutcomeKind.OVERLOADED)
-        if says_no or self._window.seems_overloaded(permitted_at=result.reserved.at, failed=True):
+        is_cut = says_no or self._window.seems_overloaded(permitted_at=result.reserved.at, failed=True)
+        if result.kind is OutcomeKind.RATE_LIMITED and not self._is_told:
+            # Once a rate is guessed, it is what is too high, and not the window.
+            is_cut = self._guessed.rate is None
+            self._guessed.refused(now)
+        if is_cut:
             self._window.cut(now, HARD_CUT if result.attempt >= HARD_CUT_ATTEMPT else CUT)
         if says_no:
             pause = result.retry_after if result.retry_after is not None else CUT_PAUSE_SECONDS
@@ -317,6 +295,7 @@ class Governor:
         )
         for bucket, server, ours in told:
             if server is not None:
+                self._is_told, self._guessed.rate = True, None
                 bucket.rate = per_second(server * RATE_SHARE if ours is None else min(server * RATE_SHARE, ours))
 
     def _forgive_a_stall(self, now: float) -> None:

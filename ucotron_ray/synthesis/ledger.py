@@ -126,6 +126,39 @@ class Ledger:
         self.stop = self.stop or reason
 
 
+@dataclass
+class Sender:
+    """A process that sends, for one run."""
+
+    run: Ledger
+    heard: float
+    in_flight: int = 0
+    open: dict[str, float] = field(default_factory=dict)
+    """Dollars that each of its requests in flight can cost at most, by the request's id."""
+    is_lost: bool = False
+
+    @property
+    def reserved_usd(self) -> float:
+        """Dollars that all of them can cost at most."""
+        return sum(self.open.values())
+
+    def begin(self, need: Need, reserved: Reserved) -> None:
+        """It has a permit for one more."""
+        self.in_flight += 1
+        self.open[need.rid] = self.open.get(need.rid, 0.0) + reserved.usd
+
+    def end(self, result: Finished) -> None:
+        """It handed one in."""
+        self.in_flight -= 1
+        rid = result.need.rid
+        left = self.open.get(rid, 0.0) - result.reserved.usd
+        # Two samples may ask the same; what is left of one is not a rest of rounding.
+        if left > 1e-9:
+            self.open[rid] = left
+        else:
+            self.open.pop(rid, None)
+
+
 def stricter(one: Settings, other: Settings) -> Settings:
     """The smaller of each limit; None is no limit."""
     smaller: dict[str, Any] = {}

@@ -13,6 +13,11 @@ BACK_SHARE, BACK_ROUNDS = 0.9, 4
 BURST_SECONDS = 1.0
 """How much of a rate may be saved up."""
 
+FIRST_GROWTH, GUESS_GROWTH, GUESS_CUT = 0.05, 0.005, 0.9
+"""Of a guessed rate: a second until the second refusal, a second from then on, and at a refusal."""
+
+LEAST_GUESSED, MOST_GUESSED = 0.2, 10_000.0
+
 ERRORS_OVER = 100
 """Results over which the share of errors is a mean (exponentially weighted: the latest weighs a hundredth)."""
 
@@ -44,6 +49,43 @@ class Bucket:
     def wait(self) -> float:
         """Seconds until it is open again."""
         return 0.0 if self.is_open or not self.rate else -self.level / self.rate
+
+
+@dataclass
+class GuessedRate(Bucket):
+    """Requests a second of a server that refuses (429) without telling its limit: what it took since the last refusal.
+
+    It grows slowly until the next one, so that the limit is used and one request in a few hundred is refused. Halving
+    the window instead leaves a quarter of a limit unused at 8 s latency, and at 0.5 s every twelfth request is refused.
+    """
+
+    since: float = 0.0
+    taken: float = 0.0
+    growth: float = FIRST_GROWTH
+
+    def refill(self, seconds: float) -> None:
+        if self.rate is not None:
+            self.rate = None if self.rate > MOST_GUESSED else self.rate * (1 + self.growth * seconds)
+        super().refill(seconds)
+
+    def take(self, amount: float) -> None:
+        self.taken += amount
+        super().take(amount)
+
+    def refused(self, now: float) -> None:
+        """One of those that were taken was refused."""
+        self.taken -= 1
+        seconds = now - self.since
+        if seconds < CUT_PAUSE_SECONDS:
+            return
+        measured = max(self.taken / seconds, LEAST_GUESSED)
+        if self.rate is None:
+            self.rate = measured
+        else:
+            # What was taken is less than the limit where something else held requests back.
+            self.rate, self.growth = max(self.rate * GUESS_CUT, min(measured, self.rate)), GUESS_GROWTH
+            self.rate = max(self.rate, LEAST_GUESSED)
+        self.since, self.taken, self.level = now, 0.0, -self.rate * BURST_SECONDS
 
 
 @dataclass

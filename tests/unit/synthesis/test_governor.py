@@ -177,6 +177,25 @@ def test_ahead_of_the_window_no_more_is_permitted_than_a_known_rate_sends_in_hal
     assert len(ask(slower).reserved) <= 8 + 1
 
 
+def test_a_limit_that_is_not_told_is_guessed_by_refusals_and_used():
+    clock = Clock()
+    governor = made(clock, max_in_flight=1000, first_in_flight=100)
+    room, taken, refused = 20.0, 0, 0
+    for step in range(20 * 400):
+        clock.now += 0.05
+        # Ten a second, and two seconds of them saved up.
+        room = min(20.0, room + 0.5)
+        finished = []
+        for reserved in ask(governor, queue=200).reserved:
+            is_taken = room >= 1
+            room -= is_taken
+            finished.append(done(reserved, OutcomeKind.ANSWER if is_taken else OutcomeKind.RATE_LIMITED))
+            taken, refused = taken + (is_taken and step >= 2000), refused + (not is_taken and step >= 2000)
+        ask(governor, finished, queue=0)
+    assert taken / 300 > 0.95 * 10
+    assert refused < 0.01 * taken
+
+
 def refusals(governor: Governor, count: int, kind=OutcomeKind.REJECTED, *, is_new: bool = True, **changes):
     need = Need("task.step", 100, 300, 400, "", is_new)
     stop = None
