@@ -19,7 +19,7 @@ from ucotron_ray.data.records import RawRow
 from ucotron_ray.evaluation.scoring import RowScore, score_row, summary
 from ucotron_ray.teacher.chat import chat, client_timeout
 from ucotron_ray.teacher.endpoint import Endpoint
-from ucotron_ray.teacher.outcome import FATAL, FINAL, OutcomeKind, RequestOutcome
+from ucotron_ray.teacher.outcome import FATAL, FINAL, UNANSWERABLE, OutcomeKind, RequestOutcome
 
 IN_FLIGHT = 8
 CONNECT_SECONDS = 10.0
@@ -172,7 +172,7 @@ async def _replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str,
                 for number in range(asking.max_retries + 1):
                     outcome = await chat(session, endpoint.chat_url, body, headers)
                     is_last = number == asking.max_retries
-                    if outcome.kind in (*FINAL, *FATAL, OutcomeKind.POISON) or is_last:
+                    if outcome.kind in (*FINAL, *FATAL, *UNANSWERABLE) or is_last:
                         break
                     longest = min(MAX_BACKOFF_SECONDS, asking.retry_delay * 2**number)
                     asked = outcome.retry_after
@@ -183,7 +183,8 @@ async def _replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str,
 
 
 def _reply(outcome: RequestOutcome, endpoint: Endpoint) -> Reply:
-    if outcome.kind is OutcomeKind.MODEL_MISSING:
+    # Without the model's name it is the address: none of these prompts has anything that a server would not find.
+    if outcome.status == 404:
         raise NotFoundError(
             f"the vendor does not serve '{endpoint.model}'",
             where=endpoint.chat_url,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended
 from ucotron_ray.synthesis.rows import DEFECTS, strings
-from ucotron_ray.teacher.outcome import OutcomeKind
+from ucotron_ray.teacher.outcome import UNANSWERABLE, OutcomeKind
 
 Value = TypeVar("Value")
 Model = TypeVar("Model", bound=BaseModel)
@@ -141,7 +141,7 @@ def _keep_out(step: str, texts: Iterable[str]) -> None:
 def _why(answer: Answer) -> str:
     """Why there is no whole answer; of a refused request in the server's own words."""
     why = _WHY[answer.kind]
-    if answer.kind is not OutcomeKind.POISON or not answer.text:
+    if answer.kind not in UNANSWERABLE or not answer.text:
         return why
     # `chat` has taken our own key out; whatever else looks like one comes into no file either.
     unusable = found([answer.text], UNUSABLE)
@@ -170,4 +170,5 @@ _WHY = {
     OutcomeKind.TRUNCATED: "the answer was cut off, also with twice the tokens",
     OutcomeKind.REFUSED: "the teacher refused or said nothing",
     OutcomeKind.POISON: "the server does not take this request",
+    OutcomeKind.REJECTED: "the server rejects this prompt",
 }

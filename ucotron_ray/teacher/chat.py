@@ -1,12 +1,13 @@
 """One request to an OpenAI-compatible server → one classified outcome. No retries here: the caller's limiter sees all.
 
-Outcomes are judged by HTTP status, never by the body: bodies of a 429 have been seen to say `invalid_request_error`
-(github.com/BerriAI/litellm/issues/9779).
+Outcomes are judged by HTTP status: bodies of a 429 have been seen to say `invalid_request_error`
+(github.com/BerriAI/litellm/issues/9779). The words count only where one status means two things, and in a 200.
 """
 
 import email.utils
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -25,8 +26,7 @@ _KINDS = {
     400: OutcomeKind.POISON,
     401: OutcomeKind.AUTH,
     402: OutcomeKind.BILLING,
-    403: OutcomeKind.AUTH,
-    404: OutcomeKind.MODEL_MISSING,
+    405: OutcomeKind.MISDIRECTED,
     408: OutcomeKind.TRANSIENT,
     409: OutcomeKind.TRANSIENT,
     412: OutcomeKind.BILLING,
@@ -37,6 +37,19 @@ _KINDS = {
     503: OutcomeKind.OVERLOADED,
     529: OutcomeKind.OVERLOADED,
 }
+
+GATEWAY_ERRORS = (502, 504, 524)
+"""A proxy gave up on the server behind it, which may have answered and billed."""
+
+_NO_CREDIT = re.compile(
+    r"insufficient[\s_-]*(?:credit|quota|balance|fund)|exceeded your current quota|out of credits?\b"
+    r"|(?:credit|balance)s? (?:is|are)? ?(?:too low|exhausted|used up)",
+    re.IGNORECASE,
+)
+_NO_MODEL = re.compile(
+    r"model_not_found|\bmodels?\b.{0,200}\b(?:not found|not exist|unknown|not available)|unknown model",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def read_completion(message: object, body: Mapping[str, Any]) -> RequestOutcome:
@@ -59,7 +72,8 @@ async def chat(
         async with session.post(url, data=data, headers=headers, allow_redirects=False) as response:
             if not 200 <= response.status < 300:
                 raw = await _head_of(response)
-                return _failure(response.status, _without_key(raw, headers), response.headers, time.monotonic() - began)
+                seconds = time.monotonic() - began
+                return _failure(response.status, _without_key(raw, headers), response.headers, seconds, body)
             raw_body = await response.read()
             streamed = response.content_type == "text/event-stream"
             limits = read_limits(response.headers)
@@ -126,17 +140,32 @@ def prompt_tokens(body: Mapping[str, Any]) -> int:
     return sum(estimate_tokens(message["content"]) + 4 for message in body["messages"])
 
 
-def _failure(status: int, raw: str, headers: Mapping[str, str], seconds: float) -> RequestOutcome:
-    kind = _KINDS.get(status) or (OutcomeKind.TRANSIENT if status >= 500 else OutcomeKind.MISDIRECTED)
+def _failure(
+    status: int, raw: str, headers: Mapping[str, str], seconds: float, body: Mapping[str, Any]
+) -> RequestOutcome:
     return RequestOutcome(
-        kind,
+        _kind_of(status, raw, str(body.get("model"))),
         status=status,
         limits=read_limits(headers),
         retry_after=retry_after(headers),
-        maybe_billed=False,
+        maybe_billed=status in GATEWAY_ERRORS,
         seconds=seconds,
         detail=f"HTTP {status}: {raw}"[:DETAIL_CHARACTERS],
     )
+
+
+def _kind_of(status: int, words: str, model: str) -> OutcomeKind:
+    """What a status means; the words only tell whose fault a 4xx is, where servers use one status for two things."""
+    if status < 500 and _NO_CREDIT.search(words):
+        # OpenAI's `insufficient_quota` comes as a 429, which would be waited for.
+        return OutcomeKind.BILLING
+    if status == 404 and (_NO_MODEL.search(words) or model in words):
+        return OutcomeKind.MODEL_MISSING
+    if status in _KINDS:
+        return _KINDS[status]
+    if status >= 500:
+        return OutcomeKind.TRANSIENT
+    return OutcomeKind.REJECTED if status >= 400 else OutcomeKind.MISDIRECTED
 
 
 def _answer(message: object, body: Mapping[str, Any], limits: Limits | None, seconds: float) -> RequestOutcome:

@@ -71,9 +71,12 @@ def test_an_answer_with_its_usage_and_the_limits_of_its_headers():
         (413, OutcomeKind.POISON),
         (422, OutcomeKind.POISON),
         (401, OutcomeKind.AUTH),
-        (403, OutcomeKind.AUTH),
+        (403, OutcomeKind.REJECTED),
+        (424, OutcomeKind.REJECTED),
+        (451, OutcomeKind.REJECTED),
+        (418, OutcomeKind.REJECTED),
         (402, OutcomeKind.BILLING),
-        (404, OutcomeKind.MODEL_MISSING),
+        (404, OutcomeKind.REJECTED),
         (408, OutcomeKind.TRANSIENT),
         (429, OutcomeKind.RATE_LIMITED),
         (500, OutcomeKind.TRANSIENT),
@@ -92,6 +95,27 @@ def test_the_status_decides_whatever_the_body_says(status, kind):
         outcome = ask(url)
     assert outcome.kind is kind
     assert bool(outcome.text) == (kind is OutcomeKind.ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "kind", "maybe_billed"),
+    [
+        (404, "Model not found, inaccessible, and/or not deployed", OutcomeKind.MODEL_MISSING, False),
+        (404, f"No endpoints found for {TEACHER}.", OutcomeKind.MODEL_MISSING, False),
+        (404, "404 page not found", OutcomeKind.REJECTED, False),
+        (429, '{"error": {"code": "insufficient_quota"}}', OutcomeKind.BILLING, False),
+        (403, "Insufficient credits to run this model", OutcomeKind.BILLING, False),
+        (400, "Your credit balance is too low to access the API", OutcomeKind.BILLING, False),
+        (500, "Internal error", OutcomeKind.TRANSIENT, False),
+        (502, "Bad gateway", OutcomeKind.TRANSIENT, True),
+        (504, "Gateway timeout", OutcomeKind.TRANSIENT, True),
+        (524, "A timeout occurred", OutcomeKind.TRANSIENT, True),
+    ],
+)
+def test_words_tell_whose_fault_it_is_where_a_status_means_two_things(status, words, kind, maybe_billed):
+    with answering(words, status=status) as url:
+        outcome = ask(url)
+    assert (outcome.kind, outcome.maybe_billed) == (kind, maybe_billed)
 
 
 @pytest.mark.parametrize(
