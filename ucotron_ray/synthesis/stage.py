@@ -25,8 +25,9 @@ from ucotron_ray.synthesis.outcomes import unsettled
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Task, request_body
 from ucotron_ray.synthesis.rows import check_limits
 from ucotron_ray.synthesis.tasks import judge as judge_task
-from ucotron_ray.teacher import chat
+from ucotron_ray.teacher import lengths
 from ucotron_ray.teacher import stage as teachers
+from ucotron_ray.teacher.endpoint import extra_body
 from ucotron_ray.teacher.outcome import OutcomeKind
 from ucotron_ray.teacher.stage import Teacher
 
@@ -92,6 +93,8 @@ def input_files(data: Artifact) -> tuple[str, ...]:
 def request(run: Run, want: SynthesisOrder) -> Request:
     """What synthesizing would make. Only what changes the rows counts: not the server, not its limits, no budget."""
     generation = run.config.recipe.generation
+    # The only settings of the place that change an answer.
+    extra = extra_body(run.config.place.api)
     fields = {
         "task": want.task,
         "version": task_of(run, want).version,
@@ -100,6 +103,7 @@ def request(run: Run, want: SynthesisOrder) -> Request:
         "defaults": generation.defaults.model_dump(),
         "settings": generation.task(want.task).model_dump(exclude={"target_samples"}),
         "max_answer_tokens": generation.max_answer_tokens,
+        **({"extra_body": extra} if extra else {}),
         **what_is_published(generation),
     }
     return Request("dataset", want.name, fields, (want.data.as_input("input"),) if want.data else ())
@@ -187,8 +191,8 @@ def estimate(run: Run, want: SynthesisOrder) -> dict[str, Any]:
     numbers = range(min(ESTIMATED_SAMPLES, want.count))
     asks = [ask for number in numbers for ask in _asks(task, number)]
     bodies = [request_body("", ask, "0") for ask in asks]
-    prompt = sum(chat.prompt_tokens(body) for body in bodies) / len(numbers) * want.count
-    most_prompt = sum(chat.most_prompt_tokens(body) for body in bodies) / len(numbers) * want.count
+    prompt = sum(lengths.prompt_tokens(body) for body in bodies) / len(numbers) * want.count
+    most_prompt = sum(lengths.most_prompt_tokens(body) for body in bodies) / len(numbers) * want.count
     completion = sum(ask.max_tokens for ask in asks) * USUAL_SHARE / len(numbers) * want.count
     teacher = run.config.recipe.models.generation.model_id
     price = teachers.price_for(run, teacher)

@@ -14,21 +14,18 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import aiohttp
-
-from ucotron_ray.core import addresses
 from ucotron_ray.synthesis.job import Sending
 from ucotron_ray.synthesis.journal import Reader, Record, Writer
 from ucotron_ray.synthesis.ledger import Finished, Need, Permit, Reserved
-from ucotron_ray.synthesis.optional_keys import OptionalKeys
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, Facts, SampleResult, Task, request_body, request_id
 from ucotron_ray.synthesis.poison import DEATHS, Mark
 from ucotron_ray.synthesis.request_queue import RequestQueue, Waiting
-from ucotron_ray.teacher.chat import chat, client_timeout, most_prompt_tokens
-from ucotron_ray.teacher.chat import prompt_tokens as count_prompt_tokens
+from ucotron_ray.teacher.chat import client_timeout
+from ucotron_ray.teacher.client import Client
 from ucotron_ray.teacher.endpoint import Endpoint
+from ucotron_ray.teacher.lengths import most_prompt_tokens
+from ucotron_ray.teacher.lengths import prompt_tokens as count_prompt_tokens
 from ucotron_ray.teacher.outcome import FATAL, FINAL, OutcomeKind, RequestOutcome
 from ucotron_ray.teacher.prices import Price
 
@@ -49,7 +46,9 @@ FEWEST_OFFERED = 64
 doubles. All of the queue in every call would be most of what the calls cost."""
 
 MAX_BACKOFF_SECONDS = 60.0
-KEEPALIVE_SECONDS = 30.0
+
+SERVER = "server.json"
+"""What the processes of a run have found out about the server, beside their marks."""
 
 
 class Worker:
@@ -70,8 +69,7 @@ class Worker:
         self._price = price
         self._sending = sending
         self._exchange = exchange
-        self._headers = endpoint.headers()
-        self._keys = OptionalKeys(endpoint)
+        self._client = Client(endpoint, marks / SERVER)
         self._name = uuid.uuid4().hex
         self._reader = Reader(journal)
         self._reader.refresh()
@@ -113,14 +111,7 @@ class Worker:
         timeout = client_timeout(
             connect=sending.connect_timeout, read=sending.read_timeout, total=sending.total_timeout
         )
-        connector = aiohttp.TCPConnector(
-            limit=0,
-            ttl_dns_cache=300,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            resolver=addresses.resolver(self._endpoint.allowed_hosts),
-        )
-        # Proxies and netrc of the shell would take the key elsewhere.
-        self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=False)
+        await self._client.open(timeout)
         self._news = asyncio.Event()
         self._stopped = asyncio.Event()
         self._exchanging = asyncio.create_task(self._exchange_loop())
@@ -131,7 +122,7 @@ class Worker:
             await self._exchanging
         if self._finished:
             await self._exchange(self._name, self._finished, [], self._trouble)
-        await self._session.close()
+        await self._client.close()
         self._mark.close()
         if self._writer:
             self._writer.close()
@@ -170,16 +161,17 @@ class Worker:
 
     async def _answer(self, facts: Facts, ask: Ask, answers: Sequence[Answer], sent: Counter[str]) -> Answer | Done:
         """The journaled answer, or a new one; `pending` if there is none for now."""
-        rid = request_id(self._task, self._endpoint.model, facts, ask, answers)
+        rid = request_id(self._task, self._endpoint.model, facts, ask, answers, self._endpoint.extra_body)
         known = self._reader.get(rid)
         if known is not None:
             return Answer(OutcomeKind(known.kind), known.text)
         return await self._send(rid, ask, sent, begun=bool(answers))
 
     async def _send(self, rid: str, ask: Ask, sent: Counter[str], *, begun: bool) -> Answer | Done:
-        body = request_body(self._endpoint.model, ask, rid)
+        room = self._client.room
+        body = request_body(self._endpoint.model, ask, rid, self._endpoint.extra_body, room=room)
         step = f"{self._task.name}.{ask.step}"
-        need = Need(step, count_prompt_tokens(body), most_prompt_tokens(body), ask.max_tokens)
+        need = Need(step, count_prompt_tokens(body), most_prompt_tokens(body), ask.max_tokens + room)
         failures = attempts = 0
         while True:
             reserved = await self._permit_for(need, begun=begun or attempts > 0)
@@ -188,7 +180,7 @@ class Worker:
             attempts += 1
             sent["requests"] += 1
             try:
-                outcome = await self._keys.send(body, self._post, is_stopped=lambda: bool(self._stop))
+                outcome = await self._client.ask(body, is_stopped=lambda: bool(self._stop))
             except Exception as error:
                 # The place in the window goes back whatever it was: where places leak, everything stands still.
                 unclear = RequestOutcome(OutcomeKind.TRANSIENT, maybe_billed=True, detail=type(error).__name__)
@@ -208,9 +200,6 @@ class Worker:
                 if failures > self._sending.max_retries:
                     return Done("pending", reason=f"no answer in {failures} attempts: {outcome.detail}")
                 await self._pause(failures)
-
-    async def _post(self, body: dict[str, Any]) -> RequestOutcome:
-        return await chat(self._session, self._endpoint.chat_url, body, self._headers)
 
     def _cost(self, outcome: RequestOutcome, reserved: Reserved) -> float:
         if outcome.kind in FINAL:
@@ -341,4 +330,7 @@ class Worker:
 
 def _said(outcome: RequestOutcome) -> str:
     """What the journal keeps of it: the model's text, or the server's words on why there is none."""
+    if outcome.kind is OutcomeKind.TRUNCATED:
+        # All of it may have gone into reasoning.
+        return outcome.text or outcome.detail
     return outcome.text if outcome.kind in FINAL else outcome.detail

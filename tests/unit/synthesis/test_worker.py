@@ -270,15 +270,15 @@ def test_a_journal_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
 def test_an_error_that_nobody_foresaw_costs_its_sample_and_gives_its_place_back(tmp_path):
     with teaching() as teacher:
         with working(teacher, tmp_path) as (worker, governor):
-            post, calls = worker._post, []
+            ask, calls = worker._client.ask, []
 
-            async def spoiled(body):
+            async def spoiled(body, **more):
                 calls.append(body)
                 if len(calls) <= 4:
                     raise ValueError("nobody foresaw it")
-                return await post(body)
+                return await ask(body, **more)
 
-            worker._post = spoiled
+            worker._client.ask = spoiled
             results = worker.run(range(12))
         assert teacher.ledger()["received"] == 16
     statuses = sorted(result.done.status for result in results)
