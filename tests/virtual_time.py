@@ -79,8 +79,8 @@ class SleepingServer:
     def __post_init__(self) -> None:
         self.limiter = Limiter(self.limits, self.loop.time) if self.limits else None
 
-    async def answer(self, body: dict) -> RequestOutcome:
-        """In place of `Worker._post`."""
+    async def answer(self, body: dict, **_: object) -> RequestOutcome:
+        """In place of `Client.ask`."""
         digest = hashlib.blake2b(str(body["messages"]).encode(), digest_size=8).hexdigest()
         self._seen[digest] += 1
         rng = random.Random(f"{digest}/{self._seen[digest]}")
@@ -141,7 +141,7 @@ def sending(directory: Path, cap: int, **server) -> Iterator[tuple[Worker, Gover
     how = Sending("run", 10.0, 120.0, 900.0, 3, 2.0)
     with mock.patch("asyncio.new_event_loop", return_value=loop):
         worker = Worker(short_task(), endpoint, None, how, directory, directory / "marks", exchange)
-    worker._post = sleeping.answer
+    worker._client.ask = sleeping.answer
     try:
         yield worker, governor, sleeping
     finally:

@@ -10,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
-from ucotron_ray.core import addresses
 from ucotron_ray.core.errors import AuthError, FireworksError, NotFoundError
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.evaluation.scoring import RowScore, score_row, summary
-from ucotron_ray.teacher.chat import chat, client_timeout
+from ucotron_ray.teacher.chat import client_timeout
+from ucotron_ray.teacher.client import Client
 from ucotron_ray.teacher.endpoint import Endpoint
 from ucotron_ray.teacher.outcome import FATAL, FINAL, UNANSWERABLE, OutcomeKind, RequestOutcome
 
@@ -156,10 +154,9 @@ def _triples(score: RowScore) -> dict[str, Any]:
 
 async def _replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str, str]]], asking: Asking) -> list[Reply]:
     timeout = client_timeout(connect=CONNECT_SECONDS, read=asking.timeout, total=asking.timeout * 4)
-    headers, gate = endpoint.headers(), asyncio.Semaphore(IN_FLIGHT)
-    # Proxies and netrc of the shell would take the key elsewhere.
-    connector = aiohttp.TCPConnector(resolver=addresses.resolver(endpoint.allowed_hosts))
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=False) as session:
+    client, gate = Client(endpoint), asyncio.Semaphore(IN_FLIGHT)
+    await client.open(timeout)
+    try:
 
         async def one(messages: Sequence[Mapping[str, str]]) -> Reply:
             body = {
@@ -167,10 +164,12 @@ async def _replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str,
                 "messages": list(messages),
                 "max_tokens": asking.max_tokens,
                 "temperature": asking.temperature,
+                **endpoint.extra_body,
             }
             async with gate:
+                body["max_tokens"] = asking.max_tokens + client.room
                 for number in range(asking.max_retries + 1):
-                    outcome = await chat(session, endpoint.chat_url, body, headers)
+                    outcome = await client.ask(body)
                     is_last = number == asking.max_retries
                     if outcome.kind in (*FINAL, *FATAL, *UNANSWERABLE) or is_last:
                         break
@@ -180,6 +179,8 @@ async def _replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str,
             return _reply(outcome, endpoint)
 
         return list(await asyncio.gather(*(one(messages) for messages in questions)))
+    finally:
+        await client.close()
 
 
 def _reply(outcome: RequestOutcome, endpoint: Endpoint) -> Reply:

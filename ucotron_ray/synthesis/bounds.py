@@ -11,7 +11,7 @@ from ucotron_ray.core.recipe import Generation
 from ucotron_ray.synthesis.conversation import MAX_REASON_CHARACTERS, REPAIR
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Task, request_body
 from ucotron_ray.synthesis.tasks import judge as judge_task
-from ucotron_ray.teacher.chat import most_prompt_tokens
+from ucotron_ray.teacher.lengths import most_prompt_tokens
 from ucotron_ray.teacher.outcome import OutcomeKind
 from ucotron_ray.teacher.prices import Price
 
@@ -51,15 +51,18 @@ def steps_of(task: Task, number: int) -> list[Ask]:
     return steps
 
 
-def most_of(steps: Sequence[Ask], cap: int) -> Most:
-    """What a sample of these steps takes at most; `cap` = `generation.max_answer_tokens`."""
+def most_of(steps: Sequence[Ask], cap: int, room: int = 0) -> Most:
+    """What a sample of these steps takes at most.
+
+    `cap` = `generation.max_answer_tokens`; `room` = tokens of every request for reasoning (`api.hidden_tokens`).
+    """
     prompt = completion = before = 0
     for ask in steps:
         longest = max(ask.max_tokens, min(cap, 2 * ask.max_tokens))
         # `whole`: once, and once more with twice the tokens. What was answered before may be quoted.
         own = most_prompt_tokens(request_body("", ask, "0")) + before
         times = 2 if ask.max_tokens < cap else 1
-        tokens = ask.max_tokens + (longest if times > 1 else 0)
+        tokens = ask.max_tokens + (longest if times > 1 else 0) + times * room
         prompt, completion = prompt + times * own, completion + tokens
         if ask.json_mode:
             # `parsed`: the same again, with the answer and what was wrong in it.
@@ -69,13 +72,13 @@ def most_of(steps: Sequence[Ask], cap: int) -> Most:
     return Most(prompt, completion)
 
 
-def dearest(task: Task, count: int, cap: int, price: Price) -> float:
+def dearest(task: Task, count: int, cap: int, price: Price, room: int = 0) -> float:
     """Dollars of the dearest of the first samples."""
     looked_at = range(min(count, MOST_LOOKED_AT))
-    return max(most_of(steps_of(task, number), cap).usd(price) for number in looked_at)
+    return max(most_of(steps_of(task, number), cap, room).usd(price) for number in looked_at)
 
 
-def judge_at_most(generation: Generation, count: int, price: Price | None) -> float | None:
+def judge_at_most(generation: Generation, count: int, price: Price | None, room: int = 0) -> float | None:
     """Dollars of reading a sample of `count` rows with the recipe's judge; 0 without one, None without a price."""
     judge = generation.gate.judge
     if judge.model_id is None:
@@ -84,7 +87,7 @@ def judge_at_most(generation: Generation, count: int, price: Price | None) -> fl
         return None
     longest = {"text": "\N{GRINNING FACE}" * judge_task.MAX_ROW_CHARACTERS}
     task = judge_task.make_task(generation, [("row", 1, longest)])
-    return min(judge.rows, count) * most_of(steps_of(task, 0), generation.max_answer_tokens).usd(price)
+    return min(judge.rows, count) * most_of(steps_of(task, 0), generation.max_answer_tokens, room).usd(price)
 
 
 def _stand_in(ask: Ask) -> str:

@@ -12,6 +12,7 @@ from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended
 from ucotron_ray.synthesis.rows import DEFECTS, strings
 from ucotron_ray.teacher.outcome import UNANSWERABLE, OutcomeKind
+from ucotron_ray.teacher.thinking import ALL_THOUGHT
 
 Value = TypeVar("Value")
 Model = TypeVar("Model", bound=BaseModel)
@@ -143,6 +144,8 @@ def _keep_out(step: str, texts: Iterable[str]) -> None:
 
 def _why(answer: Answer) -> str:
     """Why there is no whole answer; of a refused request in the server's own words."""
+    if answer.kind is OutcomeKind.TRUNCATED and answer.text == ALL_THOUGHT:
+        return ALL_THOUGHT
     why = _WHY[answer.kind]
     if answer.kind not in UNANSWERABLE or not answer.text:
         return why

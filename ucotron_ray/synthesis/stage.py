@@ -26,8 +26,9 @@ from ucotron_ray.synthesis.plan import Task, request_body
 from ucotron_ray.synthesis.rounds import most_samples
 from ucotron_ray.synthesis.rows import check_limits
 from ucotron_ray.synthesis.tasks import judge as judge_task
-from ucotron_ray.teacher import chat
+from ucotron_ray.teacher import lengths
 from ucotron_ray.teacher import stage as teachers
+from ucotron_ray.teacher.endpoint import extra_body
 from ucotron_ray.teacher.prices import Price
 from ucotron_ray.teacher.stage import Teacher
 
@@ -93,6 +94,8 @@ def input_files(data: Artifact) -> tuple[str, ...]:
 def request(run: Run, want: SynthesisOrder) -> Request:
     """What synthesizing would make. Only what changes the rows counts: not the server, not its limits, no budget."""
     generation = run.config.recipe.generation
+    # The only settings of the place that change an answer.
+    extra = extra_body(run.config.place.api)
     fields = {
         "task": want.task,
         "version": task_of(run, want).version,
@@ -101,6 +104,7 @@ def request(run: Run, want: SynthesisOrder) -> Request:
         "defaults": generation.defaults.model_dump(),
         "settings": generation.task(want.task).model_dump(exclude={"target_samples"}),
         "max_answer_tokens": generation.max_answer_tokens,
+        **({"extra_body": extra} if extra else {}),
         **what_is_published(generation),
     }
     return Request("dataset", want.name, fields, (want.data.as_input("input"),) if want.data else ())
@@ -197,7 +201,7 @@ def estimate(run: Run, want: SynthesisOrder) -> dict[str, Any]:
     numbers = range(min(ESTIMATED_SAMPLES, want.count))
     asks = [ask for number in numbers for ask in bounds.steps_of(task, number)]
     bodies = [request_body("", ask, "0") for ask in asks]
-    prompt = sum(chat.prompt_tokens(body) for body in bodies) / len(numbers) * want.count
+    prompt = sum(lengths.prompt_tokens(body) for body in bodies) / len(numbers) * want.count
     completion = sum(ask.max_tokens for ask in asks) * USUAL_SHARE / len(numbers) * want.count
     teacher = run.config.recipe.models.generation.model_id
     price = teachers.price_for(run, teacher)
@@ -211,7 +215,8 @@ def estimate(run: Run, want: SynthesisOrder) -> dict[str, Any]:
         "prompt_tokens": round(prompt),
         "completion_tokens": round(completion),
         "assumption": f"answers of {USUAL_SHARE:.0%} of max_tokens, every sample accepted; at most: every answer cut "
-        f"off, asked for again and mended, {most_samples(want.count, api.max_rounds) / want.count:.0f} samples a row",
+        f"off, asked for again and mended, {most_samples(want.count, api.max_rounds) / want.count:.0f} samples a row, "
+        f"{api.hidden_tokens or 0} tokens of reasoning a request (api.hidden_tokens)",
         **({"price": "not known: a paid run is refused without it, see api.prices"} if price is None else {}),
         "usd": None if price is None else round(price.cost(round(prompt), 0, round(completion)), 4),
         **_at_most(run, want, task, generation, price),
@@ -223,10 +228,11 @@ def estimate(run: Run, want: SynthesisOrder) -> dict[str, Any]:
 def _at_most(run: Run, want: SynthesisOrder, task: Task, generation: Generation, price: Price | None) -> dict[str, Any]:
     """Dollars at most: of a run whose first samples are all accepted, and of any run. `api.max_usd` bounds both."""
     api, judge = run.config.place.api, generation.gate.judge.model_id
-    judging = bounds.judge_at_most(generation, want.count, teachers.price_for(run, judge) if judge else None)
+    room = api.hidden_tokens or 0
+    judging = bounds.judge_at_most(generation, want.count, teachers.price_for(run, judge) if judge else None, room)
     if price is None or judging is None:
         return {"usd_first_round_at_most": None, "usd_at_most": None}
-    sample = bounds.dearest(task, want.count, generation.max_answer_tokens, price)
+    sample = bounds.dearest(task, want.count, generation.max_answer_tokens, price, room)
     # Those that show whether the server answers at all, while it leaves a prompt without an answer.
     samples = most_samples(want.count, api.max_rounds) + api.max_failures_of_a_prompt
     budget = math.inf if api.max_usd is None else api.max_usd

@@ -15,29 +15,29 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import aiohttp
-
-from ucotron_ray.core import addresses
 from ucotron_ray.core.errors import Stopped
 from ucotron_ray.synthesis.job import Sending
 from ucotron_ray.synthesis.journal import Reader, Record, Writer, server_of
 from ucotron_ray.synthesis.ledger import Finished, Need, Reserved
-from ucotron_ray.synthesis.optional_keys import OptionalKeys
 from ucotron_ray.synthesis.permits import Exchange, Permits
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended, SampleResult, Task, request_body, request_id
 from ucotron_ray.synthesis.poison import DEATHS, Mark
-from ucotron_ray.teacher.chat import chat, client_timeout, most_prompt_tokens
-from ucotron_ray.teacher.chat import prompt_tokens as count_prompt_tokens
+from ucotron_ray.teacher.chat import client_timeout
+from ucotron_ray.teacher.client import Client
 from ucotron_ray.teacher.endpoint import Endpoint
+from ucotron_ray.teacher.lengths import most_prompt_tokens
+from ucotron_ray.teacher.lengths import prompt_tokens as count_prompt_tokens
 from ucotron_ray.teacher.outcome import FATAL, FINAL, OutcomeKind, RequestOutcome
 from ucotron_ray.teacher.prices import Price
 
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF_SECONDS = 60.0
-KEEPALIVE_SECONDS = 30.0
+
+SERVER = "server.json"
+"""What the processes of a run have found out about the server, beside their marks."""
+
 HTTP_OK = 200
 
 
@@ -61,9 +61,8 @@ class Worker:
         self._price = price
         self._sending = sending
         self._again = frozenset(again)
-        self._server = server_of(endpoint.base_url)
-        self._headers = endpoint.headers()
-        self._keys = OptionalKeys(endpoint)
+        self._servers = [server_of(url) for url in (endpoint.base_url, *endpoint.more_urls)]
+        self._client = Client(endpoint, marks / SERVER)
         self._reader = Reader(journal)
         self._reader.refresh()
         self._journal = journal
@@ -108,19 +107,12 @@ class Worker:
         timeout = client_timeout(
             connect=sending.connect_timeout, read=sending.read_timeout, total=sending.total_timeout
         )
-        connector = aiohttp.TCPConnector(
-            limit=0,
-            ttl_dns_cache=300,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            resolver=addresses.resolver(self._endpoint.allowed_hosts),
-        )
-        # Proxies and netrc of the shell would take the key elsewhere.
-        self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=False)
+        await self._client.open(timeout)
         self._permits.start()
 
     async def _close(self) -> None:
         await self._permits.close()
-        await self._session.close()
+        await self._client.close()
         self._mark.close()
         if self._writer:
             self._writer.close()
@@ -145,7 +137,7 @@ class Worker:
         try:
             ask = self._mark.at(number, partial(next, conversation))
             while True:
-                rid = request_id(self._task, self._endpoint.model, facts, ask, answers)
+                rid = request_id(self._task, self._endpoint.model, facts, ask, answers, self._endpoint.extra_body)
                 answer = self._journaled(rid, spent) or await self._send(
                     rid, ask, spent, begun=bool(answers), is_new=number not in self._again
                 )
@@ -169,16 +161,17 @@ class Worker:
         known = self._reader.get(rid)
         if known is None:
             return None
-        if known.server not in (None, self._server):
+        if known.server not in (None, *self._servers):
             spent.elsewhere.append(str(known.server))
         return Answer(OutcomeKind(known.kind), known.text)
 
     async def _send(self, rid: str, ask: Ask, spent: "_Spent", *, begun: bool, is_new: bool) -> Answer | Done:
         """A new answer; `pending` if there is none for now."""
-        body = request_body(self._endpoint.model, ask, rid)
+        room = self._client.room
+        body = request_body(self._endpoint.model, ask, rid, self._endpoint.extra_body, room=room)
         step = f"{self._task.name}.{ask.step}"
         is_new = is_new and not self._reader.was_refused(rid)
-        need = Need(step, count_prompt_tokens(body), most_prompt_tokens(body), ask.max_tokens, rid, is_new)
+        need = Need(step, count_prompt_tokens(body), most_prompt_tokens(body), ask.max_tokens + room, rid, is_new)
         failures = attempts = 0
         while True:
             reserved = await self._permits.permit_for(need, begun=begun or attempts > 0)
@@ -187,7 +180,7 @@ class Worker:
             attempts += 1
             spent.requests += 1
             try:
-                outcome = await self._keys.send(body, self._post, is_stopped=lambda: bool(self._permits.stop))
+                outcome = await self._client.ask(body, is_stopped=lambda: bool(self._permits.stop))
             except Exception as error:
                 # The place in the window goes back whatever it was: where places leak, everything stands still.
                 unclear = RequestOutcome(OutcomeKind.TRANSIENT, maybe_billed=True, detail=type(error).__name__)
@@ -209,9 +202,6 @@ class Worker:
                 if failures > self._sending.max_retries:
                     return Done("pending", reason=f"no answer in {failures} attempts: {outcome.detail}")
                 await self._pause(failures)
-
-    async def _post(self, body: dict[str, Any]) -> RequestOutcome:
-        return await chat(self._session, self._endpoint.chat_url, body, self._headers)
 
     def _cost(self, outcome: RequestOutcome, reserved: Reserved) -> float:
         if outcome.kind in FINAL:
@@ -235,7 +225,7 @@ class Worker:
             estimated=outcome.usage.estimated,
             cost_usd=usd,
             attempts=attempts,
-            server=self._server,
+            server=self._servers[0],
             at=time.time(),
         )
         try:
@@ -284,4 +274,7 @@ class _Spent:
 
 def _said(outcome: RequestOutcome) -> str:
     """What the journal keeps of it: the model's text, or the server's words on why there is none."""
+    if outcome.kind is OutcomeKind.TRUNCATED:
+        # All of it may have gone into reasoning.
+        return outcome.text or outcome.detail
     return outcome.text if outcome.kind in FINAL else outcome.detail

@@ -39,6 +39,8 @@ class Usage:
     prompt: int = 0
     cached: int = 0
     completion: int = 0
+    hidden: int = 0
+    """Of the completion: thought, and not said."""
     estimated: bool = False
 
 

@@ -15,7 +15,7 @@ from ucotron_ray.synthesis import bounds, journal, stage
 from ucotron_ray.synthesis.job import task_of
 from ucotron_ray.synthesis.plan import Answer, Ended, request_body
 from ucotron_ray.synthesis.rounds import most_samples
-from ucotron_ray.teacher.chat import most_prompt_tokens
+from ucotron_ray.teacher.lengths import most_prompt_tokens
 from ucotron_ray.teacher.outcome import OutcomeKind
 from ucotron_ray.teacher.prices import Price, price_of
 
