@@ -336,6 +336,11 @@ def test_an_error_in_a_200_is_read(value, kind, maybe_billed):
     assert (outcome.kind, outcome.maybe_billed, outcome.text) == (kind, maybe_billed, "")
 
 
+def test_a_page_that_is_not_found_names_no_model():
+    assert said_by(lambda *_: (404, "<html>nginx 404</html>")).kind is OutcomeKind.REJECTED
+    assert said_by(lambda *_: (404, {"error": "no m here"})).kind is OutcomeKind.MODEL_MISSING
+
+
 def test_an_answer_beside_an_empty_error_is_an_answer():
     assert said_by(lambda *_: {**completion(ANSWER), "error": None}).text == ANSWER
     assert said_by(lambda *_: {**completion(ANSWER), "error": {}}).text == ANSWER
