@@ -109,11 +109,7 @@ def _siblings(base_url: str) -> Iterator[str]:
 def _refuse_key(endpoint: Endpoint, status: int) -> None:
     source = endpoint.key_source
     if status == 407:
-        raise InputError(
-            "the proxy wants a user and a password (HTTP 407)",
-            where=endpoint.network.proxy or "HTTPS_PROXY",
-            next_step="--set api.proxy=http://USER@HOST:PORT --set api.proxy_password_variable=VARIABLE",
-        )
+        raise _proxy_refuses(endpoint)
     if status in (401, 403):
         raise InputError(
             f"the server refuses the key (HTTP {status})" if source else f"the server wants a key (HTTP {status})",
@@ -127,6 +123,14 @@ def _refuse_key(endpoint: Endpoint, status: int) -> None:
             where=endpoint.base_url,
             next_step="look at the account's billing page",
         )
+
+
+def _proxy_refuses(endpoint: Endpoint) -> InputError:
+    return InputError(
+        "the proxy wants a user and a password (HTTP 407)",
+        where=endpoint.network.proxy or "HTTPS_PROXY",
+        next_step="--set api.proxy=http://USER@HOST:PORT --set api.proxy_password_variable=VARIABLE",
+    )
 
 
 def _names(answer: object) -> list[str] | None:
@@ -164,10 +168,15 @@ def _unreached(endpoint: Endpoint, url: str, error: OSError | http.client.HTTPEx
         found, helps = certificates
         return InputError("no safe connection to the teacher's server", where=url, found=found, next_step=helps)
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+    if "Tunnel connection failed: 407" in str(reason):
+        return _proxy_refuses(endpoint)
     proxy, unused = endpoint.network.proxy, network.unused_proxy(endpoint.network)
     next_step = "start it, correct api.inference_base_url, or start a simulator: ucotron-ray simulate-fireworks"
     if unused is not None:
         next_step = f"{unused} is set, and not used: --set api.use_environment_proxy=true; or {next_step}"
+    if isinstance(error, ConnectionResetError) and url.startswith("https:"):
+        # Of TLS 1.3: what a server thinks of our certificate it says after the handshake, or not at all.
+        next_step = "if it asks for a client certificate: --set api.client_certificate=FILE; else " + next_step
     return InputError(
         "the teacher's server cannot be reached" + (f" through the proxy {proxy}" if proxy else ""),
         where=url,

@@ -139,7 +139,8 @@ def _usage(message: Any, body: Mapping[str, Any], text: str, thought: str) -> Us
         told = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
         hidden = min(thinking, completion) if told is None else int(told)
         if told and int(usage.get("total_tokens") or 0) >= prompt + completion + hidden:
-            # xAI counts what was thought beside the answer (docs.x.ai, reasoning), others inside of it.
+            # xAI counts what was thought beside the answer, others inside of it
+            # (docs.x.ai/docs/key-information/consumption-and-rate-limits).
             completion += hidden
         return Usage(prompt, int(details.get("cached_tokens") or 0), completion, hidden)
     except (KeyError, TypeError, ValueError, AttributeError):

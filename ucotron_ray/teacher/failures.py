@@ -51,7 +51,7 @@ def kind_of(status: int, words: str, model: str) -> OutcomeKind:
     if status < 500 and _NO_CREDIT.search(words):
         # OpenAI's `insufficient_quota` comes as a 429, which would be waited for.
         return OutcomeKind.BILLING
-    if status == 404 and (_NO_MODEL.search(words) or model in words):
+    if status == 404 and (_NO_MODEL.search(words) or _names(words, model)):
         return OutcomeKind.MODEL_MISSING
     if status in _KINDS:
         return _KINDS[status]
@@ -84,6 +84,11 @@ def kind_of_error(error: object, model: str) -> tuple[OutcomeKind, bool, str]:
         return OutcomeKind.MODEL_MISSING, False, words
     kind = next((kind for pattern, kind in _WORDS if pattern.search(words)), OutcomeKind.TRANSIENT)
     return kind, kind is OutcomeKind.TRANSIENT, words
+
+
+def _names(words: str, model: str) -> bool:
+    """Whether a model is named: as a whole word, since names may be as short as `m`."""
+    return re.search(rf"(?<![\w<]){re.escape(model)}(?!\w)", words) is not None
 
 
 def _first(choices: object) -> dict[str, Any] | None:
