@@ -59,6 +59,7 @@ test-faults: setup ## Minutes: processes are killed on purpose
 bench: setup ## Measure what README claims
 	$(BIN)/python -m tests.benchmarks.run
 	$(BIN)/python -m tests.benchmarks.synthesis
+	$(BIN)/python -m tests.benchmarks.window
 	$(BIN)/python -m tests.benchmarks.generators
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.sweeps

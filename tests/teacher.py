@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -25,14 +26,14 @@ class Teacher:
 
 
 @contextmanager
-def serving(application: web.Application) -> Iterator[str]:
+def serving(application: web.Application, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """An application on a free port, for the time of the block."""
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
 
     async def start() -> int:
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
         return runner.addresses[0][1]
 
     async def stop() -> None:
@@ -47,7 +48,7 @@ def serving(application: web.Application) -> Iterator[str]:
     thread.start()
     port = asyncio.run_coroutine_threadsafe(start(), loop).result()
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
     finally:
         asyncio.run_coroutine_threadsafe(stop(), loop).result()
         loop.call_soon_threadsafe(loop.stop)

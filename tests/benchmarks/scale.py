@@ -22,7 +22,7 @@ from ucotron_ray.core.provenance import provenance
 from ucotron_ray.synthesis.governor import Governor
 from ucotron_ray.synthesis.journal import SYNC_SECONDS, Record, Writer
 from ucotron_ray.synthesis.ledger import Budget, Finished, Need, Settings
-from ucotron_ray.synthesis.worker import EXCHANGE_SECONDS
+from ucotron_ray.synthesis.permits import EXCHANGE_SECONDS
 from ucotron_ray.teacher.outcome import OutcomeKind
 
 NODES = (8, 64, 512)

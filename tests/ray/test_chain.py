@@ -68,11 +68,11 @@ def finished(process: subprocess.Popen, code: int = 0) -> dict:
     return {**json.loads(out.splitlines()[-1]), "stderr": err}
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    """Poll for a state of files that another process writes; there is no other signal of it."""
+def wait_for(condition, process: subprocess.Popen | None) -> None:
+    """Poll for a state of files that another process writes (one that has to live, if it is given): nothing else tells."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert process is None or process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

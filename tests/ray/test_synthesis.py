@@ -9,7 +9,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -20,8 +20,9 @@ from tests.ray.conftest import ROOT, lose, new_head, second_node
 from tests.ray.test_chain import TIMEOUT, finished, start, wait_for
 from ucotron_ray.core.artifacts import Store
 from ucotron_ray.simulators.fireworks_settings import TEACHER
-from ucotron_ray.synthesis import journal
+from ucotron_ray.synthesis import journal, outcomes
 from ucotron_ray.synthesis.plan import STATUSES
+from ucotron_ray.teacher.outcome import FINAL
 
 pytestmark = pytest.mark.ray
 
@@ -144,6 +145,81 @@ def test_kill_9_of_the_driver_and_the_same_command_again(straight, ray_head, tmp
     assert result["accepted"] == COUNT
     assert left(straight, store, ledger) == []
     assert rows(store) == rows(straight["store"])
+
+
+@dataclass(frozen=True)
+class Books:
+    """Dollars and failures as the server has them, and as we have them."""
+
+    served: float
+    """Of its answers, whoever got them."""
+    dearest: float
+    cut_off: int
+    journaled: float
+    """Of the answers in our journal."""
+    failed: int
+    """Requests that the journal counts at their worst: they were cut off, and may be billed."""
+    total: float
+    """All that we count, with what was in flight."""
+
+
+def books(ledger: Path, store: Path, usd_per_token: float) -> Books:
+    lines = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]
+    out = [line for line in lines if line["event"] == "out"]
+    answers = [line["tokens"] * usd_per_token for line in out if line["status"] == "200"]
+    folder = store / "journal" / "relation_extraction"
+    kept = list(journal.records(folder))
+    ours = [record.cost_usd for record in kept if record.kind in FINAL]
+    run = kept[0].run
+    open_usd = outcomes.unsettled(
+        Store(store).partial("dataset", "made"), lambda rids: journal.settled(folder, run, rids)
+    )
+    return Books(
+        sum(answers),
+        max(answers),
+        sum(line["status"] == "cut off" for line in out),
+        sum(ours),
+        sum(record.kind == "transient" for record in kept),
+        sum(record.cost_usd for record in kept) + open_usd,
+    )
+
+
+def nothing_in_flight(ledger: Path) -> bool:
+    events = Counter(json.loads(line)["event"] for line in ledger.read_text(encoding="utf-8").splitlines())
+    return events["in"] == events["out"]
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_kill_9_at_ten_moments_under_noise_and_the_dollars_are_those_of_the_server(straight, ray_head, tmp_path):
+    """Ours differ from the server's by those in flight at the kills, and by no more."""
+    store, ledger, prices = tmp_path / "store", tmp_path / "ledger.jsonl", tmp_path / "prices.yaml"
+    # Dollars for generated tokens alone: the server's ledger has those.
+    prices.write_text(f"date: 2026-01-01\nmodels: {{{TEACHER}: {{input: 0, output: 1000}}}}\n", encoding="utf-8")
+    noise = "500=0.03,reset=0.03,half=0.02"
+    kills = 0
+    with simulator(ledger, "--latency", "0.3", "--faults", noise) as url:
+        command = arguments(url, store, "--set", f"api.prices={prices}", "--set", "api.retry_delay=0.1")
+        for more in range(8, 28, 2):
+            process = start(ray_head, *command)
+            least = sum(answered(ledger).values()) + more
+            wait_for(lambda least=least: sum(answered(ledger).values()) >= least, process)
+            process.kill()
+            process.communicate()
+            kills += 1
+            wait_for(lambda: nothing_in_flight(ledger), None)
+            found = books(ledger, store, 1000 / 1e6)
+            print(kills, found)
+            assert -1e-9 <= found.served - found.journaled <= kills * IN_FLIGHT * found.dearest
+            assert 0 <= found.cut_off - found.failed <= kills * IN_FLIGHT
+            # Never less than the server has, but for what was sent since the driver's last look, a second ago.
+            assert found.total >= found.served - kills * IN_FLIGHT * found.dearest
+        result = finished(start(ray_head, *command))
+    assert kills == 10
+    assert result["accepted"] == COUNT
+    made, undisturbed = (Store(place).path("dataset", "made") for place in (store, straight["store"]))
+    after = After(store, ledger=ledger, may_repeat=kills * IN_FLIGHT, made=made, straight=undisturbed, files="*.jsonl")
+    assert broken(after) == []
 
 
 @pytest.mark.faults

@@ -10,7 +10,6 @@ import http.client
 import ipaddress
 import re
 import socket
-import ssl
 import urllib.request
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.network import Network
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -77,8 +77,9 @@ def refusal(address: str, host: str, allowed: Sequence[str]) -> str | None:
     return None if found.is_global else "it is in a private network"
 
 
-def opener(allowed: Sequence[str]) -> urllib.request.OpenerDirector:
-    """For urllib: no redirects, no proxy of the shell, certificates checked, and only addresses that may be asked."""
+def opener(network: Network, url: str) -> urllib.request.OpenerDirector:
+    """For urllib and one URL: no redirects, the place's proxy, certificates checked, only addresses that may be."""
+    proxy, allowed = network.proxy_for(url), network.hosts_for(url)
 
     class Http(urllib.request.HTTPHandler):
         def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
@@ -86,12 +87,11 @@ def opener(allowed: Sequence[str]) -> urllib.request.OpenerDirector:
 
     class Https(urllib.request.HTTPSHandler):
         def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-            # Here, for reading the machine's certificates takes 20 ms that a request over plain HTTP does not need.
-            context = ssl.create_default_context()
-            maker = functools.partial(_CheckedTls, allowed=allowed, context=context)
+            maker = functools.partial(_CheckedTls, allowed=allowed, context=network.tls())
             return self.do_open(maker, req)
 
-    return urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}), Http, Https)
+    proxies = {"http": proxy, "https": proxy} if proxy else {}
+    return urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler(proxies), Http, Https)
 
 
 def resolver(allowed: Sequence[str]) -> AbstractResolver:

@@ -20,6 +20,9 @@ from ucotron_ray.core.sections import Section
 WHERE_SECTIONS = ("api", "output", "polling", "tracking")
 """Sections that may stand in a recipe (existing files have them there) or in a place, and are never hashed."""
 
+MAY_HOLD_A_KEY = ("api.headers", "api.query", "api.extra_body", "api.proxy")
+"""Settings whose wrong values are not shown."""
+
 RENAMED = {("workers", "tokens_per_step"): "max_tokens_per_microbatch"}
 """Section and old name of a setting → its name now."""
 
@@ -138,9 +141,9 @@ def _validated(merged: Mapping[str, Any]) -> Config:
         key = ".".join(str(part) for part in first["loc"][1:])
         raise ConfigError(
             f"`{key}` has a value that cannot be used",
-            expected=first["msg"],
+            expected=first["msg"].removeprefix("Value error, "),
             found="something else; it is not shown, since it may be a key"
-            if key.endswith("key_variable")
+            if key.endswith("key_variable") or key.startswith(MAY_HOLD_A_KEY)
             else repr(first["input"]),
             next_step=f"correct `{key}` in the recipe, the place or --set"
             + (f"; {len(error.errors()) - 1} more value(s) are wrong too" if len(error.errors()) > 1 else ""),

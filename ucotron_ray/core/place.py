@@ -3,25 +3,106 @@
 What the values mean stands beside their defaults, in `defaults.yaml`.
 """
 
-from typing import Annotated, Literal
+import re
+from datetime import date
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from ucotron_ray.core.sections import Count, Host, NonNegative, Port, Positive, Section, Text, Url, VariableName
 
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
+
+OWN_HEADERS = ("authorization", "content-type", "content-length", "host", "cookie", "proxy-authorization")
+OWN_BODY_KEYS = {
+    "model": "models.generation.model_id",
+    "messages": "the generator",
+    "stream": "this application, which reads whole answers",
+    "n": "this application, which asks for one answer",
+    "seed": "generation.seed",
+    "temperature": "the generator's settings",
+    "top_p": "the generator's settings",
+    "max_tokens": "the generator's settings and api.hidden_tokens",
+    "max_completion_tokens": "the generator's settings and api.hidden_tokens",
+    "response_format": "the generator",
+    "context_length_exceeded_behavior": "this application",
+    "reasoning_effort": "api.reasoning_effort",
+}
+"""Keys of a request that something else sets, and what."""
+
+SECRET_NAME = re.compile(r"key|token|secret|passw|auth|sig", re.IGNORECASE)
+
+
+def _checked_headers(headers: dict[str, "FromVariable | str"]) -> dict[str, "FromVariable | str"]:
+    for name, value in headers.items():
+        if name.lower() in OWN_HEADERS:
+            raise ValueError(f"other headers than {name}: keys by api.key_variable or api.key_file")
+        if isinstance(value, str) and SECRET_NAME.search(name):
+            raise ValueError(f"the name of a variable, for a secret: {{{name}: {{variable: NAME_OF_THE_VARIABLE}}}}")
+        if isinstance(value, str) and not (value.isascii() and value.isprintable()):
+            raise ValueError(f"a text of one line in ASCII for {name}")
+    return headers
+
+
+def _checked_query(query: dict[str, str]) -> dict[str, str]:
+    secret = next(filter(SECRET_NAME.search, query), None)
+    if secret is not None:
+        raise ValueError(f"no secret in an address: '{secret}' as a header, by api.headers or api.key_variable")
+    return query
+
+
+def _checked_body(body: dict[str, Any]) -> dict[str, Any]:
+    for key in body:
+        if key in OWN_BODY_KEYS:
+            raise ValueError(f"other keys than `{key}`, which is set by {OWN_BODY_KEYS[key]}")
+    return body
+
+
+def _checked_proxy(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError("http://HOST:PORT: a proxy is spoken to in HTTP, and what goes through it is encrypted")
+    if parts.password not in (None, "***"):
+        raise ValueError("http://USER@HOST:PORT, and the password in the variable of api.proxy_password_variable")
+    return url.replace(":***@", "@")
+
+
+def _as_text(value: object) -> object:
+    """`2024-10-21` is a date in YAML, and a version here."""
+    return str(value) if isinstance(value, int | float | date) and not isinstance(value, bool) else value
+
+
+class FromVariable(Section):
+    """A value that is kept in a variable of the environment."""
+
+    variable: VariableName
+
 
 class Api(Section):
-    """The vendor's addresses and retry rules."""
+    """The vendor's addresses and retry rules. `extra_body` and `reasoning_effort` change what is answered."""
 
     fine_tuning_base_url: Url
     inference_base_url: Url
+    inference_base_urls: list[Url]
     timeout: Positive
     max_retries: NonNegative
     retry_delay: Positive
     key_variable: VariableName | None
     key_file: Text | None
     allowed_hosts: list[Host]
-    dialect: Literal["auto", "fireworks", "openai", "plain"]
+    dialect: Literal["auto", "fireworks", "openai", "openai-reasoning", "plain"]
+    headers: Annotated[dict[HeaderName, FromVariable | Text], AfterValidator(_checked_headers)]
+    query: Annotated[dict[str, Annotated[str, BeforeValidator(_as_text)]], AfterValidator(_checked_query)]
+    extra_body: Annotated[dict[str, Any], AfterValidator(_checked_body)]
+    reasoning_effort: Text | None
+    hidden_tokens: NonNegative | None
+    proxy: Annotated[Url, AfterValidator(_checked_proxy)] | None
+    proxy_password_variable: VariableName | None
+    use_environment_proxy: bool
+    ca_file: Text | None
+    client_certificate: Text | None
+    client_key: Text | None
     prices: Text | None
     connect_timeout: Positive
     total_timeout: Positive
@@ -35,6 +116,8 @@ class Api(Section):
     """Hard budget in dollars: nothing is sent that could pass it; null = none."""
     max_rounds: Count
     """Rounds of further samples for those that were not accepted."""
+    max_failures_of_a_prompt: Count
+    """Rounds without an answer, while others get one, after which a prompt is set aside and replaced."""
     num_actors: Count
 
 

@@ -68,7 +68,7 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     Workers may reach for a model hub only with `hub`.
     """
     address = address_of(place)
-    environment = {**WORKER_ENVIRONMENT, **_forwarded()}
+    environment = {**WORKER_ENVIRONMENT, **_forwarded(place)}
     if not hub:
         environment["HF_HUB_OFFLINE"] = "1"
     os.environ.update(environment)
@@ -320,14 +320,19 @@ def _own_error(error: BaseException) -> UcotronRayError | None:
     return None
 
 
-def _forwarded() -> dict[str, str]:
+def _forwarded(place: Place) -> dict[str, str]:
     """Settings of the shell that a worker needs too and that hold no secret.
 
     HF_TOKEN is none of them: Ray shows what it is told to set. A worker of our own cluster inherits it, one elsewhere
-    has its node's, or reads the file that HF_TOKEN_PATH names.
+    has its node's, or reads the file that HF_TOKEN_PATH names. The same goes for a proxy with a password.
     """
-    names = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN_PATH", "PYTHONPATH")
-    return {name: os.environ[name] for name in names if name in os.environ}
+    names = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN_PATH", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    if place.api.use_environment_proxy:
+        proxies = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+        both = [name for upper in proxies for name in (upper, upper.lower())]
+        found |= {name: os.environ[name] for name in both if "@" not in os.environ.get(name, "@")}
+    return found
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -203,7 +203,7 @@ def _asked(
 
 
 def _endpoint(run: Run, reference: str) -> ModelRef:
-    from ucotron_ray.teacher import endpoint
+    from ucotron_ray.teacher import check, endpoint
 
     found = _ENDPOINT.fullmatch(reference)
     if found is None:
@@ -214,10 +214,10 @@ def _endpoint(run: Run, reference: str) -> ModelRef:
             next_step="ask its /models for the name",
         )
     api, url = run.config.place.api, found["url"].rstrip("/")
-    changes: dict[str, Any] = {"inference_base_url": url}
+    changes: dict[str, Any] = {"inference_base_url": url, "inference_base_urls": []}
     if urlsplit(url).netloc != urlsplit(api.inference_base_url or "").netloc:
         # The teacher's key is for the teacher's host. For another one: --set api.inference_base_url=URL as well.
-        changes |= {"key_variable": None, "key_file": None}
+        changes |= {"key_variable": None, "key_file": None, "headers": {}}
     served = endpoint.endpoint_of(api.model_copy(update=changes), found["model"])
-    endpoint.check(served)
+    check.check(served)
     return ModelRef(reference, "endpoint", endpoint=served)

@@ -10,16 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
-from ucotron_ray.core import addresses
 from ucotron_ray.core.errors import AuthError, FireworksError, NotFoundError
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.evaluation.scoring import RowScore, score_row, summary
-from ucotron_ray.teacher.chat import chat, client_timeout
+from ucotron_ray.teacher.chat import client_timeout
+from ucotron_ray.teacher.client import Client
 from ucotron_ray.teacher.endpoint import Endpoint
-from ucotron_ray.teacher.outcome import FATAL, FINAL, OutcomeKind, RequestOutcome
+from ucotron_ray.teacher.outcome import FATAL, FINAL, UNANSWERABLE, OutcomeKind, RequestOutcome
 
 IN_FLIGHT = 8
 CONNECT_SECONDS = 10.0
@@ -155,10 +153,9 @@ def _triples(score: RowScore) -> dict[str, Any]:
 
 async def _replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str, str]]], asking: Asking) -> list[Reply]:
     timeout = client_timeout(connect=CONNECT_SECONDS, read=asking.timeout, total=asking.timeout * 4)
-    headers, gate = endpoint.headers(), asyncio.Semaphore(IN_FLIGHT)
-    # Proxies and netrc of the shell would take the key elsewhere.
-    connector = aiohttp.TCPConnector(resolver=addresses.resolver(endpoint.allowed_hosts))
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=False) as session:
+    client, gate = Client(endpoint), asyncio.Semaphore(IN_FLIGHT)
+    await client.open(timeout)
+    try:
 
         async def one(messages: Sequence[Mapping[str, str]]) -> Reply:
             body = {
@@ -166,12 +163,14 @@ async def _replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str,
                 "messages": list(messages),
                 "max_tokens": asking.max_tokens,
                 "temperature": asking.temperature,
+                **endpoint.extra_body,
             }
             async with gate:
+                body["max_tokens"] = asking.max_tokens + client.room
                 for number in range(asking.max_retries + 1):
-                    outcome = await chat(session, endpoint.chat_url, body, headers)
+                    outcome = await client.ask(body)
                     is_last = number == asking.max_retries
-                    if outcome.kind in (*FINAL, *FATAL, OutcomeKind.POISON) or is_last:
+                    if outcome.kind in (*FINAL, *FATAL, *UNANSWERABLE) or is_last:
                         break
                     longest = min(MAX_BACKOFF_SECONDS, asking.retry_delay * 2**number)
                     asked = outcome.retry_after
@@ -179,10 +178,13 @@ async def _replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str,
             return _reply(outcome, endpoint)
 
         return list(await asyncio.gather(*(one(messages) for messages in questions)))
+    finally:
+        await client.close()
 
 
 def _reply(outcome: RequestOutcome, endpoint: Endpoint) -> Reply:
-    if outcome.kind is OutcomeKind.MODEL_MISSING:
+    # Without the model's name it is the address: none of these prompts has anything that a server would not find.
+    if outcome.status == 404:
         raise NotFoundError(
             f"the vendor does not serve '{endpoint.model}'",
             where=endpoint.chat_url,

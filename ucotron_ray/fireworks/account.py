@@ -14,12 +14,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 from ucotron_ray.core import addresses, variables
-from ucotron_ray.core.errors import AuthError, ConfigError, FireworksError, NotFoundError, RateLimitError
+from ucotron_ray.core.errors import AuthError, ConfigError, FireworksError, InputError, NotFoundError, RateLimitError
+from ucotron_ray.core.network import Network, network_of, tls_problem
 from ucotron_ray.core.place import Api
 from ucotron_ray.teacher.chat import retry_after
 from ucotron_ray.teacher.endpoint import VENDOR_KEY
@@ -60,7 +61,7 @@ class Account:
     timeout: float = 120.0
     max_retries: int = 3
     retry_delay: float = 2.0
-    allowed_hosts: tuple[str, ...] = ()
+    network: Network = field(default_factory=Network)
 
     @property
     def parent(self) -> str:
@@ -90,8 +91,8 @@ def account_of(api: Api, account_id: str | None = None) -> Account:
     chosen = chosen.removeprefix("accounts/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", chosen):
         raise ConfigError("this is no account id", where=ACCOUNT_VARIABLE, expected="letters, digits, - and _")
-    base_url, allowed = api.fine_tuning_base_url.rstrip("/"), tuple(api.allowed_hosts)
-    return Account(base_url, chosen, variable, api.key_file, api.timeout, api.max_retries, api.retry_delay, allowed)
+    base_url, network = api.fine_tuning_base_url.rstrip("/"), network_of(api)
+    return Account(base_url, chosen, variable, api.key_file, api.timeout, api.max_retries, api.retry_delay, network)
 
 
 def call(
@@ -195,7 +196,10 @@ def _check_signed(account: Account, url: str) -> None:
     """The vendor chose this address: it may lead to this machine only if the vendor's simulator runs on it."""
     is_here = urlsplit(account.base_url).hostname in addresses.LOOPBACK
     addresses.check(
-        _without_query(url), allowed=account.allowed_hosts, where="a signed address of the vendor's", loopback=is_here
+        _without_query(url),
+        allowed=account.network.allowed_hosts,
+        where="a signed address of the vendor's",
+        loopback=is_here,
     )
 
 
@@ -225,12 +229,16 @@ def _send(account: Account, method: str, url: str, body: Body) -> Answer:
 
 def _open(account: Account, request: urllib.request.Request, *, shown: str, key: str = "") -> tuple[int, bytes]:
     try:
-        with addresses.opener(account.allowed_hosts).open(request, timeout=account.timeout) as response:
+        with addresses.opener(account.network, request.full_url).open(request, timeout=account.timeout) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         raw = error.read(DETAIL_CHARACTERS * 8)
         raise _refused(error.code, raw, error.headers, shown, key) from None
     except (OSError, http.client.HTTPException) as error:
+        certificates = tls_problem(error)
+        if certificates is not None:
+            found, helps = certificates
+            raise InputError("no safe connection to the vendor", where=shown, found=found, next_step=helps) from None
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         raise _lost(str(reason), shown) from None
 

@@ -15,6 +15,7 @@ from ucotron_ray.synthesis import batch, journal
 from ucotron_ray.synthesis import stage as synthesis
 from ucotron_ray.synthesis.plan import Task
 from ucotron_ray.teacher import stage as teachers
+from ucotron_ray.teacher.endpoint import Endpoint
 from ucotron_ray.teacher.prices import Price
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,8 @@ class _Lane:
     task: Task
     folder: Path
     run_key: str
-    model: str
+    endpoint: Endpoint
     price: Price | None
-    refused: tuple[str, ...]
     max_usd: float | None
     patience: Patience
 
@@ -50,9 +50,8 @@ def fill(run: Run, want: synthesis.SynthesisOrder, account: Account, patience: P
         task=synthesis.task_of(run, want),
         folder=run.store.root / synthesis.JOURNALS / want.task,
         run_key=synthesis.request(run, want).recipe,
-        model=teacher.endpoint.model,
+        endpoint=teacher.endpoint,
         price=teacher.price,
-        refused=teacher.endpoint.refused_keys or (),
         max_usd=run.config.place.api.max_usd,
         patience=patience,
     )
@@ -60,7 +59,7 @@ def fill(run: Run, want: synthesis.SynthesisOrder, account: Account, patience: P
     with journal.held(lane.folder):
         for left in batch.waves_to_collect(lane.folder / batch.WAVES):
             asks = left.recorded()["model"]
-            if asks != lane.model:
+            if asks != lane.endpoint.model:
                 log.warning(
                     "batch: wave %s asks '%s' and is left: name that model again to collect it", left.digest, asks
                 )
@@ -81,7 +80,7 @@ def fill(run: Run, want: synthesis.SynthesisOrder, account: Account, patience: P
                 break
         reader = journal.Reader(lane.folder)
         reader.refresh()
-        still_open = sum(1 for _ in batch.open_requests(lane.task, lane.model, range(want.count), reader))
+        still_open = sum(1 for _ in batch.open_requests(lane.task, lane.endpoint, range(want.count), reader))
         usd = journal.spent(lane.folder, lane.run_key)
     return {"requests": asked, "answered": answered, "open": still_open, "waves": waves, "cost_usd": round(usd, 6)}
 
@@ -99,9 +98,9 @@ def _next_wave(lane: _Lane, count: int) -> _Next | None:
     budget = None if lane.max_usd is None else lane.max_usd - journal.spent(lane.folder, lane.run_key)
     requests: list[batch.OpenRequest] = []
     size, worst, is_short = 0, 0.0, False
-    for request in batch.open_requests(lane.task, lane.model, range(count), reader):
+    for request in batch.open_requests(lane.task, lane.endpoint, range(count), reader):
         size += sum(len(content.encode()) for _, content in request.ask.messages) + 512
-        usd = batch.worst_usd(request, lane.model, lane.price)
+        usd = batch.worst_usd(request, lane.endpoint, lane.price)
         is_short = budget is not None and worst + usd > budget
         if is_short or size > batch.MAX_BYTES:
             break
@@ -112,7 +111,7 @@ def _next_wave(lane: _Lane, count: int) -> _Next | None:
     if not requests:
         return None
     folder = lane.folder / batch.WAVES
-    made = batch.write_wave(folder, lane.model, lane.run_key, requests, lane.refused, usd=worst)
+    made = batch.write_wave(folder, lane.endpoint, lane.run_key, requests, usd=worst)
     log.info("batch: wave %s, %d requests, at most %.4f dollars", made.digest, len(requests), worst)
     return _Next(made, requests, is_short)
 
@@ -176,7 +175,7 @@ def _job(lane: _Lane, wave: batch.Wave) -> tuning_jobs.JobStatus:
     with prepared(wave.file) as file:
         uploaded = datasets.upload_prepared(lane.account, file, stable_id(f"batch-{lane.task.name}", file.sha256))
     body = {
-        "model": lane.model,
+        "model": lane.endpoint.model,
         "inputDatasetId": uploaded.name,
         "outputDatasetId": lane.account.full_name("datasets", f"batch-results-{wave.digest}"),
     }

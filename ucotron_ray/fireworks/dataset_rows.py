@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import ChatRow, PreferenceRow, RawRow
-from ucotron_ray.teacher.chat import estimate_tokens
+from ucotron_ray.teacher.lengths import estimate_tokens
 
 Layout = Literal["chat", "preference", "batch"]
 

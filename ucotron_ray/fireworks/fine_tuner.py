@@ -180,4 +180,10 @@ class FireworksFineTuner:
 def _at(api: Api, address: str) -> Api:
     """The same settings at another address, which may or may not end in the API's version."""
     root = address.rstrip("/").removesuffix("/inference/v1").removesuffix("/v1")
-    return api.model_copy(update={"fine_tuning_base_url": f"{root}/v1", "inference_base_url": f"{root}/inference/v1"})
+    return api.model_copy(
+        update={
+            "fine_tuning_base_url": f"{root}/v1",
+            "inference_base_url": f"{root}/inference/v1",
+            "inference_base_urls": [],
+        }
+    )

@@ -152,12 +152,13 @@ def _own_answers(
     run: Run, bundle: Artifact, rows: list[RawRow], endpoint: str, key: str | None
 ) -> list[Relation] | None:
     """What the endpoint answers to the very prompts that the server sent; None if it cannot be asked from here."""
+    from ucotron_ray.core.network import Network
     from ucotron_ray.data.wire import parse_answer
     from ucotron_ray.evaluation import endpoint as asked
     from ucotron_ray.teacher.endpoint import Endpoint
 
     api = run.config.place.api
-    served = Endpoint(endpoint, bundle.manifest.name, key, None, (), tuple(api.allowed_hosts))
+    served = Endpoint(endpoint, bundle.manifest.name, key, None, (), Network(tuple(api.allowed_hosts)))
     asking = asked.Asking(timeout=api.timeout, max_retries=PROBE_RETRIES, retry_delay=api.retry_delay)
     questions = [asked.question(row, asking) for row in rows if len(row.entities) > 1]
     try:

@@ -31,11 +31,11 @@ from ucotron_ray.simulators.fireworks_settings import STAND_IN, Settings
 
 HANG_SECONDS = 3600.0
 
-_STICKY = ("400", "malformed", "length", "refusal")
 _BODIES = {
     "400": (400, {"error": {"message": "bad request", "code": "INVALID_REQUEST"}}),
     "401": (401, {"error": {"message": "unauthorized"}}),
     "402": (402, {"error": {"message": "the account's budget is spent"}}),
+    "403": (403, {"error": {"message": "flagged input"}}),
     "404": (404, {"error": {"message": "Model not found, inaccessible, and/or not deployed", "code": "NOT_FOUND"}}),
     "429": (429, {"error": {"message": "rate limit", "type": "invalid_request_error"}}),
     "500": (500, {"error": {"message": "internal error"}}),
@@ -295,7 +295,7 @@ async def _half(request: web.Request, payload: bytes) -> None:
 
 def _fault(settings: Settings, digest: str, attempt: int) -> str | None:
     for name, share in settings.faults.items():
-        draw = random.Random(f"{settings.seed}/{name}/{digest}/{0 if name in _STICKY else attempt}").random()
+        draw = random.Random(f"{settings.seed}/{name}/{digest}/{0 if name in settings.sticky else attempt}").random()
         if draw < share:
             return name
     return None

@@ -1,6 +1,7 @@
 """The limits of an account at the vendor, as its headers and refusals show them."""
 
 import time
+from collections.abc import Callable
 
 from ucotron_ray.simulators.fireworks_settings import Settings
 
@@ -8,8 +9,9 @@ from ucotron_ray.simulators.fireworks_settings import Settings
 class Limiter:
     """The limits as the server keeps them: a bucket of requests, and one of generated tokens that may go into debt."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
+        self._clock = clock
         self._began: float | None = None
         self._seen = 0.0
         self._requests = self._tokens = 0.0
@@ -18,13 +20,13 @@ class Limiter:
     @property
     def factor(self) -> float:
         """What the limits are now, as a multiple of those at the start."""
-        passed = time.monotonic() - self._began if self._began is not None else 0.0
+        passed = self._clock() - self._began if self._began is not None else 0.0
         return next((factor for at, factor in reversed(self._settings.limit_moves) if passed >= at), 1.0)
 
     def admits(self) -> bool:
         """Whether a request may come in now."""
         rpm, tpm = self._settings.requests_per_minute, self._settings.generated_tokens_per_minute
-        now, factor = time.monotonic(), self.factor
+        now, factor = self._clock(), self.factor
         if self._began is None:
             self._began = self._seen = now
             self._requests = REQUEST_BURST_SECONDS * (rpm or 0) / 60

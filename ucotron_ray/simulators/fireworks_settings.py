@@ -16,9 +16,12 @@ TEACHER, EMBEDDER = "accounts/simulator/models/teacher", "accounts/simulator/mod
 
 FAULTS = (
     "429", "429-retry-after", "500", "503", "529", "reset", "hang", "half", "malformed", "length", "refusal",
-    "400", "401", "402", "404",
+    "400", "401", "402", "403", "404",
 )  # fmt: skip
-"""What can go wrong on demand. All but 400, malformed, length and refusal are drawn anew at each attempt."""
+"""What can go wrong on demand."""
+
+STICKY = ("400", "malformed", "length", "refusal")
+"""What a request gets at every attempt or at none; the others are drawn anew at each."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Settings:
     latency: float = 0.0
     latency_p99: float | None = None
     faults: dict[str, float] = field(default_factory=dict)
+    sticky: tuple[str, ...] = STICKY
     retry_after: str = "1"
     garbage: float = 0.03
     plant: dict[str, float] = field(default_factory=dict)

@@ -15,7 +15,9 @@ from typing import Any
 from ucotron_ray.core.files import canonical_hash, write_json, write_text
 from ucotron_ray.synthesis.journal import Reader, Record
 from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Facts, Task, request_body, request_id
-from ucotron_ray.teacher.chat import most_prompt_tokens, read_completion
+from ucotron_ray.teacher.completion import read_completion
+from ucotron_ray.teacher.endpoint import Endpoint, without_refused
+from ucotron_ray.teacher.lengths import most_prompt_tokens
 from ucotron_ray.teacher.outcome import FINAL, OutcomeKind
 from ucotron_ray.teacher.prices import BATCH_SHARE, Price
 
@@ -32,10 +34,12 @@ class OpenRequest:
     rid: str
     ask: Ask
 
-    def body(self, model: str, refused: Sequence[str]) -> dict[str, Any]:
+    def body(self, endpoint: Endpoint) -> dict[str, Any]:
         """The body of a line. The model is the job's, not the line's."""
-        body = request_body(model, self.ask, self.rid)
-        return {key: value for key, value in body.items() if key != "model" and key not in refused}
+        room = endpoint.hidden_tokens or 0
+        body = request_body(endpoint.model, self.ask, self.rid, endpoint.extra_body, room=room)
+        del body["model"]
+        return without_refused(body, endpoint.refused_keys or ())
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,16 @@ class Wave:
         return read
 
 
-def open_requests(task: Task, model: str, numbers: Sequence[int], reader: Reader) -> Iterator[OpenRequest]:
+def open_requests(task: Task, endpoint: Endpoint, numbers: Sequence[int], reader: Reader) -> Iterator[OpenRequest]:
     """The next request of every sample that has not ended."""
     for number in numbers:
         facts = task.sample(number)
-        found = _next(task, model, facts, reader)
+        found = _next(task, endpoint, facts, reader)
         if found is not None:
             yield found
 
 
-def write_wave(
-    directory: Path, model: str, run: str, requests: Sequence[OpenRequest], refused: Sequence[str], *, usd: float
-) -> Wave:
+def write_wave(directory: Path, endpoint: Endpoint, run: str, requests: Sequence[OpenRequest], *, usd: float) -> Wave:
     """The intent on disk: whatever is killed from here on, the same job is found and collected. `usd`: at most.
 
     Requests that an earlier wave asked in vain make another wave, with another name.
@@ -81,10 +83,10 @@ def write_wave(
     asked = [request.rid for request in requests]
     names = (canonical_hash([asked, attempt])[:20] for attempt in itertools.count())
     wave = next(wave for wave in (Wave(directory, name) for name in names) if not wave.record.exists())
-    lines = [{"custom_id": request.rid, "body": request.body(model, refused)} for request in requests]
+    lines = [{"custom_id": request.rid, "body": request.body(endpoint)} for request in requests]
     write_text(wave.file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     steps = {request.rid: request.ask.step for request in requests}
-    record = {"model": model, "run": run, "usd_at_most": usd, "steps": steps, "collected": False}
+    record = {"model": endpoint.model, "run": run, "usd_at_most": usd, "steps": steps, "collected": False}
     write_json(wave.record, record)
     return wave
 
@@ -113,7 +115,7 @@ def records(wave: Wave, results: bytes, price: Price | None, reader: Reader) -> 
         response = row.get("response")
         # Seen both ways: the completion itself, and one inside of {"status_code", "body"}.
         message = response["body"] if isinstance(response, dict) and "body" in response else response
-        outcome = read_completion(message, {"messages": []})
+        outcome = read_completion(message, {"model": recorded["model"], "messages": []})
         if outcome.kind not in FINAL:
             continue
         usage = outcome.usage
@@ -135,21 +137,22 @@ def records(wave: Wave, results: bytes, price: Price | None, reader: Reader) -> 
         )
 
 
-def worst_usd(request: OpenRequest, model: str, price: Price | None) -> float:
+def worst_usd(request: OpenRequest, endpoint: Endpoint, price: Price | None) -> float:
     """The most that a request can cost in a batch."""
     if price is None:
         return 0.0
-    body = request_body(model, request.ask, request.rid)
-    return price.cost(most_prompt_tokens(body), 0, request.ask.max_tokens) * BATCH_SHARE
+    most = request.ask.max_tokens + (endpoint.hidden_tokens or 0)
+    body = request_body(endpoint.model, request.ask, request.rid)
+    return price.cost(most_prompt_tokens(body), 0, most) * BATCH_SHARE
 
 
-def _next(task: Task, model: str, facts: Facts, reader: Reader) -> OpenRequest | None:
+def _next(task: Task, endpoint: Endpoint, facts: Facts, reader: Reader) -> OpenRequest | None:
     conversation = task.converse(facts)
     answers: list[Answer] = []
     try:
         ask = next(conversation)
         while True:
-            rid = request_id(task, model, facts, ask, answers)
+            rid = request_id(task, endpoint.model, facts, ask, answers, endpoint.extra_body)
             known = reader.get(rid)
             if known is None:
                 return OpenRequest(rid, ask)

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 SPECIAL_TOKEN = re.compile(
     r"<\|[^|>\n]{1,40}\|>|</?s>|\[/?INST\]|<<SYS>>|<(?:start|end)_of_turn>|<\|?(?:bos|eos|pad)\|?>"
+    r"|(?i:</?(?:(?:seed:)?think(?:ing)?|thought|reasoning)>|\[/?think\])|◁/?think▷|<\|?channel\|?>"
 )
-"""Turn markers of chat templates: as text in a row they would break the prompt open."""
+"""Turn markers of chat templates: as text in a row they would break the prompt open. And marks of reasoning."""
 
 CONTROL_CHARACTER = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ufff9-\ufffb"

@@ -11,12 +11,16 @@ from pydantic import BaseModel, ValidationError
 from ucotron_ray.synthesis.contents import UNUSABLE, found
 from ucotron_ray.synthesis.plan import Answer, Ask, Done, Ended
 from ucotron_ray.synthesis.rows import DEFECTS, strings
-from ucotron_ray.teacher.outcome import OutcomeKind
+from ucotron_ray.teacher.outcome import UNANSWERABLE, OutcomeKind
+from ucotron_ray.teacher.thinking import ALL_THOUGHT
 
 Value = TypeVar("Value")
 Model = TypeVar("Model", bound=BaseModel)
 REPAIRED = "repaired"
 ASKED_AGAIN = "asked_again"
+REPAIR = "-repair"
+"""What the step of a turn that mends an answer ends with."""
+
 MAX_REASON_CHARACTERS = 300
 MAX_QUOTED_CHARACTERS = 200
 
@@ -62,7 +66,7 @@ def parsed(
         reason = str(error)[:MAX_REASON_CHARACTERS]
     again = replace(
         ask,
-        step=f"{ask.step}-repair",
+        step=f"{ask.step}{REPAIR}",
         messages=(
             *ask.messages,
             ("assistant", text),
@@ -140,8 +144,10 @@ def _keep_out(step: str, texts: Iterable[str]) -> None:
 
 def _why(answer: Answer) -> str:
     """Why there is no whole answer; of a refused request in the server's own words."""
+    if answer.kind is OutcomeKind.TRUNCATED and answer.text == ALL_THOUGHT:
+        return ALL_THOUGHT
     why = _WHY[answer.kind]
-    if answer.kind is not OutcomeKind.POISON or not answer.text:
+    if answer.kind not in UNANSWERABLE or not answer.text:
         return why
     # `chat` has taken our own key out; whatever else looks like one comes into no file either.
     unusable = found([answer.text], UNUSABLE)
@@ -170,4 +176,5 @@ _WHY = {
     OutcomeKind.TRUNCATED: "the answer was cut off, also with twice the tokens",
     OutcomeKind.REFUSED: "the teacher refused or said nothing",
     OutcomeKind.POISON: "the server does not take this request",
+    OutcomeKind.REJECTED: "the server rejects this prompt",
 }

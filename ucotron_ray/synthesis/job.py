@@ -37,6 +37,8 @@ class SynthesisJob:
     generation: dict[str, Any]
     count: int
     max_rounds: int
+    max_failures: int
+    """Rounds after which a prompt that got no answer, while others did, is set aside."""
     input_files: tuple[str, ...]
     """Relation rows of training and validation, for the tasks that build on them."""
     endpoint: Endpoint
@@ -48,6 +50,8 @@ class SynthesisJob:
     budget: Budget
     spent: float
     """Dollars that earlier invocations paid for this task; of the budget it is a part, where tasks share one."""
+    unsettled: float
+    """Dollars that they perhaps paid on top, for requests that are in no journal."""
     num_actors: int
     log_file: str
     metrics_file: str

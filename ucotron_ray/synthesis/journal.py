@@ -12,37 +12,39 @@ damage, and stops the run with file and offset.
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import platform
 import threading
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ucotron_ray.core.errors import ArtifactError, CorruptArtifact
-from ucotron_ray.core.files import file_hash, fsync_directory, write_json
+from ucotron_ray.core.files import fsync_directory
 from ucotron_ray.synthesis.plan import ID_BYTES
 from ucotron_ray.teacher.outcome import OutcomeKind
 
 MANIFEST = "manifest.json"
 SYNC_SECONDS = 0.2
-SHARD_BYTES = 64 * 1024**2
 
 _ID_LENGTH = 2 * ID_BYTES
 _HEAD_LENGTH = _ID_LENGTH + 1 + 8 + 1
-_NO_ANSWERS = (OutcomeKind.TRANSIENT, OutcomeKind.POISON)
-_TRANSIENT, _REFUSAL = b'"kind":"transient"', b'"kind":"poison"'
+_NO_ANSWERS = (OutcomeKind.TRANSIENT, OutcomeKind.POISON, OutcomeKind.REJECTED)
+_TRANSIENT, _REJECTED, _REFUSAL = b'"kind":"transient"', b'"kind":"rejected"', b'"kind":"poison"'
 
 
 @dataclass(frozen=True)
 class Record:
-    """One journaled answer; or a request that was refused (`kind` poison), or failed and may be billed (transient)."""
+    """One journaled answer, or a request that got none.
+
+    Then `kind` is poison (it is not taken), rejected (not now), or transient (it failed and may be billed).
+    """
 
     rid: str
     kind: str
@@ -57,6 +59,11 @@ class Record:
     estimated: bool
     cost_usd: float
     attempts: int
+    server: str | None = None
+    """Who gave it (`server_of`); journals of before do not say."""
+    at: float = 0.0
+    """When, in seconds since 1970. Two failures of one request are two lines that may each be billed: without it they
+    would be equal, and compaction keeps one of equal lines."""
 
 
 class Writer:
@@ -70,9 +77,12 @@ class Writer:
         self._lock = threading.Lock()
         self._offset = 0
         self._dirty = threading.Event()
-        self._closed = False
+        self._closing = threading.Event()
         self._error: OSError | None = None
-        threading.Thread(target=self._sync_loop, name="journal", daemon=True).start()
+        # The name of a new file is durable only with its directory.
+        fsync_directory(folder)
+        self._syncing = threading.Thread(target=self._sync_loop, name="journal", daemon=True)
+        self._syncing.start()
 
     def append(self, record: Record) -> tuple[int, int]:
         """Hand the record to the operating system; return its offset and length. Raises OSError if it cannot."""
@@ -95,14 +105,19 @@ class Writer:
         return offset, written
 
     def close(self) -> None:
-        """Make everything durable."""
-        self._closed = True
+        """Make everything durable. Raises OSError if it cannot be, or could not be before."""
+        self._closing.set()
         self._dirty.set()
-        os.fsync(self._file)
+        self._syncing.join()
+        try:
+            os.fsync(self._file)
+        finally:
+            os.close(self._file)
+        if self._error:
+            raise self._error
 
     def _sync_loop(self) -> None:
-        pause = threading.Event()
-        while not self._closed:
+        while not self._closing.is_set():
             self._dirty.wait()
             self._dirty.clear()
             try:
@@ -110,7 +125,7 @@ class Writer:
             except OSError as error:
                 self._error = error
                 return
-            pause.wait(SYNC_SECONDS)
+            self._closing.wait(SYNC_SECONDS)
 
 
 class Reader:
@@ -127,7 +142,8 @@ class Reader:
         self._known: dict[str, int] = {}
         self._read_to: list[int] = []
         self._index: dict[bytes, tuple[int, int, int]] = {}
-        self._skipped: tuple[bytes, ...] = (_TRANSIENT, _REFUSAL)
+        self._skipped: tuple[bytes, ...] = (_TRANSIENT, _REJECTED, _REFUSAL)
+        self._refused: set[bytes] = set()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -141,7 +157,7 @@ class Reader:
                 self._read_to.append(0)
             if path.stat().st_size > self._read_to[number]:
                 self._index_from(number)
-        self._skipped = (_TRANSIENT,)
+        self._skipped = (_TRANSIENT, _REJECTED)
 
     def get(self, rid: str) -> Record | None:
         """The answer to a request, if it is there."""
@@ -155,11 +171,17 @@ class Reader:
 
     def _index_from(self, number: int) -> None:
         path = self._paths[number]
-        for offset, line in _lines(path, self._read_to[number]):
+        for offset, line in lines_of(path, self._read_to[number]):
             self._read_to[number] = offset + len(line)
             if not any(kind in line[:128] for kind in self._skipped):
                 # The first answer wins: later ones repeat it.
-                self._index.setdefault(_checked_id(line, path, offset), (number, offset, len(line)))
+                self._index.setdefault(checked_id(line, path, offset), (number, offset, len(line)))
+            elif _TRANSIENT not in line[:128]:
+                self._refused.add(checked_id(line, path, offset))
+
+    def was_refused(self, rid: str) -> bool:
+        """Whether somebody refused this request before."""
+        return bytes.fromhex(rid) in self._refused
 
 
 @contextmanager
@@ -187,13 +209,25 @@ def records(directory: Path) -> Iterator[Record]:
     """Every record of a journal, checked. Raises CorruptArtifact with file and offset."""
     check_shards(directory)
     for path in _files(directory):
-        for offset, line in _lines(path, 0):
+        for offset, line in lines_of(path, 0):
             yield decode(line, path, offset)
 
 
 def spent(directory: Path, run: str) -> float:
     """Dollars that the journal says a run has cost. Reads and checks every line."""
     return sum(record.cost_usd for record in records(directory) if record.run == run)
+
+
+def settled(directory: Path, run: str, rids: Collection[str]) -> set[str]:
+    """Which of these requests of a run the journal knows something of: what they cost is counted there."""
+    return {record.rid for record in records(directory) if record.run == run and record.rid in rids}
+
+
+def server_of(base_url: str) -> str:
+    """A server by its address, without what may be a password or a key."""
+    address = urlsplit(base_url)
+    port = f":{address.port}" if address.port else ""
+    return f"{address.scheme}://{address.hostname}{port}{address.path.rstrip('/')}"
 
 
 def paid(directory: Path, run: str) -> dict[str, Any]:
@@ -213,29 +247,6 @@ def paid(directory: Path, run: str) -> dict[str, Any]:
             usd += record.cost_usd
             prompt, completion = prompt + record.prompt_tokens, completion + record.completion_tokens
     return {"answers": len(seen), "cost in dollars": round(usd, 6), "tokens in": prompt, "tokens out": completion}
-
-
-def compact(directory: Path) -> int:
-    """Turn the segments into shards; return how many lines were moved. Only for a journal that nobody writes to.
-
-    Every line is kept, since each was paid; only copies of one line are dropped. A kill at any moment leaves a line in
-    a segment, a shard, or both.
-    """
-    with (directory / "compacting").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        segments = sorted((directory / "segments").glob("*.log"))
-        seen: set[bytes] = set()
-        for shard in _shards(directory):
-            seen.update(_fingerprint(line) for _, line in _lines(shard, 0))
-        before = len(seen)
-        for segment in segments:
-            for lines in _new_lines(segment, seen):
-                _write_shard(directory / "shards", lines)
-        entries = [{"path": p.name, "size": p.stat().st_size, "sha256": file_hash(p)} for p in _shards(directory)]
-        write_json(directory / MANIFEST, {"lines": len(seen), "shards": entries})
-        for segment in segments:
-            segment.unlink()
-        return len(seen) - before
 
 
 def check_shards(directory: Path) -> None:
@@ -267,12 +278,13 @@ def encode(record: Record) -> bytes:
 
 def decode(line: bytes, path: Path, offset: int) -> Record:
     """The record of a line. Raises CorruptArtifact."""
-    rid = _checked_id(line, path, offset)
+    rid = checked_id(line, path, offset)
     fields: dict[str, Any] = json.loads(line[_HEAD_LENGTH:])
     return Record(rid=rid.hex(), **fields)
 
 
-def _checked_id(line: bytes, path: Path, offset: int) -> bytes:
+def checked_id(line: bytes, path: Path, offset: int) -> bytes:
+    """The request id of a line that fits its checksum. Raises CorruptArtifact."""
     try:
         rid, crc = bytes.fromhex(line[:_ID_LENGTH].decode("ascii")), int(line[_ID_LENGTH + 1 : _HEAD_LENGTH - 1], 16)
         sound = line.endswith(b"\n") and zlib.crc32(line[:_ID_LENGTH] + line[_HEAD_LENGTH:-1]) == crc
@@ -289,7 +301,7 @@ def _checked_id(line: bytes, path: Path, offset: int) -> bytes:
     return rid
 
 
-def _lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
+def lines_of(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
     """Offset and bytes of each whole line; a last one without line feed is still being written, or was cut off."""
     with path.open("rb") as file:
         file.seek(start)
@@ -302,44 +314,9 @@ def _lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _files(directory: Path) -> list[Path]:
-    return [*_shards(directory), *sorted((directory / "segments").glob("*.log"))]
+    return [*shards_of(directory), *sorted((directory / "segments").glob("*.log"))]
 
 
-def _shards(directory: Path) -> list[Path]:
+def shards_of(directory: Path) -> list[Path]:
+    """The shards of a journal, in order."""
     return sorted((directory / "shards").glob("part-*.log"))
-
-
-def _fingerprint(line: bytes) -> bytes:
-    return hashlib.blake2b(line, digest_size=16).digest()
-
-
-def _new_lines(segment: Path, seen: set[bytes]) -> Iterator[list[bytes]]:
-    lines: list[bytes] = []
-    size = 0
-    for offset, line in _lines(segment, 0):
-        _checked_id(line, segment, offset)
-        fingerprint = _fingerprint(line)
-        if fingerprint in seen:
-            continue
-        seen.add(fingerprint)
-        lines.append(line)
-        size += len(line)
-        if size >= SHARD_BYTES:
-            yield lines
-            lines, size = [], 0
-    if lines:
-        yield lines
-
-
-def _write_shard(folder: Path, lines: list[bytes]) -> None:
-    folder.mkdir(exist_ok=True)
-    # Behind the last one, not as many as there are: one may have been moved away.
-    last = max((int(path.stem.split("-")[1]) for path in folder.glob("part-*.log")), default=-1)
-    target = folder / f"part-{last + 1:05d}-{uuid.uuid4().hex[:8]}.log"
-    aside = target.with_suffix(".partial")
-    with aside.open("wb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, target)
-    fsync_directory(folder)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ucotron_ray.synthesis.causes import Causes
 from ucotron_ray.teacher.outcome import Limits, OutcomeKind
 from ucotron_ray.teacher.prices import Price
 
@@ -15,15 +16,20 @@ class Need:
     prompt_tokens: int
     most_prompt_tokens: int
     max_tokens: int
+    rid: str = ""
+    """The request's id, under which the journal keeps its answer."""
+    is_new: bool = True
+    """Whether nobody refused it, and no round asked it in vain, before."""
 
 
 @dataclass(frozen=True)
 class Reserved:
-    """What was set aside for one request: dollars in the worst case, tokens as they usually are."""
+    """What was set aside for one request: dollars in the worst case, tokens as they usually are; and when."""
 
     usd: float
     prompt_tokens: float
     generated_tokens: float
+    at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Finished:
     retry_after: float | None = None
     limits: Limits | None = None
     detail: str = ""
+    unreadable: bool = False
+    """It was answered (HTTP 200) with what is no chat completion."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,7 @@ class Ledger:
     driver_heard: float
     settings: Settings
     totals: Totals = field(default_factory=Totals)
+    causes: Causes = field(default_factory=Causes)
     lost_workers: int = 0
     lost_usd: float = 0.0
     """What silent workers had in flight, at its worst: it may have been answered, so it counts as paid."""
@@ -115,6 +124,39 @@ class Ledger:
     def end(self, reason: str) -> None:
         """Let nothing be sent any more."""
         self.stop = self.stop or reason
+
+
+@dataclass
+class Sender:
+    """A process that sends, for one run."""
+
+    run: Ledger
+    heard: float
+    in_flight: int = 0
+    open: dict[str, float] = field(default_factory=dict)
+    """Dollars that each of its requests in flight can cost at most, by the request's id."""
+    is_lost: bool = False
+
+    @property
+    def reserved_usd(self) -> float:
+        """Dollars that all of them can cost at most."""
+        return sum(self.open.values())
+
+    def begin(self, need: Need, reserved: Reserved) -> None:
+        """It has a permit for one more."""
+        self.in_flight += 1
+        self.open[need.rid] = self.open.get(need.rid, 0.0) + reserved.usd
+
+    def end(self, result: Finished) -> None:
+        """It handed one in."""
+        self.in_flight -= 1
+        rid = result.need.rid
+        left = self.open.get(rid, 0.0) - result.reserved.usd
+        # Two samples may ask the same; what is left of one is not a rest of rounding.
+        if left > 1e-9:
+            self.open[rid] = left
+        else:
+            self.open.pop(rid, None)
 
 
 def stricter(one: Settings, other: Settings) -> Settings:

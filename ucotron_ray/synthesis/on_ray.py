@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,20 +27,24 @@ from ucotron_ray.core import run_log, session
 from ucotron_ray.core.errors import UcotronRayError
 from ucotron_ray.synthesis import outcomes, watch
 from ucotron_ray.synthesis.background import run_in_background
-from ucotron_ray.synthesis.between_rounds import publish_dataset, tally_samples, write_rows
+from ucotron_ray.synthesis.between_rounds import publish_dataset, set_aside, tally_samples, write_rows
 from ucotron_ray.synthesis.governor import Governor
 from ucotron_ray.synthesis.job import SynthesisJob
-from ucotron_ray.synthesis.ledger import Budget, Finished, Need, Permit, Settings, Totals
-from ucotron_ray.synthesis.outcomes import OUTCOMES, append_outcomes
-from ucotron_ray.synthesis.plan import Done, SampleResult
-from ucotron_ray.synthesis.rounds import Crew, SynthesisResult, Tally, raise_stopped, run_rounds, too_few
-from ucotron_ray.synthesis.tasks import judge as judge_task
+from ucotron_ray.synthesis.judging import read_by_judge
+from ucotron_ray.synthesis.ledger import Budget, Finished, Need, Permit, Settings
+from ucotron_ray.synthesis.outcomes import OUTCOMES, append_outcomes, line_of
+from ucotron_ray.synthesis.rounds import Crew, Filled, SynthesisResult, raise_stopped, run_rounds, say, too_few
+from ucotron_ray.synthesis.shared_store import check_token, leave_token
 from ucotron_ray.synthesis.worker import Worker
 
 log = logging.getLogger(__name__)
 
 NAMESPACE = "ucotron_ray"
 SAMPLES_PER_BLOCK = 128
+SAMPLES_PER_PLACE = 8
+"""Samples that are worked on for each place in the window. Blocks wait for their slowest sample, and that one pauses
+after errors: with three, 5 % of errors at 0.5 s latency left half of the window empty."""
+
 FEWEST_BLOCKS = 8
 ACTOR_CPUS = 0.25
 ORPHAN_SECONDS = 60.0
@@ -75,18 +78,8 @@ class GovernorActor:
     def status(self, run: str) -> dict[str, Any]:
         """What the driver shows; asking is also its sign of life."""
         self._heard = time.monotonic()
-        governor, ledger = self._governor, self._governor.runs[run]
-        governor.driver_is_alive(run)
-        status = {
-            **asdict(ledger.totals),
-            "usd": ledger.usd,
-            "lost_usd": ledger.lost_usd,
-            "reserved_usd": governor.reserved_of(run),
-            "window": governor.window,
-            "in_flight": governor.in_flight_of(run),
-            "stop": ledger.stop,
-            "stop_kind": ledger.stop_kind,
-        }
+        self._governor.driver_is_alive(run)
+        status = watch.status_of(self._governor, run)
         for name, gauge in self._gauges.items():
             gauge.set(float(status[name]), tags={"run": run})
         return status
@@ -111,12 +104,13 @@ class Synthesizer:
 
         self._first, self._again = first, again
         # An error here would be raised as the death of an actor, and Ray would try again without end.
-        self._broken: UcotronRayError | None = None
+        self._broken: Exception | None = None
         try:
+            check_token(Path(job.directory) / OUTCOMES, job.invocation)
             self._task = job.make_task()
             answers, marks = Path(job.journal), Path(job.directory) / OUTCOMES
-            self._worker = Worker(self._task, job.endpoint, job.price, job.sending, answers, marks, exchange)
-        except UcotronRayError as error:
+            self._worker = Worker(self._task, job.endpoint, job.price, job.sending, answers, marks, exchange, again)
+        except Exception as error:  # noqa: BLE001 - raised where Ray does not try again
             self._broken = error
         self._file = Path(job.directory) / OUTCOMES / f"{uuid.uuid4().hex}.jsonl"
         self._file_lock = threading.Lock()
@@ -127,22 +121,14 @@ class Synthesizer:
         numbers = [self._number(int(index)) for index in batch["id"]]
         results = self._worker.run(numbers)
         with self._file_lock:
-            append_outcomes(self._file, [self._outcome(result) for result in results])
+            append_outcomes(self._file, [line_of(result, self._split(result.number)) for result in results])
         return {"number": numbers, "status": [str(result.done.status) for result in results]}
 
     def _number(self, index: int) -> int:
         return self._again[index] if index < len(self._again) else self._first + index - len(self._again)
 
-    def _outcome(self, result: SampleResult) -> dict[str, Any]:
-        done: Done = result.done
-        return {
-            "number": result.number,
-            "status": done.status,
-            "split": self._task.sample(result.number)["split"],
-            "reason": done.reason,
-            "notes": list(done.notes),
-            "row": done.row,
-        }
+    def _split(self, number: int) -> str:
+        return str(self._task.sample(number)["split"])
 
 
 def synthesize_on_ray(job: SynthesisJob) -> SynthesisResult:
@@ -158,55 +144,58 @@ def fill(job: SynthesisJob, governor: Any) -> SynthesisResult:
     Raises Stopped where the same command can go on, StageFailed where too few samples are accepted.
     """
     directory = Path(job.directory)
-    shutil.rmtree(directory / OUTCOMES, ignore_errors=True)
-    (directory / OUTCOMES).mkdir()
-    before = _status(governor, job)
+    _clear(directory, job.invocation)
+    before = _ask(governor, "status", job)
     try:
-        counted, published, status, asking_seconds = _filled(job, governor, before)
+        filled, published, status, asking_seconds = _filled(job, governor, before)
     except BaseException:
         with contextlib.suppress(ray.exceptions.RayError, UcotronRayError):
             # What is still in flight may be paid: the next invocation must know.
-            _status(governor, job)
+            _status(governor, job, before)
         raise
     shutil.rmtree(directory / OUTCOMES)
     (directory / outcomes.UNSETTLED).unlink(missing_ok=True)
     return SynthesisResult(
-        counted.counts,
+        filled.tally.counts,
         published.lines,
         published.failures,
         status["sent"],
         status["prompt_tokens"],
         status["completion_tokens"],
         status["usd"],
+        filled.aside,
         asking_seconds,
     )
 
 
-def _filled(job: SynthesisJob, governor: Any, before: dict[str, Any]) -> tuple[Tally, Any, dict[str, Any], float]:
+def _clear(directory: Path, token: str) -> None:
+    """An empty directory for outcomes, which every sender must see."""
+    shutil.rmtree(directory / OUTCOMES, ignore_errors=True)
+    (directory / OUTCOMES).mkdir(parents=True)
+    leave_token(directory / OUTCOMES, token)
+
+
+def _filled(job: SynthesisJob, governor: Any, before: dict[str, Any]) -> tuple[Filled, Any, dict[str, Any], float]:
     """Rounds, then the dataset. The governor hears of the driver all the while: it ends itself when it is forgotten."""
     progress = watch.Progress(job.count)
     with (
         run_log.following(job.log_file),
-        watch.watching(progress, lambda: _of_task(job, _status(governor, job), before), Path(job.metrics_file)),
+        watch.watching(
+            progress, lambda: watch.of_task(job, _status(governor, job, before), before), Path(job.metrics_file)
+        ),
     ):
-        counted, planned = run_rounds(job, _crew(job, governor, progress), progress)
+        filled = run_rounds(job, _crew(job, governor, progress), progress)
         ended = time.monotonic()
-        if counted.missing > 0:
+        say(job, filled)
+        if filled.tally.missing > 0:
             so_far = _ask(governor, "status", job)
-            raise_stopped(job, so_far, counted)
-            _in_task(publish_dataset, job, planned)
-            raise too_few(job, so_far, counted, planned)
-        marks = _marks(job, governor, planned)
-        published = _in_task(publish_dataset, job, planned, marks)
-        status = _of_task(job, _ask(governor, "status", job), before)
-        return counted, published, status, ended - (progress.asked_at or ended)
-
-
-def _of_task(job: SynthesisJob, status: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """The ledger's status less what other tasks on the same ledger had used before this one began."""
-    counts = [entry.name for entry in fields(Totals) if entry.name != "usd"]
-    own = {name: status[name] - before[name] for name in counts}
-    return {**status, **own, "usd": job.spent + status["usd"] - before["usd"]}
+            raise_stopped(job, so_far, filled.tally)
+            _in_task(publish_dataset, job, filled.planned, filled.aside)
+            raise too_few(job, so_far, filled.tally, filled.planned)
+        marks = _marks(job, governor, filled.planned)
+        published = _in_task(publish_dataset, job, filled.planned, filled.aside, marks)
+        status = watch.of_task(job, _ask(governor, "status", job), before)
+        return filled, published, status, ended - (progress.asked_at or ended)
 
 
 def _in_background(work: Callable[[], None], governor: Any, job: SynthesisJob) -> None:
@@ -232,6 +221,8 @@ def _crew(job: SynthesisJob, governor: Any, progress: watch.Progress) -> Crew:
     return Crew(
         ask=ask,
         tally=lambda planned: _in_task(tally_samples, job, planned),
+        answered=lambda: int(_ask(governor, "status", job)["answered"]),
+        set_aside=lambda numbers: set_aside(job, numbers),
         is_stopped=lambda: _ask(governor, "status", job)["stop"] is not None,
     )
 
@@ -255,8 +246,7 @@ def _one_round(
     context.execution_no_progress_timeout_s = -1
     num_samples = planned - first + len(again)
     size = max(1, min(SAMPLES_PER_BLOCK, num_samples // FEWEST_BLOCKS))
-    # Blocks wait for their slowest sample: samples for three times the window keep it full.
-    calls = max(4, math.ceil(3 * job.limits.max_in_flight / job.num_actors / size))
+    calls = max(4, math.ceil(SAMPLES_PER_PLACE * job.limits.max_in_flight / job.num_actors / size))
     numbers = ray.data.range(num_samples, override_num_blocks=math.ceil(num_samples / size))
     statuses = numbers.map_batches(
         Synthesizer,
@@ -279,34 +269,20 @@ def _marks(job: SynthesisJob, governor: Any, planned: int) -> dict[str, Any] | N
     if job.judge is None:
         return None
     judge = job.judge
-    directory = Path(judge.directory)
-    shutil.rmtree(directory, ignore_errors=True)
-    (directory / OUTCOMES).mkdir(parents=True)
+    _clear(Path(judge.directory), judge.invocation)
     _in_task(write_rows, job, planned)
-    _in_background(
-        partial(_one_round, judge, governor, 0, (), judge.count, watch.Progress(judge.count)), governor, judge
-    )
-    lying = outcomes.places(directory)
-    done = [outcomes.read(lying[number]) for number in sorted(lying)]
-    accepted = [outcome["row"] for outcome in done if outcome["status"] == "accepted"]
-    unfinished = tuple(outcome["number"] for outcome in done if outcome["status"] == "pending")
-    if unfinished:
-        read = Tally({"accepted": len(accepted)}, unfinished, len(unfinished))
-        raise_stopped(judge, _ask(governor, "status", job), read)
-    shutil.rmtree(directory)
-    return judge_task.marks(judge.endpoint.model, accepted)
+
+    def ask(first: int, again: tuple[int, ...]) -> None:
+        work = partial(_one_round, judge, governor, first, again, judge.count, watch.Progress(judge.count))
+        _in_background(work, governor, judge)
+
+    return read_by_judge(judge, ask, lambda: _ask(governor, "status", job))
 
 
 @contextmanager
 def governed(job: SynthesisJob) -> Iterator[Any]:
     """The cluster's governor for this server and model: the one that another job started, or a new one."""
-    name = f"governor {job.endpoint.base_url} {job.endpoint.model}"
-    governor = (
-        ray.remote(GovernorActor)
-        .options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0, max_restarts=0)
-        .remote(job.limits)
-    )
-    _get(governor.join.remote(job.invocation, job.budget, job.limits))
+    governor = _joined(job)
     try:
         yield governor
     finally:
@@ -317,10 +293,36 @@ def governed(job: SynthesisJob) -> Iterator[Any]:
             log.warning("synthesize: the limiter is gone")
 
 
-def _status(governor: Any, job: SynthesisJob) -> dict[str, Any]:
+def _joined(job: SynthesisJob) -> Any:
+    """The limiter, with this run on its list. The last run that left may have ended it meanwhile: once more then."""
+    for is_last in (False, True):
+        governor = (
+            ray.remote(GovernorActor)
+            .options(
+                name=f"governor {job.endpoint.base_url} {job.endpoint.model}",
+                namespace=NAMESPACE,
+                get_if_exists=True,
+                lifetime="detached",
+                num_cpus=0,
+                max_restarts=0,
+            )
+            .remote(job.limits)
+        )
+        try:
+            ray.get(governor.join.remote(job.invocation, job.budget, job.limits))
+            return governor
+        except ray.exceptions.RayError as error:
+            if is_last or not isinstance(error, ray.exceptions.RayActorError):
+                raise _cause(error) from error
+    raise AssertionError("the last try returns or raises")
+
+
+def _status(governor: Any, job: SynthesisJob, before: dict[str, Any]) -> dict[str, Any]:
     """The governor's status. What may be paid without being in the journal is noted for the next invocation."""
     status: dict[str, Any] = _ask(governor, "status", job)
-    outcomes.keep_unsettled(Path(job.directory), job.budget, status["lost_usd"] + status["reserved_usd"])
+    # Other tasks on this ledger have notes of their own.
+    own = {rid: usd for rid, usd in status["open"].items() if rid not in before["open"]}
+    outcomes.keep_unsettled(Path(job.directory), job.unsettled, own)
     return status
 
 

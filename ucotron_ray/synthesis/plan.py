@@ -77,14 +77,24 @@ class Task:
     sample: Callable[[int], Facts]
     converse: Callable[[Facts], "Conversation"]
     rows: RowKind
+    stand_in: Callable[[Facts, Ask], str] | None = None
+    """A short answer to a request with which the conversation goes on to its next step, for estimates. None = the
+    prompt's own text, or an extraction without entities, does."""
 
 
-def request_id(task: Task, model: str, facts: Facts, ask: Ask, answers: Sequence[Answer]) -> str:
+def request_id(
+    task: Task,
+    model: str,
+    facts: Facts,
+    ask: Ask,
+    answers: Sequence[Answer],
+    extra_body: Mapping[str, Any] | None = None,
+) -> str:
     """The content address of a request: 32 hexadecimal digits of blake2b over everything that changes its answer.
 
-    The answers that it builds on count by their digests. Host, key, concurrency and date do not count.
+    The answers that it builds on count by their digests. Host, key, concurrency, room for reasoning and date do not.
     """
-    parts = {
+    parts: dict[str, Any] = {
         "task": task.name,
         "version": task.version,
         "model": model,
@@ -94,16 +104,20 @@ def request_id(task: Task, model: str, facts: Facts, ask: Ask, answers: Sequence
         "sampling": [ask.temperature, ask.max_tokens, ask.top_p, ask.json_mode],
         "builds_on": [_digest(f"{answer.kind}\0{answer.text}") for answer in answers],
     }
+    if extra_body:
+        parts["extra_body"] = extra_body
     return _digest(json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
-def request_body(model: str, ask: Ask, rid: str) -> dict[str, Any]:
-    """The JSON body in the vendor's terms. The same request always carries the same seed."""
+def request_body(
+    model: str, ask: Ask, rid: str, extra_body: Mapping[str, Any] | None = None, *, room: int = 0
+) -> dict[str, Any]:
+    """The JSON body in the vendor's terms, with `room` tokens more. The same request always carries the same seed."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": role, "content": content} for role, content in ask.messages],
         "temperature": ask.temperature,
-        "max_tokens": ask.max_tokens,
+        "max_tokens": ask.max_tokens + room,
         "seed": int(rid, 16) & ((1 << SEED_BITS) - 1),
         # The vendor's default lowers max_tokens in silence.
         "context_length_exceeded_behavior": "error",
@@ -112,7 +126,7 @@ def request_body(model: str, ask: Ask, rid: str) -> dict[str, Any]:
         body["top_p"] = ask.top_p
     if ask.json_mode:
         body["response_format"] = {"type": "json_object"}
-    return body
+    return body | dict(extra_body or {})
 
 
 def _digest(text: str) -> str:
@@ -121,8 +135,11 @@ def _digest(text: str) -> str:
 
 @dataclass(frozen=True)
 class SampleResult:
-    """How a sample ended. `requests` counts what was sent for it now, not what the journal held."""
+    """How a sample ended. `requests` and `usd` count what was sent for it now, not what the journal held."""
 
     number: int
     done: Done
     requests: int
+    usd: float = 0.0
+    elsewhere: tuple[str, ...] = ()
+    """Other servers of the same model id that gave answers which the journal held."""

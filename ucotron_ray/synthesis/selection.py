@@ -52,8 +52,10 @@ class Written:
     caught: dict[str, int]
 
 
-def select(directory: Path, kind: RowKind, count: int, near_duplicate: float) -> list[Verdict]:
-    """The verdict on every sample of the outcome files, by number. At most `count` are accepted.
+def select(
+    directory: Path, kind: RowKind, count: int, near_duplicate: float, planned: int | None = None
+) -> list[Verdict]:
+    """The verdict on every (`planned`) sample of the outcome files, by number. At most `count` are accepted.
 
     Rows are read one at a time and not kept: their places are.
     """
@@ -61,7 +63,7 @@ def select(directory: Path, kind: RowKind, count: int, near_duplicate: float) ->
     duplicates = Duplicates(near_duplicate if kind.repeats_nearly else 1.0)
     verdicts: list[Verdict] = []
     names: dict[int, list[str]] = {}
-    for number in sorted(lying):
+    for number in sorted(number for number in lying if planned is None or number < planned):
         outcome = outcomes.read(lying[number])
         verdict = Verdict(number, outcome["status"], outcome.get("reason"), outcome["split"], lying[number])
         if verdict.status == "accepted":

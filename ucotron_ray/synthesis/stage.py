@@ -1,10 +1,9 @@
 """Rows written by a teacher model."""
 
-import contextlib
 import logging
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,17 +16,20 @@ from ucotron_ray.core.recipe import Generation
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import ROWS, TRAIN, VAL, training_data
+from ucotron_ray.synthesis import bounds
 from ucotron_ray.synthesis import job as jobs
 from ucotron_ray.synthesis.generator import builds_on_rows
 from ucotron_ray.synthesis.job import Sending
 from ucotron_ray.synthesis.ledger import Budget, Settings
 from ucotron_ray.synthesis.outcomes import unsettled
-from ucotron_ray.synthesis.plan import Answer, Ask, Ended, Task, request_body
+from ucotron_ray.synthesis.plan import Task, request_body
+from ucotron_ray.synthesis.rounds import most_samples
 from ucotron_ray.synthesis.rows import check_limits
 from ucotron_ray.synthesis.tasks import judge as judge_task
-from ucotron_ray.teacher import chat
+from ucotron_ray.teacher import lengths
 from ucotron_ray.teacher import stage as teachers
-from ucotron_ray.teacher.outcome import OutcomeKind
+from ucotron_ray.teacher.endpoint import extra_body
+from ucotron_ray.teacher.prices import Price
 from ucotron_ray.teacher.stage import Teacher
 
 if TYPE_CHECKING:
@@ -92,6 +94,8 @@ def input_files(data: Artifact) -> tuple[str, ...]:
 def request(run: Run, want: SynthesisOrder) -> Request:
     """What synthesizing would make. Only what changes the rows counts: not the server, not its limits, no budget."""
     generation = run.config.recipe.generation
+    # The only settings of the place that change an answer.
+    extra = extra_body(run.config.place.api)
     fields = {
         "task": want.task,
         "version": task_of(run, want).version,
@@ -100,6 +104,7 @@ def request(run: Run, want: SynthesisOrder) -> Request:
         "defaults": generation.defaults.model_dump(),
         "settings": generation.task(want.task).model_dump(exclude={"target_samples"}),
         "max_answer_tokens": generation.max_answer_tokens,
+        **({"extra_body": extra} if extra else {}),
         **what_is_published(generation),
     }
     return Request("dataset", want.name, fields, (want.data.as_input("input"),) if want.data else ())
@@ -137,6 +142,8 @@ def synthesize(
         metrics = {"requests": float(made.requests), "cost_usd": made.usd}
         metrics |= {"prompt_tokens": float(made.prompt_tokens), "completion_tokens": float(made.completion_tokens)}
         metrics["asking_seconds"] = made.asking_seconds
+        if made.set_aside.prompts:
+            metrics |= {"set_aside": float(made.set_aside.prompts), "set_aside_usd_at_most": made.set_aside.usd}
         notes = made.failures or [f"teacher {asked.endpoint.model} at {asked.endpoint.base_url}"]
         return BuildResult(metrics, counts, notes, state="rejected" if made.failures else "ok")
 
@@ -172,7 +179,11 @@ def spent_on(run: Run, what: Request) -> tuple[float, float]:
 
     folders = [folder for folder in _journals(run, str(what.fields["task"])) if folder.is_dir()]
     paid = sum(journal.spent(folder, what.recipe) for folder in folders)
-    return paid, unsettled(run.store.partial(what.kind, what.name))
+
+    def journaled(rids: Collection[str]) -> set[str]:
+        return {rid for folder in folders for rid in journal.settled(folder, what.recipe, rids)}
+
+    return paid, unsettled(run.store.partial(what.kind, what.name), journaled)
 
 
 def _journals(run: Run, task: str) -> list[Path]:
@@ -182,18 +193,19 @@ def _journals(run: Run, task: str) -> list[Path]:
 
 
 def estimate(run: Run, want: SynthesisOrder) -> dict[str, Any]:
-    """Requests, tokens and dollars before anything is paid, from the first samples of the plan."""
-    task = task_of(run, want)
+    """Requests, tokens and dollars before anything is paid, from the first samples of the plan.
+
+    `usd_at_most` is a bound: each answer asked for twice and mended, and as many further samples as rounds may plan.
+    """
+    task, generation, api = task_of(run, want), run.config.recipe.generation, run.config.place.api
     numbers = range(min(ESTIMATED_SAMPLES, want.count))
-    asks = [ask for number in numbers for ask in _asks(task, number)]
+    asks = [ask for number in numbers for ask in bounds.steps_of(task, number)]
     bodies = [request_body("", ask, "0") for ask in asks]
-    prompt = sum(chat.prompt_tokens(body) for body in bodies) / len(numbers) * want.count
-    most_prompt = sum(chat.most_prompt_tokens(body) for body in bodies) / len(numbers) * want.count
+    prompt = sum(lengths.prompt_tokens(body) for body in bodies) / len(numbers) * want.count
     completion = sum(ask.max_tokens for ask in asks) * USUAL_SHARE / len(numbers) * want.count
     teacher = run.config.recipe.models.generation.model_id
     price = teachers.price_for(run, teacher)
-    worst = completion / USUAL_SHARE
-    limit = run.config.place.api.requests_per_minute
+    limit = api.requests_per_minute
     num_requests = math.ceil(len(asks) / len(numbers) * want.count)
     return {
         "task": want.task,
@@ -202,29 +214,30 @@ def estimate(run: Run, want: SynthesisOrder) -> dict[str, Any]:
         "requests": num_requests,
         "prompt_tokens": round(prompt),
         "completion_tokens": round(completion),
-        "assumption": f"answers of {USUAL_SHARE:.0%} of max_tokens, every sample accepted",
+        "assumption": f"answers of {USUAL_SHARE:.0%} of max_tokens, every sample accepted; at most: every answer cut "
+        f"off, asked for again and mended, {most_samples(want.count, api.max_rounds) / want.count:.0f} samples a row, "
+        f"{api.hidden_tokens or 0} tokens of reasoning a request (api.hidden_tokens)",
         **({"price": "not known: a paid run is refused without it, see api.prices"} if price is None else {}),
         "usd": None if price is None else round(price.cost(round(prompt), 0, round(completion)), 4),
-        "usd_at_most": None if price is None else round(price.cost(round(most_prompt), 0, round(worst)), 4),
+        **_at_most(run, want, task, generation, price),
         "minutes_at_least": None if limit is None else round(num_requests / limit, 1),
         "action": run.store.plan(request(run, want)),
     }
 
 
-def _asks(task: Task, number: int) -> list[Ask]:
-    """The requests of a sample whose answers are all as short as can be; none of one that asks nobody."""
-    conversation = task.converse(task.sample(number))
-    asks: list[Ask] = []
-    with contextlib.suppress(StopIteration, Ended):
-        asks.append(next(conversation))
-        asks.append(conversation.send(Answer(OutcomeKind.ANSWER, _stand_in(asks[0]))))
-    conversation.close()
-    return asks
-
-
-def _stand_in(ask: Ask) -> str:
-    """A text that holds everything that was asked for, so that the conversation goes on."""
-    return '{"entities": [], "relations": []}' if ask.json_mode else ask.messages[-1][1]
+def _at_most(run: Run, want: SynthesisOrder, task: Task, generation: Generation, price: Price | None) -> dict[str, Any]:
+    """Dollars at most: of a run whose first samples are all accepted, and of any run. `api.max_usd` bounds both."""
+    api, judge = run.config.place.api, generation.gate.judge.model_id
+    room = api.hidden_tokens or 0
+    judging = bounds.judge_at_most(generation, want.count, teachers.price_for(run, judge) if judge else None, room)
+    if price is None or judging is None:
+        return {"usd_first_round_at_most": None, "usd_at_most": None}
+    sample = bounds.dearest(task, want.count, generation.max_answer_tokens, price, room)
+    # Those that show whether the server answers at all, while it leaves a prompt without an answer.
+    samples = most_samples(want.count, api.max_rounds) + api.max_failures_of_a_prompt
+    budget = math.inf if api.max_usd is None else api.max_usd
+    figures = {"usd_first_round_at_most": sample * want.count, "usd_at_most": sample * samples}
+    return {name: min(budget, math.ceil((usd + judging) * 10_000) / 10_000) for name, usd in figures.items()}
 
 
 def task_of(run: Run, want: SynthesisOrder) -> Task:
@@ -244,6 +257,7 @@ def _job(run: Run, want: SynthesisOrder, build: Build, teacher: Teacher, after: 
         generation=generation.model_dump(),
         count=want.count,
         max_rounds=api.max_rounds,
+        max_failures=api.max_failures_of_a_prompt,
         input_files=input_files(want.data) if want.data else (),
         endpoint=teacher.endpoint,
         price=teacher.price,
@@ -267,6 +281,7 @@ def _job(run: Run, want: SynthesisOrder, build: Build, teacher: Teacher, after: 
         ),
         budget=Budget(teacher.dearest, api.max_usd, spent_before=spent, unsettled_before=perhaps),
         spent=sum(own),
+        unsettled=own[1],
         num_actors=api.num_actors,
         log_file=run.log_file,
         metrics_file=str(run.store.root / "tracking" / "metrics" / f"{want.name}.jsonl"),

@@ -8,8 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ucotron_ray.synthesis.job import SynthesisJob
+from ucotron_ray.synthesis.ledger import Totals
+
+if TYPE_CHECKING:
+    from ucotron_ray.synthesis.governor import Governor
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +80,30 @@ def line(status: dict[str, Any], progress: Progress, seconds: float) -> str:
     return "  ".join(parts)
 
 
+def status_of(governor: "Governor", run: str) -> dict[str, Any]:
+    """What a driver shows of its run, and `open`: the dollars of each request that is perhaps paid."""
+    ledger = governor.runs[run]
+    return {
+        **asdict(ledger.totals),
+        "usd": ledger.usd,
+        "lost_usd": ledger.lost_usd,
+        "reserved_usd": governor.reserved_of(run),
+        "open": governor.open_of(run),
+        "window": governor.window,
+        "in_flight": governor.in_flight_of(run),
+        "stop": ledger.stop,
+        "stop_kind": ledger.stop_kind,
+        "cause": ledger.causes.most_frequent,
+    }
+
+
+def of_task(job: SynthesisJob, status: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The ledger's status less what other tasks on the same ledger had used before this one began."""
+    counts = [entry.name for entry in fields(Totals) if entry.name != "usd"]
+    own = {name: status[name] - before[name] for name in counts}
+    return {**status, **own, "usd": job.spent + status["usd"] - before["usd"]}
+
+
 @contextmanager
 def watching(progress: Progress, ask: Callable[[], dict[str, Any]], metrics_file: Path) -> Iterator[None]:
     """Ask once a second (the limiter takes it as the driver's sign of life), show and write the figures."""
@@ -99,7 +130,8 @@ def watching(progress: Progress, ask: Callable[[], dict[str, Any]], metrics_file
             elif now - shown >= LINE_SECONDS:
                 log.info("synthesize: %s", text)
                 shown = now
-            figures = {**status, "rows": progress.done["accepted"], "seconds": round(now - began, 1), "at": time.time()}
+            figures = {key: value for key, value in status.items() if key != "open"}
+            figures |= {"rows": progress.done["accepted"], "seconds": round(now - began, 1), "at": time.time()}
             with metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(figures) + "\n")
         if terminal:

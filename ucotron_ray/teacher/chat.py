@@ -1,7 +1,6 @@
 """One request to an OpenAI-compatible server → one classified outcome. No retries here: the caller's limiter sees all.
 
-Outcomes are judged by HTTP status, never by the body: bodies of a 429 have been seen to say `invalid_request_error`
-(github.com/BerriAI/litellm/issues/9779).
+What a failure means stands in `failures.py`, what an answer holds in `completion.py`.
 """
 
 import email.utils
@@ -9,43 +8,28 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 
-from ucotron_ray.teacher.outcome import Limits, OutcomeKind, RequestOutcome, Usage
+from ucotron_ray.core.network import tls_problem
+from ucotron_ray.teacher.completion import DETAIL_CHARACTERS, join_stream, read_completion
+from ucotron_ray.teacher.failures import GATEWAY_ERRORS, kind_of
+from ucotron_ray.teacher.outcome import FINAL, Limits, OutcomeKind, RequestOutcome
 
 MAX_RETRY_AFTER_SECONDS = 60.0
-DETAIL_CHARACTERS = 300
-
-CHARACTERS_PER_TOKEN = 4
-"""Rule of thumb for servers that report no usage."""
-
-_KINDS = {
-    400: OutcomeKind.POISON,
-    401: OutcomeKind.AUTH,
-    402: OutcomeKind.BILLING,
-    403: OutcomeKind.AUTH,
-    404: OutcomeKind.MODEL_MISSING,
-    408: OutcomeKind.TRANSIENT,
-    409: OutcomeKind.TRANSIENT,
-    412: OutcomeKind.BILLING,
-    413: OutcomeKind.POISON,
-    422: OutcomeKind.POISON,
-    425: OutcomeKind.TRANSIENT,
-    429: OutcomeKind.RATE_LIMITED,
-    503: OutcomeKind.OVERLOADED,
-    529: OutcomeKind.OVERLOADED,
-}
-
-
-def read_completion(message: object, body: Mapping[str, Any]) -> RequestOutcome:
-    """The outcome in a chat completion that came by another way than `chat` (a batch's results)."""
-    return _answer(message, body, None, 0.0)
+SHORTEST_KEY = 6
+"""Shorter values of headers would take words out of what a server says."""
 
 
 async def chat(
-    session: aiohttp.ClientSession, url: str, body: Mapping[str, Any], headers: Mapping[str, str]
+    session: aiohttp.ClientSession,
+    url: str,
+    body: Mapping[str, Any],
+    headers: Mapping[str, str],
+    *,
+    proxy: str | None = None,
 ) -> RequestOutcome:
     """Post one chat request. Never raises for what the server or the network does.
 
@@ -56,28 +40,20 @@ async def chat(
     # Encoded here: aiohttp would do it with its own defaults, and non-ASCII text would be twice as long.
     data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
     try:
-        async with session.post(url, data=data, headers=headers, allow_redirects=False) as response:
+        async with session.post(url, data=data, headers=headers, allow_redirects=False, proxy=proxy) as response:
             if not 200 <= response.status < 300:
-                raw = await _head_of(response)
-                return _failure(response.status, _without_key(raw, headers), response.headers, time.monotonic() - began)
-            raw_body = await response.read()
-            streamed = response.content_type == "text/event-stream"
-            limits = read_limits(response.headers)
+                raw = _without_keys(await _head_of(response), headers)
+                outcome = _failure(response.status, raw, str(body.get("model")))
+            else:
+                raw_body = await response.read()
+                streamed = response.content_type == "text/event-stream"
+                outcome = _read(raw_body, body, streamed=streamed)
+                outcome = replace(outcome, detail=_without_keys(outcome.detail, headers))
+            limits, wait = read_limits(response.headers), retry_after(response.headers)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        # A request that timed out or was cut off may have been answered, and billed, behind our back; one that found
-        # no connection was not.
-        unsent = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
-        seconds = time.monotonic() - began
-        return RequestOutcome(OutcomeKind.TRANSIENT, maybe_billed=not unsent, seconds=seconds, detail=_name(error))
-    seconds = time.monotonic() - began
-    try:
-        message = _join_stream(raw_body.decode("utf-8")) if streamed else json.loads(raw_body)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        detail = f"a body that is no chat completion ({type(error).__name__})"
-        return RequestOutcome(
-            OutcomeKind.TRANSIENT, maybe_billed=True, status=200, limits=limits, seconds=seconds, detail=detail
-        )
-    return _answer(message, body, limits, seconds)
+        return replace(_unreached(error), seconds=time.monotonic() - began)
+    wait = None if outcome.kind in FINAL else wait
+    return replace(outcome, limits=limits, retry_after=wait, seconds=time.monotonic() - began)
 
 
 def client_timeout(*, connect: float, read: float, total: float) -> aiohttp.ClientTimeout:
@@ -107,97 +83,45 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         parsed = email.utils.parsedate_tz(text)
         if parsed is None:
             return None
-        seconds = email.utils.mktime_tz(parsed) - time.time()
+        # By the server's own clock, where it says what that shows.
+        now = email.utils.parsedate_tz(headers.get("Date", ""))
+        seconds = email.utils.mktime_tz(parsed) - (email.utils.mktime_tz(now) if now else time.time())
     return min(MAX_RETRY_AFTER_SECONDS, max(0.0, seconds)) if math.isfinite(seconds) else MAX_RETRY_AFTER_SECONDS
 
 
-def estimate_tokens(text: str) -> int:
-    """About how many tokens a text has."""
-    return len(text) // CHARACTERS_PER_TOKEN + 1
+def _failure(status: int, raw: str, model: str) -> RequestOutcome:
+    detail = f"HTTP {status}: {raw}"[:DETAIL_CHARACTERS]
+    is_billed = status in GATEWAY_ERRORS
+    return RequestOutcome(kind_of(status, raw, model), status=status, maybe_billed=is_billed, detail=detail)
 
 
-def most_prompt_tokens(body: Mapping[str, Any]) -> int:
-    """How many tokens the messages can have at most: no tokenizer makes more than one of a byte."""
-    return sum(len(message["content"].encode("utf-8", "replace")) + 16 for message in body["messages"])
-
-
-def prompt_tokens(body: Mapping[str, Any]) -> int:
-    """About how many tokens the messages of a request have, with a few for the turns' markers."""
-    return sum(estimate_tokens(message["content"]) + 4 for message in body["messages"])
-
-
-def _failure(status: int, raw: str, headers: Mapping[str, str], seconds: float) -> RequestOutcome:
-    kind = _KINDS.get(status) or (OutcomeKind.TRANSIENT if status >= 500 else OutcomeKind.MISDIRECTED)
-    return RequestOutcome(
-        kind,
-        status=status,
-        limits=read_limits(headers),
-        retry_after=retry_after(headers),
-        maybe_billed=False,
-        seconds=seconds,
-        detail=f"HTTP {status}: {raw}"[:DETAIL_CHARACTERS],
-    )
-
-
-def _answer(message: object, body: Mapping[str, Any], limits: Limits | None, seconds: float) -> RequestOutcome:
+def _read(raw: bytes, body: Mapping[str, Any], *, streamed: bool) -> RequestOutcome:
+    """The outcome in the body of a 200."""
     try:
-        choice = message["choices"][0]  # type: ignore[index]  # checked by the except
-        text = choice["message"].get("content") or ""
-        finish = choice.get("finish_reason")
-        refusal = choice["message"].get("refusal")
-        # Half of a surrogate pair is no text, and could not be written down.
-        text = text.encode("utf-8", "replace").decode("utf-8")
-    except (KeyError, IndexError, TypeError, AttributeError):
-        detail = "a body without choices[0].message"
-        return RequestOutcome(
-            OutcomeKind.TRANSIENT, maybe_billed=True, status=200, limits=limits, seconds=seconds, detail=detail
-        )
-    kind = OutcomeKind.ANSWER
-    if finish == "length":
-        kind = OutcomeKind.TRUNCATED
-    elif refusal or finish == "content_filter" or not text.strip():
-        kind = OutcomeKind.REFUSED
-    return RequestOutcome(
-        kind,
-        text=text,
-        finish=finish,
-        usage=_usage(message, body, text),
-        limits=limits,
-        status=200,
-        seconds=seconds,
-        detail="" if kind is OutcomeKind.ANSWER else str(refusal or finish or "an empty answer")[:DETAIL_CHARACTERS],
-    )
+        # An error may come as JSON under the type of the stream that was to follow.
+        is_stream = streamed and not raw.lstrip().startswith(b"{")
+        message = join_stream(raw.decode("utf-8-sig")) if is_stream else json.loads(raw)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        detail = f"a body that is no chat completion ({type(error).__name__})"
+        return RequestOutcome(OutcomeKind.TRANSIENT, maybe_billed=True, status=200, detail=detail)
+    return read_completion(message, body)
 
 
-def _usage(message: Any, body: Mapping[str, Any], text: str) -> Usage:
-    usage = message.get("usage") or {}
-    try:
-        details = usage.get("prompt_tokens_details") or {}
-        return Usage(
-            int(usage["prompt_tokens"]), int(details.get("cached_tokens") or 0), int(usage["completion_tokens"])
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return Usage(prompt_tokens(body), 0, estimate_tokens(text), estimated=True)
-
-
-def _join_stream(stream: str) -> dict[str, Any]:
-    """The chat completion that a server-sent event stream adds up to; some servers stream whatever is asked."""
-    parts: list[str] = []
-    finish: str | None = None
-    usage: Any = None
-    # Not splitlines: it also splits at characters that may stand inside of a JSON string.
-    for line in stream.split("\n"):
-        data = line.removeprefix("data:").strip()
-        if not line.startswith("data:") or data == "[DONE]":
-            continue
-        event = json.loads(data)
-        usage = event.get("usage") or usage
-        for choice in event.get("choices") or []:
-            parts.append((choice.get("delta") or {}).get("content") or "")
-            finish = choice.get("finish_reason") or finish
-    if finish is None:
-        raise ValueError("the stream ended before the answer did")
-    return {"choices": [{"message": {"content": "".join(parts)}, "finish_reason": finish}], "usage": usage}
+def _unreached(error: aiohttp.ClientError | TimeoutError | OSError) -> RequestOutcome:
+    """What came of a request that got no answer."""
+    certificates = tls_problem(error)
+    if certificates is not None:
+        # It will not pass by itself, and was not billed: nothing was sent.
+        return RequestOutcome(OutcomeKind.MISDIRECTED, detail="; ".join(certificates)[:DETAIL_CHARACTERS])
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        said = f"the proxy answers HTTP {error.status}"
+        # A busy proxy may let the next one through; one that wants a password, or forbids the host, will not.
+        kinds = {407: OutcomeKind.AUTH, 403: OutcomeKind.MISDIRECTED, 405: OutcomeKind.MISDIRECTED}
+        return RequestOutcome(kinds.get(error.status, OutcomeKind.TRANSIENT), status=error.status, detail=said)
+    # A request that timed out or was cut off may have been answered, and billed, behind our back; one that found no
+    # connection was not.
+    unsent = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
+    return RequestOutcome(OutcomeKind.TRANSIENT, maybe_billed=not unsent, detail=_name(error))
 
 
 async def _head_of(response: aiohttp.ClientResponse) -> str:
@@ -205,10 +129,13 @@ async def _head_of(response: aiohttp.ClientResponse) -> str:
     return " ".join(raw.decode("utf-8", errors="replace").split())
 
 
-def _without_key(text: str, headers: Mapping[str, str]) -> str:
+def _without_keys(text: str, headers: Mapping[str, str]) -> str:
     """Some gateways repeat the key in their error."""
-    key = headers.get("Authorization", "").removeprefix("Bearer ")
-    return text.replace(key, "***") if key else text
+    for name, value in headers.items():
+        key = value.removeprefix("Bearer ")
+        if name != "Content-Type" and len(key) >= SHORTEST_KEY:
+            text = text.replace(key, "***")
+    return text
 
 
 def _name(error: BaseException) -> str:

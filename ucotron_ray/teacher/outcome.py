@@ -14,14 +14,19 @@ class OutcomeKind(StrEnum):
     OVERLOADED = "overloaded"  # 503, 529
     TRANSIENT = "transient"  # other 5xx, 408, a reset, a timeout, a body that is no chat completion
     POISON = "poison"  # 400, 413, 422: this request will never be answered
-    AUTH = "auth"  # 401, 403
-    BILLING = "billing"  # 402, 412
-    MODEL_MISSING = "model_missing"  # 404
-    MISDIRECTED = "misdirected"  # 3xx, 405 and the like: this is not the server's address
+    REJECTED = "rejected"  # 403, 404, 424, 451 and unlisted 4xx: of this prompt; of all prompts, of the run
+    AUTH = "auth"  # 401
+    BILLING = "billing"  # 402, 412, and whatever says that credits or quota are used up; nothing was billed
+    MODEL_MISSING = "model_missing"  # 404 that names the model
+    MISDIRECTED = "misdirected"  # 3xx, 405: this is not the server's address
 
 
 FINAL = (OutcomeKind.ANSWER, OutcomeKind.TRUNCATED, OutcomeKind.REFUSED)
 """Paid answers of the model."""
+
+UNANSWERABLE = (OutcomeKind.POISON, OutcomeKind.REJECTED)
+"""The server will not answer this prompt. Others may fare better: gateways answer 403 to a flagged input and 424 where
+the provider behind them failed. None of them is fatal by itself; a run in which all prompts get one has to stop."""
 
 FATAL = (OutcomeKind.AUTH, OutcomeKind.BILLING, OutcomeKind.MODEL_MISSING, OutcomeKind.MISDIRECTED)
 """No other request will fare better."""
@@ -34,6 +39,8 @@ class Usage:
     prompt: int = 0
     cached: int = 0
     completion: int = 0
+    hidden: int = 0
+    """Of the completion: thought, and not said."""
     estimated: bool = False
 
 
@@ -59,5 +66,6 @@ class RequestOutcome:
     status: int | None = None
     retry_after: float | None = None
     maybe_billed: bool = False
+    """It failed, and may have been paid for: a timeout, a reset, a gateway's 502, 504 or 524."""
     seconds: float = 0.0
     detail: str = ""

@@ -8,6 +8,7 @@ from typing import Any
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.run import Run
 from ucotron_ray.teacher import endpoint as endpoints
+from ucotron_ray.teacher.check import check
 from ucotron_ray.teacher.prices import Price, price_of
 
 log = logging.getLogger(__name__)
@@ -51,14 +52,14 @@ def configured(run: Run) -> tuple[endpoints.Endpoint, Price | None]:
 def checked(run: Run) -> Teacher:
     """The teacher and its price, asked for its models. Raises ConfigError or InputError: nothing was paid by then."""
     endpoint, price = configured(run)
-    warning = endpoints.check(endpoint, probe_timeout=run.config.place.api.timeout)
+    warning = check(endpoint, probe_timeout=run.config.place.api.timeout)
     if warning:
         log.warning("%s", warning)
     judge = run.config.recipe.generation.gate.judge.model_id
     if judge is None:
         return Teacher(endpoint, price)
     other = replace(endpoint, model=judge)
-    warning = endpoints.check(other, probe_timeout=run.config.place.api.timeout)
+    warning = check(other, probe_timeout=run.config.place.api.timeout)
     if warning:
         log.warning("%s", warning)
     return Teacher(endpoint, price, _price(run, other))
@@ -73,7 +74,7 @@ def price_for(run: Run, model: str) -> Price | None:
 def _price(run: Run, endpoint: endpoints.Endpoint) -> Price | None:
     """The teacher's price. Raises ConfigError for a paid run without one, or a budget that cannot be kept."""
     price = price_for(run, endpoint.model)
-    is_paid = bool(endpoint.key_variable or endpoint.key_file) and not endpoint.is_local
+    is_paid = endpoint.key_source is not None and not endpoint.is_local
     if price is None and (is_paid or run.config.place.api.max_usd is not None):
         raise ConfigError(
             f"no price is known for '{endpoint.model}'",

@@ -16,6 +16,7 @@ import pytest
 
 from ucotron_ray.core import addresses
 from ucotron_ray.core.errors import ConfigError
+from ucotron_ray.core.network import Network
 from ucotron_ray.fireworks import account
 from ucotron_ray.teacher import chat, endpoint
 from ucotron_ray.teacher.outcome import RequestOutcome
@@ -146,7 +147,7 @@ def resolving_to_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asked_by_urllib(url: str, allowed: list[str]) -> str:
     try:
-        with addresses.opener(allowed).open(urllib.request.Request(url), timeout=5) as answer:
+        with addresses.opener(Network(tuple(allowed)), url).open(urllib.request.Request(url), timeout=5) as answer:
             return str(answer.status)
     except urllib.error.HTTPError as error:
         return str(error.code)
@@ -224,7 +225,7 @@ def test_endpoint_and_account_take_the_hosts_of_the_place():
     with pytest.raises(ConfigError, match="http is not encrypted"):
         endpoint.endpoint_of(api(inference_base_url="http://gpu-box:8000/v1"), "m")
     made = endpoint.endpoint_of(api(inference_base_url="http://gpu-box:8000/v1", allowed_hosts=["gpu-box"]), "m")
-    assert made.allowed_hosts == ("gpu-box",)
+    assert made.network.allowed_hosts == ("gpu-box",)
 
 
 @pytest.mark.parametrize(

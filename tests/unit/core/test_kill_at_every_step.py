@@ -11,7 +11,7 @@ from ucotron_ray import cli
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import BuildResult, Request, Store
 from ucotron_ray.operations import record
-from ucotron_ray.synthesis import journal
+from ucotron_ray.synthesis import compaction, journal
 
 MOST = 200
 
@@ -95,10 +95,10 @@ def test_no_answer_is_lost_by_a_compaction_that_is_killed_anywhere(tmp_path):
                 writer.append(answer(rid))
             writer.close()
 
-    places = every_kill(tmp_path, fill, journal.compact)
+    places = every_kill(tmp_path, fill, compaction.compact)
     for place in places:
         assert len(answers(place)) == len(RIDS)
-        journal.compact(place)
+        compaction.compact(place)
         assert answers(place) == {rid: f"answer of {rid}" for rid in RIDS}
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -53,14 +54,20 @@ def test_online_synthesis_takes_what_the_batches_answered(tmp_path, monkeypatch,
     """The same ids: every answer that the conversations need is found by them."""
     from ucotron_ray.core import config
     from ucotron_ray.synthesis import batch, job
+    from ucotron_ray.teacher.endpoint import Endpoint
 
     with vending(monkeypatch) as vendor:
         fill(vendor, tmp_path, capsys)
     task = job.task_of("relation_extraction", config.load().recipe.generation)
     reader = journal.Reader(tmp_path / "journal" / "relation_extraction")
     reader.refresh()
-    assert list(batch.open_requests(task, "accounts/simulator/models/teacher", range(COUNT), reader)) == []
-    assert len(list(batch.open_requests(task, "another-model", range(COUNT), reader))) == COUNT
+    asked_there = Endpoint("http://127.0.0.1:9", "accounts/simulator/models/teacher", None, None, None)
+    assert list(batch.open_requests(task, asked_there, range(COUNT), reader)) == []
+    for another in (
+        replace(asked_there, model="another"),
+        replace(asked_there, extra_body={"reasoning_effort": "low"}),
+    ):
+        assert len(list(batch.open_requests(task, another, range(COUNT), reader))) == COUNT
 
 
 KILLS = {

@@ -106,7 +106,7 @@ def test_a_host_that_is_allowed_may_be_asked_also_where_its_name_resolves(store,
     monkeypatch.setattr(endpoint, "replies", lambda served, *rest: asked.append(served) or [])
     run = Run(config.load(overrides=[("api.allowed_hosts", ["model.internal"])]), verb="deploy", name="d")
     deployment._own_answers(run, store.get("bundle", "mine"), [], "http://model.internal/v1", "UCOTRON_RE_API_KEY")
-    assert [served.allowed_hosts for served in asked] == [("model.internal",)]
+    assert [served.network.allowed_hosts for served in asked] == [("model.internal",)]
 
 
 def test_a_damaged_bundle_is_not_deployed(store, tmp_path, capsys):

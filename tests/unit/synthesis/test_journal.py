@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
+import os
+import zlib
 from pathlib import Path
 
 import pytest
 
 from ucotron_ray.core.errors import ArtifactError, CorruptArtifact
-from ucotron_ray.synthesis import journal
+from ucotron_ray.synthesis import compaction, journal, outcomes
 from ucotron_ray.synthesis.journal import Reader, Record, Writer
 
 
@@ -110,6 +112,75 @@ def test_an_attempt_that_may_have_been_billed_costs_but_answers_nothing(tmp_path
     assert journal.spent(tmp_path, "r") == 0.75
 
 
+def test_two_failures_of_one_request_stay_two_after_a_compaction(tmp_path):
+    writer = Writer(tmp_path)
+    for moment in (1.0, 2.0):
+        writer.append(dataclasses.replace(record(1, kind="transient", cost=0.25), at=moment))
+    writer.close()
+    compaction.compact(tmp_path)
+    assert journal.spent(tmp_path, "r") == 0.5
+
+
+def test_requests_are_settled_by_what_the_journal_knows_of_them_for_this_run(tmp_path):
+    writer = Writer(tmp_path)
+    writer.append(record(1))
+    writer.append(record(2, run="another"))
+    writer.append(record(3, kind="transient", cost=0.25))
+    rids = {record(number).rid: number for number in range(1, 5)}
+    assert {rids[rid] for rid in journal.settled(tmp_path, "r", rids)} == {1, 3}
+
+
+def test_what_was_in_flight_at_a_kill_stays_unless_it_is_in_the_journal_and_is_noted_once(tmp_path):
+    outcomes.keep_unsettled(tmp_path, 1.0, {"a": 0.5, "b": 0.25})
+    assert outcomes.unsettled(tmp_path, lambda rids: {"a"}) == 1.25
+    # Each invocation notes what it was told of the earlier ones and its own requests: the sum does not grow by itself.
+    for _ in range(3):
+        outcomes.keep_unsettled(tmp_path, outcomes.unsettled(tmp_path, lambda rids: {"a"}), {})
+    assert outcomes.unsettled(tmp_path, lambda rids: set()) == 1.25
+    (tmp_path / outcomes.UNSETTLED).write_text('{"usd": 3.5}', encoding="utf-8")
+    assert outcomes.unsettled(tmp_path, lambda rids: set()) == 3.5, "as files of before have it"
+
+
+def test_who_gave_an_answer_is_kept_without_passwords_and_journals_of_before_are_read(tmp_path):
+    assert journal.server_of("https://me:secret@host:8443/v1/?key=secret") == "https://host:8443/v1"
+    writer = Writer(tmp_path)
+    new = dataclasses.replace(record(1), server="https://host/v1", at=5.0)
+    writer.append(new)
+    line = journal.encode(record(2))
+    rid, _, body = line.rstrip(b"\n").split(b" ", 2)
+    body = body.replace(b',"server":null,"at":0.0', b"")
+    writer.close()
+    old = b"%s %08x %s\n" % (rid, zlib.crc32(rid + body), body)
+    (tmp_path / "segments" / "old.log").write_bytes(old)
+    assert found(tmp_path).get(record(1).rid) == new
+    assert found(tmp_path).get(record(2).rid) == record(2)
+
+
+def test_a_prompt_that_was_rejected_is_no_answer_and_known_as_refused(tmp_path):
+    writer = Writer(tmp_path)
+    writer.append(record(1, kind="rejected", cost=0.0))
+    writer.append(record(2, kind="transient", cost=0.1))
+    reader = found(tmp_path)
+    writer.append(record(3, kind="rejected", cost=0.0))
+    reader.refresh()
+    assert [reader.get(record(number).rid) for number in (1, 2, 3)] == [None] * 3
+    assert [reader.was_refused(record(number).rid) for number in (1, 2, 3)] == [True, False, True]
+    assert journal.paid(tmp_path, "r")["answers"] == 0
+
+
+def test_close_gives_the_descriptor_back_and_says_what_could_not_be_made_durable(tmp_path, monkeypatch):
+    writer = Writer(tmp_path)
+    writer.append(record(1))
+    writer.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(writer._file)
+    failing = Writer(tmp_path)
+    monkeypatch.setattr(journal.os, "fsync", lambda file: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    failing.append(record(2))
+    with pytest.raises(OSError, match="Input/output error"):
+        failing.close()
+
+
 def test_a_refusal_is_an_answer_only_for_who_read_before_it_came(tmp_path):
     writer = Writer(tmp_path)
     writer.append(record(1, kind="poison", cost=0.0))
@@ -123,7 +194,7 @@ def test_a_refusal_is_an_answer_only_for_who_read_before_it_came(tmp_path):
     reader.refresh()
     assert reader.get(record(1).rid) == found(tmp_path).get(record(1).rid) == record(1)
     writer.close()
-    assert journal.compact(tmp_path) == 3
+    assert compaction.compact(tmp_path) == 3
     assert found(tmp_path).get(record(1).rid) == record(1)
     assert found(tmp_path).get(record(2).rid) is None
 
@@ -142,7 +213,7 @@ def test_compaction_forgets_no_cost(tmp_path):
     writer.append(record(1, kind="transient", cost=0.25))
     writer.append(record(1, cost=0.5))
     writer.close()
-    journal.compact(tmp_path)
+    compaction.compact(tmp_path)
     assert journal.spent(tmp_path, "r") == 0.75
     assert found(tmp_path).get(record(1).rid) == record(1)
 
@@ -150,12 +221,12 @@ def test_compaction_forgets_no_cost(tmp_path):
 def test_compaction_keeps_each_answer_once_and_can_be_cut_off(tmp_path):
     write(tmp_path, 1, 2)
     segments = {path: path.read_bytes() for path in (tmp_path / "segments").glob("*.log")}
-    assert journal.compact(tmp_path) == 2
+    assert compaction.compact(tmp_path) == 2
     # As if the kill came between the shards and the removal of the segments.
     for path, data in segments.items():
         path.write_bytes(data)
     write(tmp_path, 2, 3)
-    assert journal.compact(tmp_path) == 1
+    assert compaction.compact(tmp_path) == 1
     assert sorted(r.rid for r in journal.records(tmp_path)) == sorted(record(n).rid for n in (1, 2, 3))
     assert not list((tmp_path / "segments").glob("*"))
     assert found(tmp_path).get(record(2).rid) == record(2)
@@ -179,14 +250,14 @@ def test_a_record_survives_its_line(tmp_path):
 def test_a_shard_that_is_gone_or_cut_off_is_damage_and_no_shard_is_overwritten(tmp_path):
     for numbers in ((1,), (2,), (3,)):
         write(tmp_path, *numbers)
-        journal.compact(tmp_path)
+        compaction.compact(tmp_path)
     first, second, third = sorted((tmp_path / "shards").glob("*.log"))
     data = first.read_bytes()
     first.unlink()
     with pytest.raises(CorruptArtifact, match="damaged"):
         list(journal.records(tmp_path))
     write(tmp_path, 4)
-    journal.compact(tmp_path)
+    compaction.compact(tmp_path)
     assert second.exists()
     assert third.exists()
     assert len(list(journal.records(tmp_path))) == 3

@@ -12,7 +12,7 @@ import pytest
 from tests.teacher import Teacher, teaching
 from ucotron_ray.core import config
 from ucotron_ray.simulators.fireworks_settings import TEACHER
-from ucotron_ray.synthesis import journal
+from ucotron_ray.synthesis import compaction, journal, outcomes
 from ucotron_ray.synthesis.governor import Governor
 from ucotron_ray.synthesis.job import Sending
 from ucotron_ray.synthesis.ledger import Budget, Settings
@@ -155,7 +155,7 @@ def test_a_later_invocation_asks_once_more_what_was_refused_and_has_the_rows_of_
         received = teacher.ledger()["received"]
         assert rows(again) == rows(straight)
         assert journal.paid(mended, "run") == journal.paid(tmp_path / "straight", "run")
-        journal.compact(mended)
+        compaction.compact(mended)
         kept, _ = sample(teacher, mended, range(30), dialect="fireworks")
         assert teacher.ledger()["received"] == received
     assert rows(kept) == rows(straight)
@@ -208,6 +208,30 @@ def test_a_close_that_comes_as_the_limiter_answers_is_not_lost(tmp_path):
     made[0]._loop.call_soon_threadsafe(made[0]._loop.stop)
 
 
+def test_answers_that_another_server_of_the_same_model_gave_are_taken_and_told(tmp_path):
+    with teaching() as one:
+        first, _ = sample(one, tmp_path, range(10))
+    with teaching() as other:
+        results, _ = sample(other, tmp_path, range(12))
+        assert other.ledger()["received"] == 4
+    assert rows(results)[:10] == rows(first)
+    assert [len(result.elsewhere) for result in results] == [2] * 10 + [0] * 2
+    assert {server for result in results for server in result.elsewhere} == {one.base_url}
+    (tmp_path / outcomes.OUTCOMES).mkdir()
+    for part in (results[:5], results[3:]):
+        lines = [outcomes.line_of(result, "train") for result in part]
+        outcomes.append_outcomes(tmp_path / outcomes.OUTCOMES / f"{len(part)}.jsonl", lines)
+    assert outcomes.elsewhere(tmp_path) == {one.base_url: 20}
+
+
+@pytest.mark.parametrize(("fault", "costs"), [("500", False), ("reset", True), ("402", False), ("403", False)])
+def test_dollars_are_booked_only_where_somebody_may_have_been_billed(tmp_path, fault, costs):
+    with teaching(faults={fault: 1.0}) as teacher:
+        _, governor = sample(teacher, tmp_path, range(3), max_retries=0)
+    assert (governor.runs["run"].usd > 0) is costs
+    assert governor.runs["run"].usd == pytest.approx(journal.spent(tmp_path, "run"))
+
+
 def test_the_budget_is_hard_and_the_rest_stays_pending(tmp_path):
     with teaching() as teacher:
         results, governor = sample(teacher, tmp_path, range(200), max_usd=0.02)
@@ -224,7 +248,7 @@ def test_a_server_that_refuses_keys_is_asked_with_fewer(tmp_path):
         ledger = teacher.ledger()
     assert all(result.done.status == "accepted" for result in results)
     assert ledger["statuses"]["200"] == 120
-    assert ledger["statuses"]["422"] <= 3 * 8, "found out with the first requests, not with each"
+    assert ledger["statuses"]["422"] <= 4 * 8, "found out with the first requests, not with each"
 
 
 def test_no_more_are_in_flight_than_the_window_and_permits_ahead_fill_it(tmp_path):
@@ -270,15 +294,15 @@ def test_a_journal_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
 def test_an_error_that_nobody_foresaw_costs_its_sample_and_gives_its_place_back(tmp_path):
     with teaching() as teacher:
         with working(teacher, tmp_path) as (worker, governor):
-            post, calls = worker._post, []
+            ask, calls = worker._client.ask, []
 
-            async def spoiled(body):
+            async def spoiled(body, **more):
                 calls.append(body)
                 if len(calls) <= 4:
                     raise ValueError("nobody foresaw it")
-                return await post(body)
+                return await ask(body, **more)
 
-            worker._post = spoiled
+            worker._client.ask = spoiled
             results = worker.run(range(12))
         assert teacher.ledger()["received"] == 16
     statuses = sorted(result.done.status for result in results)

@@ -18,6 +18,7 @@ from ucotron_ray.core.place import Api
 from ucotron_ray.simulators.fireworks_settings import TEACHER
 from ucotron_ray.teacher import chat as chats
 from ucotron_ray.teacher import endpoint as endpoints
+from ucotron_ray.teacher.check import check
 from ucotron_ray.teacher.outcome import Limits, OutcomeKind, RequestOutcome
 
 CANARY = "fw-canary-4711"
@@ -71,9 +72,12 @@ def test_an_answer_with_its_usage_and_the_limits_of_its_headers():
         (413, OutcomeKind.POISON),
         (422, OutcomeKind.POISON),
         (401, OutcomeKind.AUTH),
-        (403, OutcomeKind.AUTH),
+        (403, OutcomeKind.REJECTED),
+        (424, OutcomeKind.REJECTED),
+        (451, OutcomeKind.REJECTED),
+        (418, OutcomeKind.REJECTED),
         (402, OutcomeKind.BILLING),
-        (404, OutcomeKind.MODEL_MISSING),
+        (404, OutcomeKind.REJECTED),
         (408, OutcomeKind.TRANSIENT),
         (429, OutcomeKind.RATE_LIMITED),
         (500, OutcomeKind.TRANSIENT),
@@ -92,6 +96,27 @@ def test_the_status_decides_whatever_the_body_says(status, kind):
         outcome = ask(url)
     assert outcome.kind is kind
     assert bool(outcome.text) == (kind is OutcomeKind.ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "kind", "maybe_billed"),
+    [
+        (404, "Model not found, inaccessible, and/or not deployed", OutcomeKind.MODEL_MISSING, False),
+        (404, f"No endpoints found for {TEACHER}.", OutcomeKind.MODEL_MISSING, False),
+        (404, "404 page not found", OutcomeKind.REJECTED, False),
+        (429, '{"error": {"code": "insufficient_quota"}}', OutcomeKind.BILLING, False),
+        (403, "Insufficient credits to run this model", OutcomeKind.BILLING, False),
+        (400, "Your credit balance is too low to access the API", OutcomeKind.BILLING, False),
+        (500, "Internal error", OutcomeKind.TRANSIENT, False),
+        (502, "Bad gateway", OutcomeKind.TRANSIENT, True),
+        (504, "Gateway timeout", OutcomeKind.TRANSIENT, True),
+        (524, "A timeout occurred", OutcomeKind.TRANSIENT, True),
+    ],
+)
+def test_words_tell_whose_fault_it_is_where_a_status_means_two_things(status, words, kind, maybe_billed):
+    with answering(words, status=status) as url:
+        outcome = ask(url)
+    assert (outcome.kind, outcome.maybe_billed) == (kind, maybe_billed)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +239,7 @@ def test_a_missing_model_names_those_that_exist():
     with teaching() as teacher:
         endpoint = endpoints.endpoint_of(api(teacher.base_url), "accounts/fireworks/models/glm-4-plus")
         with pytest.raises(InputError, match="glm-4-plus") as error:
-            endpoints.check(endpoint)
+            check(endpoint)
     assert TEACHER in str(error.value)
     assert "models.generation.model_id" in str(error.value)
     assert error.value.exit_code == 2
@@ -228,7 +253,7 @@ def test_a_model_that_is_served_but_not_listed_is_taken():
     application.router.add_get("/models", models)
     application.router.add_post("/chat/completions", lambda _: _json(completion("ok")))
     with serving(application) as url:
-        assert "does not list" in (endpoints.check(endpoints.endpoint_of(api(url), "mine")) or "")
+        assert "does not list" in (check(endpoints.endpoint_of(api(url), "mine")) or "")
 
 
 def test_a_server_that_loads_its_model_when_it_is_first_asked_gets_the_time_for_it():
@@ -245,8 +270,8 @@ def test_a_server_that_loads_its_model_when_it_is_first_asked_gets_the_time_for_
     with serving(application) as url:
         endpoint = endpoints.endpoint_of(api(url), "mine")
         with pytest.raises(InputError, match="cannot be reached"):
-            endpoints.check(endpoint, probe_timeout=0.1)
-        assert "answers as 'mine'" in (endpoints.check(endpoint, probe_timeout=30) or "")
+            check(endpoint, probe_timeout=0.1)
+        assert "answers as 'mine'" in (check(endpoint, probe_timeout=30) or "")
 
 
 async def _json(value: object) -> web.Response:
@@ -259,7 +284,7 @@ def test_a_refused_key_is_found_at_the_first_probe_and_not_printed(monkeypatch):
         endpoint = endpoints.endpoint_of(api(teacher.base_url), TEACHER)
         assert CANARY not in repr(endpoint)
         with pytest.raises(InputError, match="refuses the key") as error:
-            endpoints.check(endpoint)
+            check(endpoint)
     assert CANARY not in "".join(traceback.format_exception(error.value))
     assert "FIREWORKS_API_KEY" in str(error.value)
 
@@ -267,12 +292,12 @@ def test_a_refused_key_is_found_at_the_first_probe_and_not_printed(monkeypatch):
 def test_the_probe_asks_no_proxy_of_the_shell(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with teaching() as teacher:
-        assert endpoints.check(endpoints.endpoint_of(api(teacher.base_url), TEACHER)) is None
+        assert check(endpoints.endpoint_of(api(teacher.base_url), TEACHER)) is None
 
 
 def test_no_server_says_how_to_get_one():
     with pytest.raises(InputError, match="cannot be reached") as error:
-        endpoints.check(endpoints.endpoint_of(api("http://127.0.0.1:9"), TEACHER))
+        check(endpoints.endpoint_of(api("http://127.0.0.1:9"), TEACHER))
     assert "simulate-fireworks" in str(error.value)
 
 
@@ -328,5 +353,5 @@ def test_a_server_that_does_not_speak_http_is_an_input_error():
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(InputError, match="cannot be reached"):
-            endpoints.check(endpoints.endpoint_of(api(f"http://127.0.0.1:{listening.getsockname()[1]}/v1"), "m"))
+            check(endpoints.endpoint_of(api(f"http://127.0.0.1:{listening.getsockname()[1]}/v1"), "m"))
         thread.join()

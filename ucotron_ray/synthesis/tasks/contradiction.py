@@ -5,6 +5,7 @@ the subject and their own value and not the other one's; a second request reads 
 times and confidences make the server decide as the label says.
 """
 
+import json
 import random
 import re
 from collections.abc import Sequence
@@ -81,7 +82,8 @@ class _Values(BaseModel):
 
 def make_task(generation: Generation, rows: Sequence[RawRow] = ()) -> Task:
     """The task for these settings; it builds on no rows."""
-    return Task(NAME, VERSION, partial(_sample, generation), partial(_converse, generation), row_kind())
+    converse = partial(_converse, generation)
+    return Task(NAME, VERSION, partial(_sample, generation), converse, row_kind(), stand_in=_stand_in)
 
 
 def row_kind() -> RowKind:
@@ -191,6 +193,12 @@ def _converse(generation: Generation, facts: Facts) -> Conversation:
         if name_key(stated or "") != name_key(value):
             return Done("rejected", reason="a reader finds another value", notes=(*notes, "unstated"))
     return Done("accepted", row=_row(facts, texts), notes=tuple(notes))
+
+
+def _stand_in(facts: Facts, ask: Ask) -> str:
+    """Two sentences that can be read back."""
+    first, second = (f"{facts['subject']}: {value}" for value in facts["values"])
+    return json.dumps({"fact_a": first, "fact_b": f"Of {second}"})
 
 
 def _check_texts(texts: Sequence[str], facts: Facts, notes: Sequence[str]) -> None:
