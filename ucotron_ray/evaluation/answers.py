@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from ucotron_ray.core.artifacts import Artifact, Input
-from ucotron_ray.core.errors import ConfigError, Stopped
+from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.files import canonical_hash
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
@@ -114,7 +114,7 @@ def answers_of(
     if source.kind == "co-occurrence":
         return _guessed(rows, questions), {}
     if source.kind == "endpoint":
-        return _asked(run, source, rows, questions)
+        return _asked(run, source, rows, questions, directory)
     return _generated(run, source, questions, directory)
 
 
@@ -170,36 +170,16 @@ def _guessed(rows: Sequence[RawRow], questions: Sequence[Question]) -> list["Pre
 
 
 def _asked(
-    run: Run, source: ModelRef, rows: Sequence[RawRow], questions: Sequence[Question]
+    run: Run, source: ModelRef, rows: Sequence[RawRow], questions: Sequence[Question], directory: Path
 ) -> tuple[list["Prediction"], dict[str, float]]:
-    """Answers over HTTP to the server's own call. Raises Stopped if a row has none: a score without it would lie."""
-    from ucotron_ray.evaluation import endpoint
-    from ucotron_ray.evaluation.predictions import Prediction, asked_row
+    """Answers over HTTP to the server's own call."""
+    from ucotron_ray.evaluation import endpoint, endpoint_answers
 
     assert source.endpoint is not None
-    api = run.config.place.api
-    asking = endpoint.Asking(timeout=api.timeout, max_retries=api.max_retries, retry_delay=api.retry_delay)
-    turns = [
-        endpoint.question(
-            asked_row(rows[row], layout)[0], asking, [asked_row(example, layout)[0] for example in source.examples]
-        )
-        for row, layout in questions
-    ]
     began = time.monotonic()
-    replies = endpoint.replies(source.endpoint, turns, asking)
-    lost = [reply.error for reply in replies if reply.error]
-    if lost:
-        raise Stopped(
-            f"{len(lost)} of {len(replies)} questions have no answer, so there is no score",
-            where=source.label,
-            found=lost[0],
-            next_step="run the same command again",
-        )
-    predictions = [
-        Prediction(row, layout, reply.text, reply.completion_tokens, reply.finish == "length")
-        for (row, layout), reply in zip(questions, replies, strict=True)
-    ]
-    return predictions, {"seconds": time.monotonic() - began}
+    asking = endpoint.asking_of(run.config.place.api)
+    found = endpoint_answers.answers(source.endpoint, rows, questions, asking, directory, examples=source.examples)
+    return found, {"seconds": time.monotonic() - began}
 
 
 def _endpoint(run: Run, reference: str) -> ModelRef:

@@ -6,11 +6,13 @@ model that echoes its prompt has 0.82 of the keywords and no triple: the winner 
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ucotron_ray.core.errors import AuthError, FireworksError, NotFoundError
+from ucotron_ray.core.place import Api
 from ucotron_ray.data import wire
 from ucotron_ray.data.records import RawRow
 from ucotron_ray.evaluation.scoring import RowScore, score_row, summary
@@ -18,8 +20,13 @@ from ucotron_ray.teacher.chat import client_timeout
 from ucotron_ray.teacher.client import Client
 from ucotron_ray.teacher.endpoint import Endpoint
 from ucotron_ray.teacher.outcome import FATAL, FINAL, UNANSWERABLE, OutcomeKind, RequestOutcome
+from ucotron_ray.teacher.window import Window
 
 IN_FLIGHT = 8
+"""Questions at once at the start; more once they are answered."""
+
+CUT = 0.5
+MOST_REFUSED = 12
 CONNECT_SECONDS = 10.0
 MAX_BACKOFF_SECONDS = 30.0
 
@@ -34,6 +41,13 @@ class Asking:
     timeout: float = 120.0
     max_retries: int = 3
     retry_delay: float = 2.0
+    max_in_flight: int = 256
+
+
+def asking_of(api: Api, **changes: Any) -> Asking:
+    """As the place asks; `changes` are fields of `Asking`."""
+    patient = {name: getattr(api, name) for name in ("timeout", "max_retries", "retry_delay", "max_in_flight")}
+    return Asking(**{**patient, **changes})
 
 
 @dataclass(frozen=True)
@@ -45,11 +59,25 @@ class Reply:
     prompt_tokens: int
     completion_tokens: int
     error: str | None = None
+    refused: bool = False
+    """The server will not answer this question, however often it is asked; others it may."""
 
 
-def replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str, str]]], asking: Asking) -> list[Reply]:
-    """Answers to lists of messages, in their order. Raises AuthError or NotFoundError where none would fare better."""
-    return asyncio.run(_replies(endpoint, questions, asking))
+def _ignore(index: int, reply: Reply) -> None:
+    pass
+
+
+def replies(
+    endpoint: Endpoint,
+    questions: Sequence[Sequence[Mapping[str, str]]],
+    asking: Asking,
+    each: Callable[[int, Reply], None] = _ignore,
+) -> list[Reply]:
+    """Answers to lists of messages, in their order; `each` is told the number of a question and its reply at once.
+
+    Raises AuthError, NotFoundError or FireworksError where no question would fare better.
+    """
+    return asyncio.run(_replies(endpoint, questions, asking, each))
 
 
 def question(row: RawRow, asking: Asking, examples: Sequence[RawRow] = ()) -> list[dict[str, str]]:
@@ -151,33 +179,89 @@ def _triples(score: RowScore) -> dict[str, Any]:
     return {**counts, "f1": f1 if score.valid else 0.0, "valid": score.valid}
 
 
-async def _replies(endpoint: Endpoint, questions: Sequence[Sequence[Mapping[str, str]]], asking: Asking) -> list[Reply]:
+class _Asked:
+    """Asks one server, as many questions at a time as it bears (`teacher/window.py`), and repeats what may pass."""
+
+    def __init__(self, endpoint: Endpoint, client: Client, asking: Asking, each: Callable[[int, Reply], None]) -> None:
+        self._endpoint, self._client, self._asking, self._each = endpoint, client, asking, each
+        self._window = Window(IN_FLIGHT, asking.max_in_flight)
+        self._running, self._room = 0, asyncio.Condition()
+        self._answered = self._refused = 0
+
+    async def ask(self, index: int, messages: Sequence[Mapping[str, str]]) -> Reply:
+        """The reply to one question, repeats included."""
+        body = {
+            "model": self._endpoint.model,
+            "messages": list(messages),
+            "temperature": self._asking.temperature,
+            **self._endpoint.extra_body,
+        }
+        for number in range(self._asking.max_retries + 1):
+            outcome = await self._once({**body, "max_tokens": self._asking.max_tokens + self._client.room})
+            if outcome.kind in (*FINAL, *FATAL, *UNANSWERABLE):
+                break
+            longest = min(MAX_BACKOFF_SECONDS, self._asking.retry_delay * 2**number)
+            if number < self._asking.max_retries:
+                asked = outcome.retry_after
+                await asyncio.sleep(asked if asked is not None else random.uniform(0, longest))
+        reply = _reply(outcome, self._endpoint)
+        self._refuse_all_refused(outcome)
+        self._each(index, reply)
+        return reply
+
+    async def _once(self, body: Mapping[str, Any]) -> RequestOutcome:
+        async with self._room:
+            await self._room.wait_for(lambda: self._running < max(1, int(self._window.size)))
+            self._running += 1
+        permitted_at = time.monotonic()
+        try:
+            outcome = await self._client.ask(body)
+        finally:
+            async with self._room:
+                self._running -= 1
+                self._room.notify_all()
+        self._turn(outcome, permitted_at)
+        return outcome
+
+    def _turn(self, outcome: RequestOutcome, permitted_at: float) -> None:
+        """Open or close the window by what came back."""
+        now, failed = time.monotonic(), outcome.kind is OutcomeKind.TRANSIENT
+        overloaded = self._window.seems_overloaded(permitted_at=permitted_at, failed=failed)
+        if outcome.kind in (OutcomeKind.RATE_LIMITED, OutcomeKind.OVERLOADED) or (failed and overloaded):
+            self._window.cut(now, CUT)
+        elif outcome.kind in FINAL:
+            self._window.grow()
+
+    def _refuse_all_refused(self, outcome: RequestOutcome) -> None:
+        """A server that refuses every question will not bear the rest either."""
+        self._answered += outcome.kind in FINAL
+        self._refused += outcome.kind in UNANSWERABLE
+        if not self._answered and self._refused >= MOST_REFUSED:
+            raise FireworksError(
+                f"the server refused the first {self._refused} questions and answered none",
+                where=self._endpoint.chat_url,
+                found=outcome.detail,
+                next_step="ask it one question by hand, with the same model",
+            )
+
+
+async def _replies(
+    endpoint: Endpoint,
+    questions: Sequence[Sequence[Mapping[str, str]]],
+    asking: Asking,
+    each: Callable[[int, Reply], None],
+) -> list[Reply]:
     timeout = client_timeout(connect=CONNECT_SECONDS, read=asking.timeout, total=asking.timeout * 4)
-    client, gate = Client(endpoint), asyncio.Semaphore(IN_FLIGHT)
+    client = Client(endpoint)
     await client.open(timeout)
     try:
-
-        async def one(messages: Sequence[Mapping[str, str]]) -> Reply:
-            body = {
-                "model": endpoint.model,
-                "messages": list(messages),
-                "max_tokens": asking.max_tokens,
-                "temperature": asking.temperature,
-                **endpoint.extra_body,
-            }
-            async with gate:
-                body["max_tokens"] = asking.max_tokens + client.room
-                for number in range(asking.max_retries + 1):
-                    outcome = await client.ask(body)
-                    is_last = number == asking.max_retries
-                    if outcome.kind in (*FINAL, *FATAL, *UNANSWERABLE) or is_last:
-                        break
-                    longest = min(MAX_BACKOFF_SECONDS, asking.retry_delay * 2**number)
-                    asked = outcome.retry_after
-                    await asyncio.sleep(asked if asked is not None else random.uniform(0, longest))
-            return _reply(outcome, endpoint)
-
-        return list(await asyncio.gather(*(one(messages) for messages in questions)))
+        asked = _Asked(endpoint, client, asking, each)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(asked.ask(index, messages)) for index, messages in enumerate(questions)]
+        return [task.result() for task in tasks]
+    except ExceptionGroup as errors:
+        # The first one says it; the others were cancelled, or met the same refusal.
+        raise errors.exceptions[0] from None
     finally:
         await client.close()
 
@@ -197,4 +281,5 @@ def _reply(outcome: RequestOutcome, endpoint: Endpoint) -> Reply:
         raise FireworksError("the vendor refuses the request", where=endpoint.chat_url, found=outcome.detail)
     usage = outcome.usage
     error = None if outcome.kind in FINAL else outcome.detail or str(outcome.kind)
-    return Reply(outcome.text, outcome.finish, usage.prompt, usage.completion, error)
+    refused = outcome.kind in UNANSWERABLE
+    return Reply(outcome.text, outcome.finish, usage.prompt, usage.completion, error, refused)

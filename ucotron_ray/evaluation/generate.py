@@ -46,15 +46,15 @@ def predict(job: PredictJob) -> dict[str, float]:
     model = lora.load_for_inference(base, adapter, dtype, quantize=job.quantize, spread=job.spread)
     rows = read_relations(Path(job.rows_file))
     examples = read_relations(Path(job.examples_file)) if job.examples_file else []
-    asking = Asking(model, tokenizer, job.max_new_tokens, job.decoding, examples)
-    asked = [(question, asking.answer(rows[question[0]], question[1])) for question in questions]
+    decoder = RowDecoder(model, tokenizer, job.max_new_tokens, job.decoding, examples)
+    asked = [(question, decoder.answer(rows[question[0]], question[1])) for question in questions]
     # Equal lengths side by side: less padding, and the answers of short texts end together.
     asked.sort(key=lambda entry: len(entry[1].prompt))
     began, new_tokens, finished = time.monotonic(), 0, 0
     for start in range(0, len(asked), job.batch_size):
         batch = asked[start : start + job.batch_size]
-        asking.run([answer for _, answer in batch])
-        predictions = [prediction(asking.speech, question, answer) for question, answer in batch]
+        decoder.run([answer for _, answer in batch])
+        predictions = [prediction(decoder.speech, question, answer) for question, answer in batch]
         append_predictions(Path(job.output_file), predictions)
         new_tokens += sum(entry.num_tokens for entry in predictions)
         seconds, finished = time.monotonic() - began, finished + len(batch)
@@ -68,7 +68,7 @@ def predict(job: PredictJob) -> dict[str, float]:
     return {"new_tokens": float(new_tokens), "seconds": time.monotonic() - began}
 
 
-class Asking:
+class RowDecoder:
     """A model that is asked rows as the server would ask it."""
 
     def __init__(
@@ -112,12 +112,12 @@ def triples_of(
     """
     rows = [row for row in map(relation_row, read_rows(val_file)) if row is not None][:num_rows]
     # Making a grammar of the vocabulary takes a second, and the model stays the same one.
-    asking = cache(lambda model, tokenizer: Asking(model, tokenizer, max_new_tokens))
+    decoder = cache(lambda model, tokenizer: RowDecoder(model, tokenizer, max_new_tokens))
 
     def score(
         model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rank: int, world: int
     ) -> tuple[int, int, int]:
-        share, asked = rows[rank::world], asking(model, tokenizer)
+        share, asked = rows[rank::world], decoder(model, tokenizer)
         right = predicted = expected = 0
         for start in range(0, len(share), batch_size):
             batch = share[start : start + batch_size]

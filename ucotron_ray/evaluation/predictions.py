@@ -1,6 +1,7 @@
 """Questions to a model, its answers, and the file that keeps each answer as soon as it is there. Light: no torch."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class Prediction:
     num_tokens: int
     cut: bool
     sureness: list[float] | None = None
+    prompt_tokens: int = 0
+    """As a server counted them; 0 where a model of ours answered."""
 
 
 def asked_row(row: RawRow, layout: str) -> tuple[RawRow, str]:
@@ -69,11 +72,14 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 def append_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     """Add lines to a predictions file, dropping a torn last line of a killed predecessor first."""
-    whole = path.read_bytes() if path.exists() else b""
-    end = whole.rfind(b"\n") + 1
-    with path.open("r+b" if path.exists() else "wb") as file:
-        file.truncate(end)
-        file.seek(end)
+    path.touch()
+    with path.open("r+b") as file:
+        # Only a torn file is read: a file is added to once an answer.
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if end and file.read(1) != b"\n":
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        file.seek(0, os.SEEK_END)
         for prediction in predictions:
             record: dict[str, Any] = vars(prediction)
             file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())

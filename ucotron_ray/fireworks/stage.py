@@ -15,7 +15,7 @@ from typing import Any
 from ucotron_ray.core import variables
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.config import Config
-from ucotron_ray.core.errors import NotFoundError, Stopped
+from ucotron_ray.core.errors import NotFoundError
 from ucotron_ray.core.files import write_json
 from ucotron_ray.core.hyperparameters import DpoSettings, LoraSettings
 from ucotron_ray.core.run import Run
@@ -168,40 +168,23 @@ def evaluate(run: Run, who: Account, trained: Artifact | None, data: Artifact) -
 
 
 def _scored(run: Run, build: Build, served: str, data: Artifact) -> BuildResult:
-    from ucotron_ray.evaluation import endpoint
+    from ucotron_ray.evaluation import endpoint, endpoint_answers
     from ucotron_ray.evaluation.guide_prompts import guide_rows
-    from ucotron_ray.evaluation.predictions import Prediction
     from ucotron_ray.evaluation.report import write_scores
 
     api, settings = run.config.place.api, run.config.recipe.evaluation
     sample = sampled(jsonl.relations_among(rows_file(data)), settings.max_rows, settings.seed)
     rows = [*sample, *guide_rows()]
     jsonl.write_rows(build.path / ROWS, rows)
-    asking = endpoint.Asking(
-        max_tokens=settings.max_new_tokens,
-        temperature=0.0,
-        timeout=api.timeout,
-        max_retries=api.max_retries,
-        retry_delay=api.retry_delay,
-    )
+    asking = endpoint.asking_of(api, max_tokens=settings.max_new_tokens, temperature=0.0)
     began = time.monotonic()
-    replies = endpoint.replies(endpoint_of(api, served), [endpoint.question(row, asking) for row in rows], asking)
-    lost = [reply.error for reply in replies if reply.error]
-    if lost:
-        raise Stopped(
-            f"{len(lost)} of {len(rows)} rows have no answer, so there is no score",
-            where=served,
-            found=lost[0],
-            next_step="run the same command again",
-        )
-    predictions = [
-        Prediction(index, "chat", reply.text, reply.completion_tokens, reply.finish == "length")
-        for index, reply in enumerate(replies)
-    ]
+    questions = [(index, "chat") for index in range(len(rows))]
+    predictions = endpoint_answers.answers(endpoint_of(api, served), rows, questions, asking, build.path)
     scores = write_scores(build.path, rows, predictions, settings)
+    (build.path / endpoint_answers.FILE).unlink(missing_ok=True)
     metrics = {**flat_metrics(scores), "seconds": time.monotonic() - began}
-    metrics["prompt_tokens"] = float(sum(reply.prompt_tokens for reply in replies))
-    metrics["completion_tokens"] = float(sum(reply.completion_tokens for reply in replies))
+    metrics["prompt_tokens"] = float(sum(entry.prompt_tokens for entry in predictions))
+    metrics["completion_tokens"] = float(sum(entry.num_tokens for entry in predictions))
     spool = run.spool.child("remote-evaluate")
     spool.dataset(data, "evaluation")
     for file in (SCORES, PREDICTIONS):

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import reduce
 
 from ucotron_ray.synthesis.ledger import Budget, Finished, Ledger, Need, Permit, Reserved, Sender, Settings, stricter
-from ucotron_ray.synthesis.window import BURST_SECONDS, CUT_PAUSE_SECONDS, Bucket, GuessedRate, Window, per_second
 from ucotron_ray.teacher.outcome import FATAL, FINAL, UNANSWERABLE, Limits, OutcomeKind
+from ucotron_ray.teacher.window import BURST_SECONDS, CUT_PAUSE_SECONDS, Bucket, GuessedRate, Window, per_second
 
 CUT, HARD_CUT = 0.5, 0.25
 HARD_CUT_ATTEMPT = 3

@@ -6,7 +6,7 @@ import torch
 from ucotron_ray.core import config
 from ucotron_ray.data.wire import parse_answer, user_prompt
 from ucotron_ray.evaluation.decoded import prediction
-from ucotron_ray.evaluation.generate import Asking
+from ucotron_ray.evaluation.generate import RowDecoder
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.prompts import prompt_ids, server_row
@@ -24,11 +24,11 @@ def loaded(tiny_model):
 
 def test_noted_log_probabilities_are_those_of_a_full_pass(loaded):
     model, tokenizer = loaded
-    asking = Asking(model, tokenizer, 12, "free")
+    decoder = RowDecoder(model, tokenizer, 12, "free")
     layouts = ("chat", "raw", "chat")
     # Different lengths: the shorter ones are padded on the left.
-    answers = [asking.answer(row, layout) for row, layout in zip(ROWS, layouts, strict=True)]
-    asking.run(answers)
+    answers = [decoder.answer(row, layout) for row, layout in zip(ROWS, layouts, strict=True)]
+    decoder.run(answers)
     for row, layout, answer in zip(ROWS, layouts, answers, strict=True):
         assert len(answer.logprobs) == len(answer.tokens)
         with torch.inference_mode():
@@ -44,19 +44,19 @@ def test_noted_log_probabilities_are_those_of_a_full_pass(loaded):
 def test_what_is_scored_is_what_is_served(loaded, decoding):
     """The batch of `generate`, a token a row at a time, against the steps of serving, which feed forced tokens whole."""
     model, tokenizer = loaded
-    asking = Asking(model, tokenizer, 60, decoding)
-    scored = [asking.answer(row, "chat") for row in ROWS]
-    asking.run(scored)
+    decoder = RowDecoder(model, tokenizer, 60, decoding)
+    scored = [decoder.answer(row, "chat") for row in ROWS]
+    decoder.run(scored)
     stepper = TorchStepper(model)
     for row, found in zip(ROWS, scored, strict=True):
-        constraint = asking.speech.constraint(user_prompt(row.text, row.entities), decoding)
+        constraint = decoder.speech.constraint(user_prompt(row.text, row.entities), decoding)
         ids = prompt_ids(server_row(row, "chat"), tokenizer)
-        served = asking.speech.answer(ids, max_new_tokens=60, constraint=constraint, to_array_end=True)
+        served = decoder.speech.answer(ids, max_new_tokens=60, constraint=constraint, to_array_end=True)
         batch = stepper.prefill([served.prompt])
         while fed := served.advance(stepper.logits(batch)[0]):
             batch = stepper.step(batch, [fed])
         assert (found.tokens, found.reason) == (served.tokens, served.reason)
-        said = prediction(asking.speech, (0, "chat"), found)
+        said = prediction(decoder.speech, (0, "chat"), found)
         if decoding == "entities":
             names = {entity.text for entity in row.entities}
             relations = parse_answer(said.answer)
@@ -75,12 +75,12 @@ def test_an_adapter_beside_its_base_answers_as_merged_into_it(loaded, tiny_model
     said = []
     for spread in (False, True):
         model = lora.load_for_inference(base, tmp_path, "float32", spread=spread)
-        asking = Asking(model, loaded[1], 24, "free")
-        answers = [asking.answer(row, "chat") for row in ROWS]
-        asking.run(answers)
+        decoder = RowDecoder(model, loaded[1], 24, "free")
+        answers = [decoder.answer(row, "chat") for row in ROWS]
+        decoder.run(answers)
         said.append([answer.tokens for answer in answers])
     assert said[0] == said[1]
-    plain = Asking(loaded[0], loaded[1], 24, "free")
+    plain = RowDecoder(loaded[0], loaded[1], 24, "free")
     unadapted = [plain.answer(row, "chat") for row in ROWS]
     plain.run(unadapted)
     assert [answer.tokens for answer in unadapted] != said[0]

@@ -15,7 +15,7 @@ from ucotron_ray.core import config
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.files import file_hash
 from ucotron_ray.data import jsonl
-from ucotron_ray.evaluation.generate import Asking
+from ucotron_ray.evaluation.generate import RowDecoder
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
 from ucotron_ray.models.prompts import server_row
@@ -234,12 +234,12 @@ def test_rows_behind_one_another_without_padding_give_the_loss_of_the_padded_bat
 def test_batched_answers_are_the_answers_one_by_one(tiny_model):
     base = base_models.resolve(str(tiny_model))
     tokenizer, model = base_models.load_tokenizer(base), base_models.load_model(base, "float32").eval()
-    asking = Asking(model, tokenizer, 40, "free")
-    together = [asking.answer(row, "chat") for row in ROWS[:4]]
-    asking.run(together)
+    decoder = RowDecoder(model, tokenizer, 40, "free")
+    together = [decoder.answer(row, "chat") for row in ROWS[:4]]
+    decoder.run(together)
     for row, beside in zip(ROWS[:4], together, strict=True):
-        alone = asking.answer(row, "chat")
-        asking.run([alone])
+        alone = decoder.answer(row, "chat")
+        decoder.run([alone])
         assert (alone.tokens, alone.reason) == (beside.tokens, beside.reason)
 
 
