@@ -1,6 +1,6 @@
 """llama.cpp itself, by the wheel `xllamacpp`: how it splits texts and what it answers greedily.
 
-In a process of its own, `python -m tests.llama_cpp FILE TEXTS TOKENS` with texts as JSON: the library has threads.
+In a process of its own, `python -m tests.llama_cpp FILE TEXTS TOKENS THREADS CONTEXT` with texts as JSON: the library has threads.
 """
 
 import json
@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 
-def llama_cpp(file: Path, texts: Sequence[str], *, max_new_tokens: int, threads: int = 0) -> list[dict[str, Any]]:
+def llama_cpp(
+    file: Path, texts: Sequence[str], *, max_new_tokens: int, threads: int = 0, context: int = 2048
+) -> list[dict[str, Any]]:
     """For each text its token `ids`, begin of sequence and special tokens included, and the `tokens` of its answer.
 
-    `speed` is tokens a second of the answer. 0 threads = as many as llama.cpp chooses.
+    `speed` is tokens a second of the answer. 0 threads = as many as llama.cpp chooses. `context`: tokens it has room for.
     """
     command = [sys.executable, "-m", "tests.llama_cpp", str(file), json.dumps(list(texts)), str(max_new_tokens)]
-    done = subprocess.run([*command, str(threads)], capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(
+        [*command, str(threads), str(context)], capture_output=True, text=True, check=False, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return answers
@@ -34,10 +38,11 @@ def llama_cpp_speed(file: Path, texts: Sequence[str], *, max_new_tokens: int, th
 def main() -> None:
     import xllamacpp
 
-    file, texts, max_new_tokens, threads = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    file, texts = sys.argv[1], json.loads(sys.argv[2])
+    max_new_tokens, threads, context = (int(given) for given in sys.argv[3:])
     given = xllamacpp.CommonParams()
     given.model.path = file
-    given.n_ctx, given.n_parallel, given.warmup, given.verbosity, given.port = 2048, 1, False, 0, 0
+    given.n_ctx, given.n_parallel, given.warmup, given.verbosity, given.port = context, 1, False, 0, 0
     if threads:
         given.cpuparams.n_threads = threads
     server = xllamacpp.Server(given)

@@ -246,14 +246,17 @@ def _files(
     made: dict[str, Figures] = {}
     if not settings.gguf:
         return made
+    source = Path(job.model_directory)
     prompts = [prompt_ids(server_row(row, "raw"), tokenizer) for row in rows]
     expected = model.generate(prompts, max_new_tokens=settings.parity_new_tokens, to_array_end=False)
     for kind in settings.gguf:
         log.info("export: GGUF %s", kind)
         file = gguf.path_of(Path(job.bundle_directory), job.name, kind)
         importance = calibrated.importance if calibrated is not None else {}
-        gguf.write(Path(job.model_directory), file, kind=kind, name=job.name, importance=importance)
-        made[kind] = gguf_parity.compare(file, rows, prompts, expected, settings, eos=int(tokenizer.eos_token_id))
+        gguf.write(source, file, kind=kind, name=job.name, importance=importance)
+        made[kind] = gguf_parity.compare(
+            file, source, rows, prompts, expected, settings, eos=int(tokenizer.eos_token_id)
+        )
         if kind == "q4_k_m":
-            made[kind] |= gguf_parity.task_figures(file, model, reference, settings)
+            made[kind] |= gguf_parity.task_figures(file, source, model, reference, settings)
     return made

@@ -219,7 +219,7 @@ def test_gguf_read_back_is_the_same_model_with_the_same_tokens(tmp_path, family)
         file = gguf.path_of(tmp_path, "tiny", kind)
         gguf.write(tmp_path / "merged", file, kind=kind, name="tiny")
         assert [path.name for path in file.parent.glob("*.gguf")] == [file.name]
-        figures = gguf_parity.compare(file, ROWS, prompts, expected, SETTINGS, eos=eos)
+        figures = gguf_parity.compare(file, tmp_path / "merged", ROWS, prompts, expected, SETTINGS, eos=eos)
         assert figures["prompt_ids_match"] == 1.0
         if kind == "f16":
             assert gguf_parity.failures({kind: figures}, SETTINGS) == []
