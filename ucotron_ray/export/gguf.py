@@ -107,15 +107,20 @@ def _add_shape(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_feed_forward_length(_one_or_each(gguf_families.feed_forward(config)))
     writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_head_count_kv(_one_or_each([n or heads for n in gguf_families.by_layer(config, "num_key_value_heads")]))
     writer.add_key_length(width)
     writer.add_value_length(width)
     writer.add_rope_dimension_count(gguf_families.rotated(config))
     writer.add_rope_freq_base(float(gguf_families.ropes(config)["full_attention"]["rope_theta"]))
     writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
     writer.add_vocab_size(config["vocab_size"])
+
+
+def _one_or_each(by_layer: list[int]) -> int | list[int]:
+    """What all layers have, or the list of it."""
+    return by_layer[0] if len(set(by_layer)) == 1 else by_layer
 
 
 def _add_tokenizer(

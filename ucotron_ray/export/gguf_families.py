@@ -100,14 +100,31 @@ def ropes(config: Config) -> dict[str, Mapping[str, Any]]:
     return dict(found) if "full_attention" in found else {"full_attention": found}
 
 
+def by_layer(config: Config, name: str) -> list[Any]:
+    """A setting of each layer: Gemma 4 has other ones where a layer attends to all."""
+    own = {int(layer): settings for layer, settings in (config.get("per_layer_config") or {}).items()}
+    return [own.get(layer, {}).get(name, config.get(name)) for layer in range(config["num_hidden_layers"])]
+
+
 def head_dim(config: Config) -> int:
-    """Width of a head."""
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    """Width of a head, of a layer that attends to all."""
+    widths, kinds = by_layer(config, "head_dim"), config.get("layer_types") or ()
+    width = widths[kinds.index("full_attention")] if "full_attention" in kinds else widths[0]
+    return int(width or config["hidden_size"] // config["num_attention_heads"])
+
+
+def feed_forward(config: Config) -> list[int]:
+    """Width of each layer's feed-forward part: of Gemma 4 twice as wide where a layer has no keys of its own."""
+    layers, width = config["num_hidden_layers"], int(config["intermediate_size"])
+    wide = layers - (config.get("num_kv_shared_layers") or 0) if config.get("use_double_wide_mlp") else layers
+    return [width if layer < wide else 2 * width for layer in range(layers)]
 
 
 def rotated(config: Config) -> int:
-    """How many values of a head turn."""
-    return int(head_dim(config) * ropes(config)["full_attention"].get("partial_rotary_factor", 1.0))
+    """How many values of a head turn; of a proportional rotation all of them, most by nothing (`factors`)."""
+    rope = ropes(config)["full_attention"]
+    share = 1.0 if rope["rope_type"] == "proportional" else rope.get("partial_rotary_factor", 1.0)
+    return int(head_dim(config) * share)
 
 
 def factors(config: Config) -> Tensors:
@@ -116,6 +133,11 @@ def factors(config: Config) -> Tensors:
     if rope["rope_type"] == "longrope":
         by_length = {f"rope_factors_{kind}.weight": rope[f"{kind}_factor"] for kind in ("long", "short")}
         return {name: np.asarray(values, dtype=np.float32) for name, values in by_length.items()}
+    if rope["rope_type"] == "proportional":
+        # llama.cpp has no rotation that leaves out the slow half; divided by so much, a frequency turns by nothing.
+        half = head_dim(config) // 2
+        turning = int(half * rope["partial_rotary_factor"])
+        return {"rope_freqs.weight": np.asarray([1.0] * turning + [1e30] * (half - turning), dtype=np.float32)}
     if rope["rope_type"] != "llama3":
         return {}
     scaled_D, _ = _by_transformers(config)
@@ -162,6 +184,21 @@ def _gemma3(writer: gguf.GGUFWriter, config: Config) -> None:
     if turning["full_attention"]["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(turning["full_attention"]["factor"]))
+
+
+def _gemma4(writer: gguf.GGUFWriter, config: Config) -> None:
+    slides = [kind == "sliding_attention" for kind in config["layer_types"]]
+    width = int(config["head_dim"])
+    writer.add_sliding_window(int(config["sliding_window"]))
+    writer.add_sliding_window_pattern(slides)
+    writer.add_rope_freq_base_swa(float(ropes(config)["sliding_attention"]["rope_theta"]))
+    writer.add_key_length_swa(width)
+    writer.add_value_length_swa(width)
+    writer.add_rope_dimension_count_swa(width)
+    writer.add_shared_kv_layers(int(config["num_kv_shared_layers"] or 0))
+    writer.add_embedding_length_per_layer_input(int(config["hidden_size_per_layer_input"] or 0))
+    if config["final_logit_softcapping"]:
+        writer.add_final_logit_softcapping(float(config["final_logit_softcapping"]))
 
 
 def _ministral3(writer: gguf.GGUFWriter, config: Config) -> None:
@@ -219,6 +256,10 @@ def _gemma3_unable(config: Config) -> str | None:
     return f"{', '.join(capped)}" if capped else None
 
 
+def _gemma4_unable(config: Config) -> str | None:
+    return "enable_moe_block" if config.get("enable_moe_block") else None
+
+
 def _ministral3_unable(config: Config) -> str | None:
     rope = ropes(config)["full_attention"]
     # llama.cpp takes `mscale` to be 1 where `mscale_all_dim` is given.
@@ -256,6 +297,9 @@ FAMILIES: dict[str, Family] = {
         windows=True,
         describe=_gemma3,
         unable=_gemma3_unable,
+    ),
+    "gemma4_text": Family(
+        _ARCH.GEMMA4, ("default", "proportional"), windows=True, describe=_gemma4, unable=_gemma4_unable
     ),
     "ministral3": Family(_ARCH.MISTRAL3, ("yarn",), interleaved=True, describe=_ministral3, unable=_ministral3_unable),
     "qwen3_5_text": Family(_ARCH.QWEN35, norm_offset=1.0, describe=_qwen3_5, unable=_qwen3_5_unable),

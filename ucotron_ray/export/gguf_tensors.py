@@ -47,6 +47,8 @@ def _name(own_name: str, names: gguf.TensorNameMap) -> str | None:
     if own_name.endswith(".dt_bias"):
         # A parameter by itself in transformers, and the bias of a layer in GGUF.
         own_name = own_name.removesuffix(".dt_bias") + ".dt_proj.bias"
+    if own_name.endswith(".layer_scalar"):
+        own_name += ".weight"
     found: str | None = names.get_name(own_name, try_suffixes=(".weight", ".bias"))
     return found
 
