@@ -8,8 +8,11 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
+
+LIKELIEST = 50
 
 
 def llama_cpp(
@@ -17,6 +20,7 @@ def llama_cpp(
 ) -> list[dict[str, Any]]:
     """For each text its token `ids`, begin of sequence and special tokens included, and the `tokens` of its answer.
 
+    `likely`: for the first tokens of the answer the most likely ones there, each with the logarithm of its probability.
     `speed` is tokens a second of the answer. 0 threads = as many as llama.cpp chooses. `context`: tokens it has room for.
     """
     command = [sys.executable, "-m", "tests.llama_cpp", str(file), json.dumps(list(texts)), str(max_new_tokens)]
@@ -56,9 +60,14 @@ def main() -> None:
     answers = []
     for text in texts:
         ids = ask("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
-        made = ask("/completion", prompt=ids, n_predict=max_new_tokens, temperature=0.0, return_tokens=True)
+        asked = {"prompt": ids, "n_predict": max_new_tokens, "temperature": 0.0, "n_probs": LIKELIEST}
+        made = ask("/completion", **asked, return_tokens=True)
+        listed = made.get("completion_probabilities", ())
+        # Those of a token that ends within a character are left out: after it, places are not known.
+        known = takewhile(lambda pair: pair[0] == pair[1]["id"], zip(made["tokens"], listed, strict=False))
+        likely = [[(entry["id"], entry["logprob"]) for entry in found["top_logprobs"]] for _, found in known]
         speed = made["timings"]["predicted_per_second"]
-        answers.append({"ids": ids, "tokens": made["tokens"], "speed": speed})
+        answers.append({"ids": ids, "tokens": made["tokens"], "likely": likely, "speed": speed})
     print(json.dumps(answers))
 
 
