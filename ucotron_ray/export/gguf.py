@@ -4,11 +4,11 @@ The server's directory must hold one `*.gguf` (it takes the first in the order o
 directory of its own. The server puts BOS in front of every prompt (`AddBos::Always`), which llama.cpp does if the file
 says `add_bos_token`; training did it where the tokenizer has a BOS, so the file says just that.
 
-Which families there are and what they have of their own: `gguf_families`. How their weights lie: `gguf_tensors`.
+Which families there are and what they have of their own: `gguf_families`. How their weights lie: `gguf_tensors`. Words:
+`gguf_vocabulary`.
 """
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,10 @@ from typing import Any, Literal
 import gguf
 import numpy as np
 
-from ucotron_ray.core.errors import InputError
-from ucotron_ray.export import gguf_families, gguf_tensors, gguf_types
+from ucotron_ray.export import gguf_families, gguf_tensors, gguf_types, gguf_vocabulary
 from ucotron_ray.export.gguf_families import Config, Family
 from ucotron_ray.export.layout import Array
-from ucotron_ray.models import splitting, templates
-
-log = logging.getLogger(__name__)
+from ucotron_ray.models import templates
 
 GgufKind = Literal["f16", "q8_0", "q4_k_m"]
 DIRECTORY = "gguf"
@@ -45,8 +42,7 @@ def path_of(bundle: Path, name: str, kind: str) -> Path:
 def check(model: Path) -> None:
     """Raise InputError for a model or a tokenizer that this writer has no GGUF for."""
     check_architecture(model)
-    if (name := pre_tokenizer(_read(model / "tokenizer.json"))) in splitting.APPROXIMATE:
-        log.warning("export: llama.cpp splits as '%s' only nearly: not where an accent is a character of its own", name)
+    gguf_vocabulary.check(_read(model / "tokenizer.json"))
 
 
 def check_architecture(model: Path) -> None:
@@ -64,8 +60,9 @@ def write(model: Path, target: Path, *, kind: GgufKind, name: str, importance: I
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, config)
     family.describe(writer, config)
-    tokenizer = _read(model / "tokenizer.json")
-    _add_tokenizer(writer, tokenizer, _read(model / "tokenizer_config.json"), config, _template(model))
+    tokenizer, settings = _read(model / "tokenizer.json"), _read(model / "tokenizer_config.json")
+    gguf_vocabulary.add(writer, tokenizer, settings, config)
+    writer.add_chat_template(_template(model))
     _write_tensors(writer, model, family, config, kind, importance or {})
     writer.close()
 
@@ -92,20 +89,6 @@ def _write_tensors(
         writer.write_tensor_data(gguf_types.rounded(tensor, types[place.name], importance.get(place.own_name)))
 
 
-def pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
-    """llama.cpp's name for how a tokenizer splits a text before its merges. Raises InputError for an unknown way."""
-    found = tokenizer.get("pre_tokenizer") or {}
-    name = splitting.name_of(found) if tokenizer["model"]["type"] == "BPE" else None
-    if name is None:
-        raise InputError(
-            "no GGUF can be written with this tokenizer: llama.cpp would split texts in another way than training did",
-            expected="byte-level BPE that splits as one of " + ", ".join(splitting.NAMES),
-            found=f"{tokenizer['model']['type']}, {json.dumps(found)[:200]}",
-            next_step=gguf_families.WITHOUT,
-        )
-    return name
-
-
 def _add_shape(writer: gguf.GGUFWriter, config: Config) -> None:
     heads, width = config["num_attention_heads"], gguf_families.head_dim(config)
     writer.add_context_length(config["max_position_embeddings"])
@@ -127,55 +110,10 @@ def _one_or_each(by_layer: list[int]) -> int | list[int]:
     return by_layer[0] if len(set(by_layer)) == 1 else by_layer
 
 
-def _add_tokenizer(
-    writer: gguf.GGUFWriter,
-    tokenizer: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    config: Config,
-    template: str,
-) -> None:
-    words: dict[str, int] = tokenizer["model"]["vocab"]
-    added = {entry["id"]: entry for entry in tokenizer["added_tokens"]}
-    by_id = {number: word for word, number in words.items()} | {n: entry["content"] for n, entry in added.items()}
-    tokens, types = [], []
-    for number in range(config["vocab_size"]):
-        tokens.append(by_id.get(number, f"[PAD{number}]"))
-        types.append(_token_type(number, by_id, added))
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
-    ids = {word: number for number, word in by_id.items()}
-    special = {name: ids[_content(settings[f"{name}_token"])] for name in _SPECIAL if settings.get(f"{name}_token")}
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(merges)
-    for name, number in special.items():
-        getattr(writer, f"add_{name}_token_id")(number)
-    writer.add_add_bos_token("bos" in special)
-    writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(False)
-    writer.add_chat_template(template)
-
-
-_SPECIAL = ("bos", "eos", "unk", "pad")
-
-
-def _token_type(number: int, by_id: Mapping[int, str], added: Mapping[int, Mapping[str, Any]]) -> int:
-    if number not in by_id:
-        return int(gguf.TokenType.UNUSED)
-    if number not in added:
-        return int(gguf.TokenType.NORMAL)
-    return int(gguf.TokenType.CONTROL if added[number]["special"] else gguf.TokenType.USER_DEFINED)
-
-
 def _template(model: Path) -> str:
     file = model / "chat_template.jinja"
     settings = _read(model / "tokenizer_config.json")
     return file.read_text(encoding="utf-8") if file.is_file() else templates.default_of(settings["chat_template"])
-
-
-def _content(token: object) -> str:
-    return str(token["content"]) if isinstance(token, dict) else str(token)
 
 
 def _read(path: Path) -> dict[str, Any]:
