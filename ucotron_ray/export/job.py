@@ -287,7 +287,10 @@ def _files(
         return made
     source = Path(job.model_directory)
     prompts = [prompt_ids(server_row(row, "raw"), tokenizer) for row in rows]
-    expected = model.generate(prompts, max_new_tokens=settings.parity_new_tokens, to_array_end=False)
+    expected: list[list[int]] = []
+    for start in range(0, len(prompts), gguf_parity.BATCH):
+        batch = prompts[start : start + gguf_parity.BATCH]
+        expected += model.generate(batch, max_new_tokens=settings.parity_new_tokens, to_array_end=False)
     for kind in settings.gguf:
         log.info("export: GGUF %s", kind)
         file = gguf.path_of(Path(job.bundle_directory), job.name, kind)

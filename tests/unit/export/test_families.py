@@ -145,6 +145,8 @@ def test_a_gguf_file_holds_the_very_weights_of_the_text_model(saved, tmp_path):
     write_merged(base_models.located(str(directory)), None, tmp_path / "merged")
     file = gguf.path_of(tmp_path, family, "f16")
     gguf.write(tmp_path / "merged", file, kind="f16", name=family)
+    own, read = (base_models.load_tokenizer(base_models.located(str(path))) for path in (directory, file))
+    assert read.encode("He's 12  of\n<|im_end|>") == own.encode("He's 12  of\n<|im_end|>")
     again = gguf_parity.loaded(file, tmp_path / "merged").state_dict()
     for name, values in parity.load(tmp_path / "merged").state_dict().items():
         assert torch.allclose(again[name], values, rtol=1e-3, atol=1e-4), name
