@@ -47,7 +47,7 @@ def check(model: Path) -> None:
 
 def check_architecture(model: Path) -> None:
     """The same by the model's layers alone, which a base shows before anything is trained on it."""
-    gguf_families.of(model)
+    gguf_families.warn_of_window(*gguf_families.of(model))
 
 
 def write(model: Path, target: Path, *, kind: GgufKind, name: str, importance: Importance | None = None) -> None:

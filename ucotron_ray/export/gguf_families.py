@@ -76,10 +76,14 @@ def of(model: Path) -> tuple[Family, Config]:
             found=found,
             next_step=WITHOUT,
         )
-    window = settings.get("sliding_window")
-    if not family.windows and _looks_through(settings) and window < settings["max_position_embeddings"]:
-        log.warning("export: llama.cpp has no window for this family: beyond %d tokens it answers otherwise", window)
     return family, settings
+
+
+def warn_of_window(family: Family, config: Config) -> None:
+    """Say where llama.cpp would look farther back than the model does, whatever its file says."""
+    window = config.get("sliding_window")
+    if not family.windows and _looks_through(config) and window < config["max_position_embeddings"]:
+        log.warning("export: llama.cpp has no window for this family: beyond %d tokens it answers otherwise", window)
 
 
 WITHOUT = "export without GGUF: --set export.gguf=[]"

@@ -77,7 +77,7 @@ def loaded(file: Path, model_directory: Path) -> "PreTrainedModel":
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(str(file)).tensors}
     for place in gguf_tensors.places(model_directory, family, config):
         tensor = tensors[place.name]
-        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        values = np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
         own[place.own_name].copy_(torch.from_numpy(gguf_tensors.restored(values, place, family, config)))
     return model
 
