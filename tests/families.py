@@ -5,7 +5,7 @@ own is small here, so that a prompt of a few hundred tokens meets it: windows, t
 trained, layers without positions, layers that share keys.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def gemma4(**common: Any) -> PreTrainedConfig:
         "vocab_size_per_layer_input": words,
         "num_kv_shared_layers": 2,
         "use_double_wide_mlp": True,
-        "final_logit_softcapping": 30.0,
+        "final_logit_softcapping": 3.0,
     }
     return transformers.Gemma4Config(
         text_config=text,
@@ -157,8 +157,9 @@ def phi4(**common: Any) -> PreTrainedConfig:
 
 
 def granite(**common: Any) -> PreTrainedConfig:
-    own = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0156}
-    return transformers.GraniteConfig(**common, **own, logits_scaling=8.0, tie_word_embeddings=True)
+    """With scales that all show: as large as the hub's 12, the embedding would hide all that the layers add."""
+    own = {"embedding_multiplier": 1.5, "residual_multiplier": 0.7, "attention_multiplier": 0.5}
+    return transformers.GraniteConfig(**common, **own, logits_scaling=0.5, tie_word_embeddings=True)
 
 
 def ministral3(**common: Any) -> PreTrainedConfig:
@@ -236,6 +237,25 @@ def whole_logits(directory: Path, ids: list[int]) -> torch.Tensor:
     model = getattr(transformers, config.architectures[0]).from_pretrained(directory, dtype=torch.float32).eval()
     with torch.inference_mode():
         return model(input_ids=torch.tensor([ids])).logits[0]
+
+
+def likelihood_difference(directory: Path, answers: Iterable[Mapping[str, Any]]) -> float:
+    """The largest difference between what llama.cpp (`llama_cpp.llama_cpp`) and PyTorch give the most likely tokens.
+
+    Of logarithms of probabilities, all through the answers: a random model says one word again and again, whatever is
+    wrong with it.
+    """
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    largest, compared = 0.0, 0
+    for answer in answers:
+        ids = [*answer["ids"], *answer["tokens"]]
+        with torch.inference_mode():
+            expected = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        for at, likely in enumerate(answer["likely"], start=len(answer["ids"]) - 1):
+            largest = max([largest, *(abs(value - float(expected[at, token])) for token, value in likely)])
+            compared += len(likely)
+    assert compared
+    return largest
 
 
 def graph_differences(directory: Path, graph: Path, *, longest: int = 130) -> dict[str, float]:

@@ -16,11 +16,19 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from tests.families import FAMILIES, SIZES, WINDOW, family_tokenizer, graph_differences, save_family, save_random
+from tests.families import (
+    FAMILIES,
+    SIZES,
+    WINDOW,
+    family_tokenizer,
+    graph_differences,
+    likelihood_difference,
+    save_family,
+    save_random,
+)
 from tests.llama_cpp import llama_cpp
 from tests.training_jobs import workers
 from ucotron_ray.core import config
-from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.files import file_hash
 from ucotron_ray.data import jsonl, wire
 from ucotron_ray.data.records import PreferenceRow
@@ -49,7 +57,13 @@ NUM_LINEARS = {"gemma4": 4 * 9 - 2 * 2 + 1, "qwen3_5": 2 * 3 + 4 + 5, "phi4": 2 
 """Linear layers of a text model; where it is not listed, two blocks of seven. Gemma 4 has two more a block for the
 embedding of the layer and one for all of these, and its last two blocks have no keys and values of their own."""
 
-NO_GGUF = ("qwen3_5", "gemma3", "gemma4", "smollm3", "phi4", "granite", "ministral3", "olmo2")
+CONTEXTS = {"phi4": 1024}
+"""llama.cpp takes Phi's factors for long texts as soon as its context is longer than the trained length, and PyTorch as
+soon as a text is."""
+
+LARGEST_DIFFERENCE = 0.05
+"""Of logarithms of probabilities, of f16 weights and f16 keys and values: 0.017 was the largest seen, of Gemma 4. A
+scale, window or rotation that llama.cpp is not told of makes 0.07 to 5."""
 
 Made = Callable[[str], Path]
 
@@ -202,7 +216,7 @@ def test_a_served_bundle_asks_and_answers_as_pytorch_does(made, exported, family
     assert alone == expected
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NO_GGUF])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_llama_cpp_answers_from_the_gguf_file_as_pytorch_does(made, tmp_path, family):
     merged = made(family) / "merged"
     gguf.check(merged)
@@ -210,15 +224,11 @@ def test_llama_cpp_answers_from_the_gguf_file_as_pytorch_does(made, tmp_path, fa
     gguf.write(merged, file, kind="f16", name=family)
     prompts, eos = asked(merged, "raw")
     expected = parity.greedy(parity.load(merged), prompts, max_new_tokens=6, eos=eos)
-    found = llama_cpp(file, [wire.user_prompt(row.text, row.entities) for row in ROWS[:3]], max_new_tokens=6)
+    texts = [wire.user_prompt(row.text, row.entities) for row in ROWS[:3]]
+    found = llama_cpp(file, texts, max_new_tokens=6, context=CONTEXTS.get(family, 2048), likeliest=50)
     assert [answer["ids"] for answer in found] == prompts
     assert [answer["tokens"] for answer in found] == expected
-
-
-@pytest.mark.parametrize("family", NO_GGUF)
-def test_a_merged_model_that_has_no_gguf_says_so(made, family):
-    with pytest.raises(InputError, match="no GGUF can be written for this model"):
-        gguf.check(made(family) / "merged")
+    assert likelihood_difference(merged, found) < LARGEST_DIFFERENCE
 
 
 @pytest.mark.parametrize("kind", [transformers.MistralConfig, transformers.Phi3Config])

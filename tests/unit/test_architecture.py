@@ -202,6 +202,7 @@ def test_nothing_happens_at_import():
         "Predicate",
         "datetime",  # a day that is a constant
         "Shape",  # frozen dataclasses: constants
+        "Family",
         "Hooks",
         "Template",
         "lru_cache",

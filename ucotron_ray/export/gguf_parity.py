@@ -4,13 +4,14 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ucotron_ray.core.recipe import Export
 from ucotron_ray.data.records import RawRow
-from ucotron_ray.export import parity, tasks
+from ucotron_ray.export import gguf_families, gguf_tensors, parity, tasks
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.decoding import Answer
 from ucotron_ray.models.generation import generate
@@ -18,9 +19,16 @@ from ucotron_ray.models.prompts import prompt_ids, server_row
 from ucotron_ray.models.runner import Integers
 from ucotron_ray.models.served import BundleModel
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BATCH = 8
+"""Prompts in one pass, so that memory does not grow with the rows that are compared."""
+
 
 def compare(
     file: Path,
+    model_directory: Path,
     rows: Sequence[RawRow],
     prompts: Sequence[Sequence[int]],
     expected: Sequence[Sequence[int]],
@@ -31,18 +39,20 @@ def compare(
     """How far a file agrees with the model that it was made of, on rows, their prompts' ids and float32's answers.
 
     Returns:
-        `bytes`, `load_seconds` (into transformers, which dequantizes it), `prompt_ids_match` (share of the rows that
+        `bytes`, `load_seconds` (`loaded`), `prompt_ids_match` (share of the rows that
         the file's tokenizer turns into the prompts' ids), `greedy_match` and `greedy_prefix` as in `parity.compare`.
     """
-    base = base_models.located(str(file))
-    tokenizer = base_models.load_tokenizer(base)
+    tokenizer = base_models.load_tokenizer(base_models.located(str(file)))
     same_ids = [
         prompt_ids(server_row(row, "raw"), tokenizer) == list(ids) for row, ids in zip(rows, prompts, strict=True)
     ]
     began = time.monotonic()
-    model = base_models.load_model(base, "float32").eval()
+    model = loaded(file, model_directory)
     load_seconds = time.monotonic() - began
-    answers = parity.greedy(model, prompts, max_new_tokens=settings.parity_new_tokens, eos=eos)
+    answers: list[list[int]] = []
+    for start in range(0, len(prompts), BATCH):
+        batch = prompts[start : start + BATCH]
+        answers += parity.greedy(model, batch, max_new_tokens=settings.parity_new_tokens, eos=eos)
     pairs = list(zip(answers, expected, strict=True))
     return {
         "bytes": float(file.stat().st_size),
@@ -51,6 +61,25 @@ def compare(
         "greedy_match": float(np.mean([found == list(wanted) for found, wanted in pairs])),
         "greedy_prefix": float(np.mean([parity.common_prefix(found, wanted) for found, wanted in pairs])),
     }
+
+
+def loaded(file: Path, model_directory: Path) -> "PreTrainedModel":
+    """The model that a file was made of, with the file's weights, in float32.
+
+    transformers reads GGUF of some families only, and not how Llama 3, Phi or Gemma turn positions. So the settings are
+    the model's own; that llama.cpp takes the same from the file's metadata is shown by `tests/e2e/test_families.py`.
+    """
+    import gguf  # noqa: PLC0415 - in the task only
+
+    family, config = gguf_families.of(model_directory)
+    model = parity.load(model_directory)
+    own = model.state_dict()
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(str(file)).tensors}
+    for place in gguf_tensors.places(model_directory, family, config):
+        tensor = tensors[place.name]
+        values = np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        own[place.own_name].copy_(torch.from_numpy(gguf_tensors.restored(values, place, family, config)))
+    return model
 
 
 def failures(files: Mapping[str, Mapping[str, float]], settings: Export) -> list[str]:
@@ -72,10 +101,11 @@ def failures(files: Mapping[str, Mapping[str, float]], settings: Export) -> list
     return missed
 
 
-def task_figures(file: Path, bundle: BundleModel, reference: tasks.Reference, settings: Export) -> dict[str, float]:
+def task_figures(
+    file: Path, model_directory: Path, bundle: BundleModel, reference: tasks.Reference, settings: Export
+) -> dict[str, float]:
     """A file's F1 on the rows that float32 answered, compared as a rounded graph is (`tasks.compared`)."""
-    base = base_models.located(str(file))
-    model = base_models.load_model(base, "float32").eval()
+    model = loaded(file, model_directory)
 
     def greedy(ids: Sequence[int], count: int) -> Integers:
         with torch.inference_mode():

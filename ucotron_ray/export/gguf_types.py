@@ -23,8 +23,11 @@ _BY_GGML = (Type.Q4_K, Type.Q6_K, Type.Q5_0)
 
 
 def of(name: str, shape: tuple[int, ...], kind: str, *, layers: int, tied: bool) -> Type:
-    """The type of a tensor. Vectors stay as they are; a matrix whose rows are no whole blocks is half precision."""
-    if len(shape) == 1:
+    """The type of a tensor. Vectors stay as they are; a matrix whose rows are no whole blocks is half precision.
+
+    So do the few weights of a convolution over time, which llama.cpp computes in float32 only.
+    """
+    if len(shape) == 1 or name.endswith(".ssm_conv1d.weight"):
         return Type.F32
     wanted = {"f16": Type.F16, "q8_0": Type.Q8_0}.get(kind) or _mixed(name, layers, tied)
     if shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0]:

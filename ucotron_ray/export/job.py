@@ -65,6 +65,16 @@ class _ParityPrompts:
     prompts: list[list[int]]
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Figures of float32, and of each variant, way of decoding and GGUF file."""
+
+    figures: Figures
+    variants: dict[str, Figures]
+    decodings: dict[str, Figures]
+    gguf: dict[str, Figures]
+
+
 def merge(job: ExportJob) -> None:
     """Write the merged model."""
     from ucotron_ray.models import base as base_models  # noqa: PLC0415 - torch and transformers, in the task only
@@ -76,30 +86,17 @@ def merge(job: ExportJob) -> None:
 
 def bundle(job: ExportJob) -> Figures:
     """Write the bundle and all of its figures; return those of float32, of each variant and each file, flat."""
-    from ucotron_ray.export import bundle as contents  # noqa: PLC0415 - torch and transformers, in the task only
-    from ucotron_ray.export import exporter, gguf, gguf_parity, modelfile, parity, tasks  # noqa: PLC0415
-    from ucotron_ray.models import base as base_models  # noqa: PLC0415
-    from ucotron_ray.models import served  # noqa: PLC0415
+    from ucotron_ray.export import gguf, tasks  # noqa: PLC0415 - torch and transformers, in the task only
 
-    settings, directory = Export.model_validate(job.settings), Path(job.bundle_directory)
-    model_directory = Path(job.model_directory)
+    settings = Export.model_validate(job.settings)
     if settings.gguf:
-        gguf.check(model_directory)
+        gguf.check(Path(job.model_directory))
     began = time.monotonic()
-    log.info("export: tracing to ONNX, opset %d", settings.opset)
-    graph = exporter.export(model_directory, directory, opset=settings.opset)
-    tokenizer = base_models.load_tokenizer(base_models.located(str(model_directory)))
-    tokenizer.save_pretrained(directory)
-    io = exporter.io_contract(graph, directory / "config.json", eos=_ends(model_directory, tokenizer))
-    contents.write_contracts(directory, tokenizer=tokenizer, io=io, name=job.name, predicates=job.predicates)
+    graph, tokenizer = _graph(job, settings)
     exported = time.monotonic()
     rows = _rows(job)
     asked = _asked(rows, tokenizer, settings)
-    log.info("export: comparing with PyTorch on %d prompts", len(asked.prompts))
-    eos = int(tokenizer.eos_token_id)
-    figures = parity.compare(model_directory, graph, asked.prompts, settings, eos=eos, num_threads=job.num_threads)
-    model, figures["load_seconds"] = _loaded(directory, job)
-    figures["prompt_ids_match"] = parity.prompt_ids_match(model, asked.rows, asked.layouts, asked.prompts)
+    model, figures = _parity(job, graph, asked, settings, eos=int(tokenizer.eos_token_id))
     compared = time.monotonic()
     task_rows = tasks.spread(rows, tasks.rows_for(settings))
     log.info("export: float32 answers %d of %d rows that the gates need", len(task_rows), tasks.rows_for(settings))
@@ -109,12 +106,6 @@ def bundle(job: ExportJob) -> Figures:
     log.info("export: ways of decoding: %s", ", ".join(settings.decodings))
     decodings = tasks.decodings(model, expected, settings)
     files = _files(job, model, asked.rows, expected, calibrated, settings, tokenizer)
-    missed = [*parity.failures(figures, settings), *gguf_parity.failures(files, settings)]
-    withheld = tasks.withheld(variants, settings) | gguf_parity.withheld(files, settings)
-    _withhold(directory, withheld, job.name)
-    published = {kind: gguf.path_of(directory, job.name, kind) for kind in files if kind not in withheld}
-    ends = [str(token) for token in tokenizer.convert_ids_to_tokens(_ends(model_directory, tokenizer))]
-    modelfile.write(directory, tokenizer, published, ends)
     figures |= {
         "export_seconds": exported - began,
         "parity_seconds": compared - exported,
@@ -122,14 +113,62 @@ def bundle(job: ExportJob) -> Figures:
         "onnx_bytes": variants["fp32"]["bytes"],
         "peak_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
     }
-    best = tasks.best_decoding(decodings)
-    report: dict[str, Any] = {"figures": figures, "variants": variants, "decodings": decodings, "gguf": files}
-    report |= {"missed": missed, "withheld": withheld}
+    made = _Measured(figures, variants, decodings, files)
+    _publish(job, graph, made, tokenizer, settings)
+    return figures | flat(variants) | flat(decodings, "decoding_") | flat(files, "gguf_")
+
+
+def _graph(job: ExportJob, settings: Export) -> "tuple[Path, PreTrainedTokenizerBase]":
+    """The float32 graph beside its tokenizer and contracts: what the server reads."""
+    from ucotron_ray.export import bundle as contents  # noqa: PLC0415 - torch and transformers, in the task only
+    from ucotron_ray.export import exporter  # noqa: PLC0415
+    from ucotron_ray.models import base as base_models  # noqa: PLC0415
+
+    directory, source = Path(job.bundle_directory), Path(job.model_directory)
+    log.info("export: tracing to ONNX, opset %d", settings.opset)
+    graph = exporter.export(source, directory, opset=settings.opset)
+    tokenizer = base_models.load_tokenizer(base_models.located(str(source)))
+    tokenizer.save_pretrained(directory)
+    io = exporter.io_contract(graph, directory / "config.json", eos=_ends(source, tokenizer))
+    contents.write_contracts(directory, tokenizer=tokenizer, io=io, name=job.name, predicates=job.predicates)
+    return graph, tokenizer
+
+
+def _parity(
+    job: ExportJob, graph: Path, asked: _ParityPrompts, settings: Export, *, eos: int
+) -> "tuple[BundleModel, Figures]":
+    """The bundle loaded as it is served, and how far it agrees with PyTorch."""
+    from ucotron_ray.export import parity  # noqa: PLC0415 - torch, in the task only
+
+    log.info("export: comparing with PyTorch on %d prompts", len(asked.prompts))
+    source = Path(job.model_directory)
+    figures = parity.compare(source, graph, asked.prompts, settings, eos=eos, num_threads=job.num_threads)
+    model, figures["load_seconds"] = _loaded(graph.parent, job)
+    figures["prompt_ids_match"] = parity.prompt_ids_match(model, asked.rows, asked.layouts, asked.prompts)
+    return model, figures
+
+
+def _publish(
+    job: ExportJob, graph: Path, made: _Measured, tokenizer: "PreTrainedTokenizerBase", settings: Export
+) -> None:
+    """Take out what misses a gate, and write what the bundle says of itself."""
+    from ucotron_ray.export import bundle as contents  # noqa: PLC0415 - in the task only
+    from ucotron_ray.export import gguf, gguf_parity, modelfile, parity, tasks  # noqa: PLC0415
+    from ucotron_ray.models import served  # noqa: PLC0415
+
+    directory = graph.parent
+    missed = [*parity.failures(made.figures, settings), *gguf_parity.failures(made.gguf, settings)]
+    withheld = tasks.withheld(made.variants, settings) | gguf_parity.withheld(made.gguf, settings)
+    _withhold(directory, withheld, job.name)
+    published = {kind: gguf.path_of(directory, job.name, kind) for kind in made.gguf if kind not in withheld}
+    ends = [str(token) for token in tokenizer.convert_ids_to_tokens(_ends(Path(job.model_directory), tokenizer))]
+    modelfile.write(directory, tokenizer, published, ends)
+    best = tasks.best_decoding(made.decodings)
+    report: dict[str, Any] = {**vars(made), "missed": missed, "withheld": withheld}
     write_json(directory / contents.PARITY, {**report, "settings": job.settings})
-    write_json(directory / served.DECODING, {"default": best, "figures": decodings})
+    write_json(directory / served.DECODING, {"default": best, "figures": made.decodings})
     facts = {**job.facts, "graph sha256": file_hash(graph), "decoding": best}
     contents.write_card(directory, name=job.name, base=job.base_label, report=report, facts=facts)
-    return figures | flat(variants) | flat(decodings, "decoding_") | flat(files, "gguf_")
 
 
 def flat(parts: Mapping[str, Mapping[str, float]], prefix: str = "") -> Figures:
@@ -246,14 +285,20 @@ def _files(
     made: dict[str, Figures] = {}
     if not settings.gguf:
         return made
+    source = Path(job.model_directory)
     prompts = [prompt_ids(server_row(row, "raw"), tokenizer) for row in rows]
-    expected = model.generate(prompts, max_new_tokens=settings.parity_new_tokens, to_array_end=False)
+    expected: list[list[int]] = []
+    for start in range(0, len(prompts), gguf_parity.BATCH):
+        batch = prompts[start : start + gguf_parity.BATCH]
+        expected += model.generate(batch, max_new_tokens=settings.parity_new_tokens, to_array_end=False)
     for kind in settings.gguf:
         log.info("export: GGUF %s", kind)
         file = gguf.path_of(Path(job.bundle_directory), job.name, kind)
         importance = calibrated.importance if calibrated is not None else {}
-        gguf.write(Path(job.model_directory), file, kind=kind, name=job.name, importance=importance)
-        made[kind] = gguf_parity.compare(file, rows, prompts, expected, settings, eos=int(tokenizer.eos_token_id))
+        gguf.write(source, file, kind=kind, name=job.name, importance=importance)
+        made[kind] = gguf_parity.compare(
+            file, source, rows, prompts, expected, settings, eos=int(tokenizer.eos_token_id)
+        )
         if kind == "q4_k_m":
-            made[kind] |= gguf_parity.task_figures(file, model, reference, settings)
+            made[kind] |= gguf_parity.task_figures(file, source, model, reference, settings)
     return made

@@ -10,13 +10,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
 
+_CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+_UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
 _PATTERNS = {
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    # Qwen3.5: accents that are characters of their own belong to the word.
+    "qwen35": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    # Words end where small letters are followed by a capital one: Phi-4-mini, and Mistral's "tekken".
+    "gpt-4o": f"{_CASED}{_SHORT}|{_UPPER}{_SHORT}|\\p{{N}}{{1,3}}|{_MARKS}",
+    "tekken": f"{_CASED}|{_UPPER}|\\p{{N}}|{_MARKS}",
 }
 NAMES = ("gpt-2", "smollm", *_PATTERNS)
+APPROXIMATE = ("gpt-4o", "tekken")
+"""llama.cpp has no classes of capital and small letters: it splits otherwise where an accent is a character of its own,
+in Devanagari, and at accented letters within a word of both."""
 
 
 def by_name(name: str) -> "PreTokenizer | None":

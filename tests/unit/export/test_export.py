@@ -25,6 +25,7 @@ from ucotron_ray.export import (
     exporter,
     gguf,
     gguf_parity,
+    gguf_vocabulary,
     job,
     layout,
     modelfile,
@@ -219,7 +220,7 @@ def test_gguf_read_back_is_the_same_model_with_the_same_tokens(tmp_path, family)
         file = gguf.path_of(tmp_path, "tiny", kind)
         gguf.write(tmp_path / "merged", file, kind=kind, name="tiny")
         assert [path.name for path in file.parent.glob("*.gguf")] == [file.name]
-        figures = gguf_parity.compare(file, ROWS, prompts, expected, SETTINGS, eos=eos)
+        figures = gguf_parity.compare(file, tmp_path / "merged", ROWS, prompts, expected, SETTINGS, eos=eos)
         assert figures["prompt_ids_match"] == 1.0
         if kind == "f16":
             assert gguf_parity.failures({kind: figures}, SETTINGS) == []
@@ -237,15 +238,17 @@ def test_a_tokenizer_that_llama_cpp_would_read_in_another_way_is_refused():
     byte_level = {"type": "ByteLevel", "add_prefix_space": False}
     digits = {"type": "Digits", "individual_digits": True}
     bpe = {"type": "BPE"}
-    assert gguf.pre_tokenizer({"model": bpe, "pre_tokenizer": byte_level}) == "gpt-2"
+    assert gguf_vocabulary.pre_tokenizer({"model": bpe, "pre_tokenizer": byte_level}) == "gpt-2"
     both = {"type": "Sequence", "pretokenizers": [digits, byte_level]}
-    assert gguf.pre_tokenizer({"model": bpe, "pre_tokenizer": both}) == "smollm"
+    assert gguf_vocabulary.pre_tokenizer({"model": bpe, "pre_tokenizer": both}) == "smollm"
     for foreign in ({"type": "Metaspace"}, {"type": "ByteLevel", "add_prefix_space": True}):
         with pytest.raises(InputError):
-            gguf.pre_tokenizer({"model": bpe, "pre_tokenizer": foreign})
+            gguf_vocabulary.pre_tokenizer({"model": bpe, "pre_tokenizer": foreign})
     split = {"type": "Split", "pattern": {"Regex": r"\s+"}}
     with pytest.raises(InputError):
-        gguf.pre_tokenizer({"model": bpe, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}})
+        gguf_vocabulary.pre_tokenizer(
+            {"model": bpe, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}}
+        )
 
 
 def test_a_whole_bundle_has_every_part_and_a_variant_that_misses_a_gate_is_not_in_it(tmp_path):

@@ -12,11 +12,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.families import FAMILIES, TRAINED_LENGTH, graph_differences, save_family, sees, whole_logits
+from tests.families import CONFIGS, FAMILIES, SIZES, TRAINED_LENGTH, graph_differences, save_family, sees, whole_logits
 from ucotron_ray.core import config
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.run import Run
-from ucotron_ray.export import exporter
+from ucotron_ray.export import exporter, gguf, gguf_families, gguf_parity, parity
 from ucotron_ray.export import stage as export_stage
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora
@@ -32,7 +32,6 @@ EXPORTED = ("gemma3", "granite", "ministral3")
 """What no other quick test exports: windows shorter than the prompt, scaled logits, queries that grow with positions."""
 
 OF_SHAPE = ("qwen2", "qwen3", "llama3", "gemma3", "smollm3", "granite", "ministral3", "olmo2")
-WITH_GGUF = tuple(family for family in FAMILIES if family in ("qwen2", "qwen3", "llama3"))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -140,21 +139,108 @@ def test_a_file_that_leaves_out_the_classes_defaults_has_the_shape_of_the_class(
     assert round(shape.total / 1e9, 2) == 3.88
 
 
-def test_gguf_files_are_refused_in_words_before_any_work_where_none_can_be_written(saved, tmp_path):
+def test_a_gguf_file_holds_the_very_weights_of_the_text_model(saved, tmp_path):
+    """Whatever llama.cpp's layout does to them. That it computes the same: `tests/e2e/test_families.py`."""
     family, directory = saved
-    base = base_models.resolve(str(directory))
+    write_merged(base_models.located(str(directory)), None, tmp_path / "merged")
+    file = gguf.path_of(tmp_path, family, "f16")
+    gguf.write(tmp_path / "merged", file, kind="f16", name=family)
+    own, read = (base_models.load_tokenizer(base_models.located(str(path))) for path in (directory, file))
+    assert read.encode("He's 12  of\n<|im_end|>") == own.encode("He's 12  of\n<|im_end|>")
+    again = gguf_parity.loaded(file, tmp_path / "merged").state_dict()
+    for name, values in parity.load(tmp_path / "merged").state_dict().items():
+        assert torch.allclose(again[name], values, rtol=1e-3, atol=1e-4), name
+
+
+def test_every_family_may_be_asked_for_gguf_files(saved, tmp_path):
+    _, directory = saved
     run = Run(config.load(overrides=[("store", str(tmp_path))]), verb="pipeline", name="x")
     assert run.config.recipe.export.gguf
-    if family in WITH_GGUF:
-        export_stage.check_formats(run, base)
-        return
+    export_stage.check_formats(run, base_models.resolve(str(directory)))
+
+
+UNLIKE_LLAMA_CPP = {
+    "rope type": ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}),
+    "no_rope_layers": ("smollm3", {"no_rope_layers": [0, 1, 1, 1]}),
+    "layer_types": ("gemma3", {"layer_types": ["full_attention", "sliding_attention"]}),
+    "query_pre_attn_scalar": ("gemma3", {"query_pre_attn_scalar": 64}),
+    "rope_parameters": ("ministral3", {"rope_parameters": {"mscale": 0.5}}),
+    "tie_word_embeddings": ("olmo2", {"tie_word_embeddings": True}),
+    "linear_key_head_dim": ("qwen3_5", {"linear_value_head_dim": 32}),
+}
+"""What is found of a model that llama.cpp would compute in another way: its family, and what differs from it."""
+
+
+@pytest.mark.parametrize("found", UNLIKE_LLAMA_CPP)
+def test_gguf_files_are_refused_in_words_before_any_work_where_llama_cpp_would_answer_otherwise(found, tmp_path):
+    family, changes = UNLIKE_LLAMA_CPP[found]
+    settings = CONFIGS[family](**SIZES, vocab_size=900).get_text_config().to_dict()
+    for name, value in changes.items():
+        settings[name] = {**settings[name], **value} if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(InputError, match="no GGUF can be written for this model") as refused:
-        export_stage.check_formats(run, base)
-    own = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
-    assert str(refused.value.found).startswith(f"{own}, rope type")
+        gguf.check_architecture(tmp_path)
+    assert found in str(refused.value.found)
     assert refused.value.next_step == "export without GGUF: --set export.gguf=[]"
-    without = Run(config.load(overrides=[("store", str(tmp_path)), ("export.gguf", [])]), verb="pipeline", name="x")
-    export_stage.check_formats(without, base)
+
+
+def test_gguf_files_are_refused_where_the_family_is_not_known(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}), encoding="utf-8")
+    with pytest.raises(InputError, match="no GGUF can be written for this model") as refused:
+        gguf.check_architecture(tmp_path)
+    assert refused.value.found == "gpt_neox, rope type default"
+
+
+ROPE_LLAMA = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPE_LLAMA["original_max_position_embeddings"] = TRAINED_LENGTH
+FILES = {
+    "llama": (
+        {"rope_theta": 5e5, "rope_scaling": ROPE_LLAMA},
+        {"rope_parameters": {**ROPE_LLAMA, "rope_theta": 5e5}},
+    ),
+    "gemma3_text": (
+        {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+    ),
+    "qwen2": ({"rope_theta": 1e6}, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+}
+"""How transformers 4 and 5 write into a file how positions turn."""
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_positions_turn_alike_whichever_transformers_wrote_the_file(kind, tmp_path):
+    found = []
+    for at, written in enumerate(FILES[kind]):
+        (tmp_path / str(at)).mkdir()
+        settings = {"model_type": kind, **written}
+        (tmp_path / str(at) / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        _, config_of = gguf_families.of(tmp_path / str(at))
+        factors = {name: values.tolist() for name, values in gguf_families.factors(config_of).items()}
+        found.append((gguf_families.ropes(config_of), factors))
+    assert found[0] == found[1]
+
+
+def test_a_window_that_llama_cpp_does_not_heed_is_told(tmp_path, caplog):
+    """Mistral 7B 0.1 has one, Phi-4-mini's is longer than what it reads, and Qwen2 has one only where it says so."""
+    told = {}
+    for kind, changes in {
+        "mistral": {"sliding_window": 4096},
+        "phi3": {"sliding_window": 262_144},
+        "qwen2": {"sliding_window": 4096},
+    }.items():
+        settings = {"model_type": kind, "max_position_embeddings": 32_768, **changes}
+        (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        caplog.clear()
+        gguf.check_architecture(tmp_path)
+        told[kind] = caplog.text
+    assert "beyond 4096 tokens" in told["mistral"]
+    assert not told["phi3"]
+    assert not told["qwen2"]
 
 
 @pytest.mark.parametrize("family", EXPORTED)
