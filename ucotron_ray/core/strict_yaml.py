@@ -1,6 +1,6 @@
 """YAML of users, read as plain values: no tags that make objects, no key twice, nothing that unfolds without end."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import yaml
@@ -15,15 +15,41 @@ MAX_VALUES = 100_000
 _MERGE = "tag:yaml.org,2002:merge"
 
 
-def read(text: str) -> Any:
+Path = tuple[str | int, ...]
+"""The keys and indices that lead to a value."""
+
+
+def read(text: str, *, max_characters: int = MAX_CHARACTERS) -> Any:
     """The plain values of one document. Raises yaml.YAMLError with the line of what is wrong."""
-    if len(text) > MAX_CHARACTERS:
-        raise yaml.YAMLError(f"longer than {MAX_CHARACTERS} characters: this is no settings file")
+    if len(text) > max_characters:
+        raise yaml.YAMLError(f"longer than {max_characters} characters: this is no settings file")
     loader = _Strict(text)
     try:
         return loader.get_single_data()
     finally:
         loader.dispose()
+
+
+def lines(text: str) -> dict[Path, int]:
+    """The line, from 1, on which each key and each item of a document stands that `read` takes."""
+    loader = _Strict(text)
+    try:
+        node = loader.get_single_node()
+    finally:
+        loader.dispose()
+    return dict(_lines(node, ())) if node is not None else {}
+
+
+def _lines(node: Node, path: Path) -> Iterator[tuple[Path, int]]:
+    if isinstance(node, MappingNode):
+        parts = [(key.value, key, value) for key, value in node.value if isinstance(key, ScalarNode)]
+    elif isinstance(node, SequenceNode):
+        parts = [(index, value, value) for index, value in enumerate(node.value)]
+    else:
+        parts = []
+    for name, mark, value in parts:
+        yield (*path, name), mark.start_mark.line + 1
+        yield from _lines(value, (*path, name))
 
 
 class _Strict(yaml.SafeLoader):
