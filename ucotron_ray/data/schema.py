@@ -5,9 +5,9 @@ Its file, which a person edits: `schema_file.py`.
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, StrictBool, StringConstraints, model_validator
 
@@ -122,6 +122,10 @@ class Schema(Section):
             first, second = sorted(ends, key=lambda end: (name_key(end), end))
             ends = (first, second)
         return relation.model_copy(update={"subject": ends[0], "predicate": name, "object": ends[1]})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Checked, and found by its own names: pydantic's copy would keep the old ones."""
+        return type(self).model_validate({**dict(self), **(update or {})})
 
     @cached_property
     def _by_key(self) -> dict[str, Predicate]:

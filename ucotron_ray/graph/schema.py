@@ -20,6 +20,9 @@ MAX_EXAMPLE_CHARACTERS = 300
 MAX_PREDICATES = 2000
 """A longer vocabulary fits into no prompt and no head; graphs that a model filled freely have a long tail."""
 
+UNTYPED = "concept"
+"""The server's own word for what has no label."""
+
 Pair = tuple[str, str]
 
 
@@ -135,9 +138,12 @@ def _examples(graph: KnowledgeGraph, candidates: dict[Pair, tuple[Edge, int]]) -
     for pair, (edge, length) in sorted(candidates.items(), key=lambda entry: (entry[1][1], entry[0])):
         if found == NUM_EXAMPLES or length > MAX_EXAMPLE_CHARACTERS:
             return
-        text = _one_line(graph.nodes[edge.metadata["source_chunk"]].content)
-        subject, object_ = (_one_line(graph.nodes[number].content) for number in (edge.source, edge.target))
-        if used.isdisjoint(pair) and subject in text and object_ in text:
+        chunk, *names = (graph.nodes[n].content for n in (edge.metadata["source_chunk"], edge.source, edge.target))
+        # Before anything is made of them: in most graphs most names stand in their texts, in some none.
+        if not used.isdisjoint(pair) or not all(name in chunk for name in names):
+            continue
+        text, subject, object_ = map(_one_line, (chunk, *names))
+        if subject and object_ and subject in text and object_ in text:
             used |= set(pair)
             found += 1
             yield Example(subject=subject, object=object_, text=text)
@@ -155,18 +161,23 @@ class _Labels:
         }
         said = Counter(self._in_chunk.values())
         said.update(str(label) for node in graph.nodes.values() if (label := node.metadata.get("entity_label")))
-        commonest: dict[str, str] = {}
-        for label, _ in _ranked(said):
-            commonest.setdefault(name_key(label), _one_line(label))
-        self._spelling = {label: commonest[name_key(label)] for label in said}
+        spellings: Counter[str] = Counter()
+        for label, count in said.items():
+            spellings[_one_line(label)] += count
+        self._commonest: dict[str, str] = {}
+        for spelling, _ in _ranked(spellings):
+            self._commonest.setdefault(name_key(spelling), spelling)
+        self._types: dict[str, str] = {}
 
     def of(self, edge: Edge, number: int) -> str:
         """The label in the edge's own chunk, else the node's, else what the server calls a node of this kind."""
         node = self._nodes[number]
         chunk = edge.metadata.get("source_chunk")
         label = self._in_chunk.get((chunk, number)) if isinstance(chunk, int) else None
-        label = label or str(node.metadata.get("entity_label") or "")
-        return self._spelling.get(label) or server_label(node.kind)
+        label = label or str(node.metadata.get("entity_label") or server_label(node.kind))
+        if label not in self._types:
+            self._types[label] = self._commonest.get(name_key(_one_line(label))) or _one_line(label) or UNTYPED
+        return self._types[label]
 
 
 def _large(ends: Counter[str]) -> tuple[str, ...]:
