@@ -15,7 +15,7 @@ MAX_VALUES = 100_000
 _MERGE = "tag:yaml.org,2002:merge"
 
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """The keys and indices that lead to a value."""
 
 
@@ -30,7 +30,7 @@ def read(text: str, *, max_characters: int = MAX_CHARACTERS) -> Any:
         loader.dispose()
 
 
-def lines(text: str) -> dict[Path, int]:
+def lines(text: str) -> dict[KeyPath, int]:
     """The line, from 1, on which each key and each item of a document stands that `read` takes."""
     loader = _Strict(text)
     try:
@@ -40,7 +40,7 @@ def lines(text: str) -> dict[Path, int]:
     return dict(_lines(node, ())) if node is not None else {}
 
 
-def _lines(node: Node, path: Path) -> Iterator[tuple[Path, int]]:
+def _lines(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
     if isinstance(node, MappingNode):
         parts = [(key.value, key, value) for key, value in node.value if isinstance(key, ScalarNode)]
     elif isinstance(node, SequenceNode):

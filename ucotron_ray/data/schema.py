@@ -13,7 +13,7 @@ from pydantic import Field, StrictBool, StringConstraints, model_validator
 
 from ucotron_ray.core.files import canonical_hash
 from ucotron_ray.core.sections import NonNegative, Section, Text
-from ucotron_ray.core.strict_yaml import Path
+from ucotron_ray.core.strict_yaml import KeyPath
 from ucotron_ray.data.records import Relation, name_key, server_label
 
 # On one line: names stand in prompts and in lists.
@@ -155,7 +155,7 @@ def predicate_key(name: str) -> str:
 class Misfit(ValueError):
     """Something in a schema that does not fit the rest: where it stands, what was expected, and what to do."""
 
-    def __init__(self, problem: str, path: Path, *, expected: str, next_step: str) -> None:
+    def __init__(self, problem: str, path: KeyPath, *, expected: str, next_step: str) -> None:
         super().__init__(problem)
         self.problem, self.path, self.expected, self.next_step = problem, path, expected, next_step
 
@@ -228,7 +228,7 @@ def _doubled_predicates(schema: Schema) -> Iterator[Misfit]:
 def _wrong_types(predicate: Predicate, known: list[str]) -> Iterator[Misfit]:
     for side, types in (("domain", predicate.domain), ("range", predicate.range)):
         for index, name in enumerate(types):
-            path: Path = ("predicates", predicate.name, side, index)
+            path: KeyPath = ("predicates", predicate.name, side, index)
             if name not in known:
                 yield Misfit(
                     f"`{predicate.name}` has the unknown type `{name}`",
@@ -246,7 +246,7 @@ def _wrong_types(predicate: Predicate, known: list[str]) -> Iterator[Misfit]:
 
 
 def _wrong_direction(predicate: Predicate, by_name: dict[str, Predicate]) -> Iterator[Misfit]:
-    here: Path = ("predicates", predicate.name)
+    here: KeyPath = ("predicates", predicate.name)
     if predicate.symmetric and set(predicate.domain) != set(predicate.range):
         yield Misfit(
             f"`{predicate.name}` is symmetric, and its ends have different types",

@@ -17,7 +17,7 @@ from ucotron_ray.data.schema import Example, Misfit, Predicate, Schema
 log = logging.getLogger(__name__)
 
 MAX_CHARACTERS = 8 * 1024**2
-"""Two thousand predicates with three examples of a paragraph each."""
+"""A thousand predicates with three examples of a page each."""
 
 PROPOSALS = "proposals"
 """A key that this program writes and that reading passes over: what a person may want to change."""
@@ -178,7 +178,7 @@ def _wrong_keys(document: dict[Any, Any]) -> Iterator[Misfit]:
                     yield from _unknown(example, list(Example.model_fields), ("predicates", name, "examples", index))
 
 
-def _unknown(entry: dict[Any, Any], known: Sequence[str], path: strict_yaml.Path) -> Iterator[Misfit]:
+def _unknown(entry: dict[Any, Any], known: Sequence[str], path: strict_yaml.KeyPath) -> Iterator[Misfit]:
     for key in entry:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)

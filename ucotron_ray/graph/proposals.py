@@ -16,6 +16,9 @@ from ucotron_ray.core.sections import Section
 from ucotron_ray.data.schema import Predicate, Schema, snake_case
 from ucotron_ray.graph.schema import Induced, Pair
 
+MAX_PROPOSALS = 200
+"""More than that nobody reads."""
+
 MIN_SHARED = 2
 MIN_SHARE_OF_SAME = 0.5
 """Of the rarer predicate's pairs, that the other has too: many facts go along with another one that is not the same."""
@@ -45,7 +48,7 @@ def proposals(induced: Induced) -> list[Proposal]:
     found = [*_symmetric(induced), *_by_pairs(induced)]
     known = {frozenset(proposal.predicates) for proposal in found}
     by_name = [proposal for proposal in _by_name(induced.schema) if frozenset(proposal.predicates) not in known]
-    return [*found, *by_name]
+    return [*found, *by_name][:MAX_PROPOSALS]
 
 
 def _symmetric(induced: Induced) -> Iterator[Proposal]:
@@ -71,7 +74,8 @@ def _by_pairs(induced: Induced) -> Iterator[Proposal]:
             others = of_pair[pair[::-1]]
             turned.update((one, other) for one in names for other in others if one != other)
     place = {name: index for index, name in enumerate(induced.uses)}
-    for one, other in sorted({tuple(sorted(names, key=place.__getitem__)) for names in (*same, *turned)}):
+    both = {tuple(sorted(names, key=place.__getitem__)) for names in (*same, *turned)}
+    for one, other in sorted(both, key=lambda names: [place[name] for name in names]):
         as_it_is, exchanged = same[one, other], turned[one, other] + turned[other, one]
         fewer = min(len(induced.uses[name].pairs) for name in (one, other))
         if as_it_is >= MIN_SHARED and as_it_is >= MIN_SHARE_OF_SAME * fewer and as_it_is >= exchanged:

@@ -29,7 +29,7 @@ FAMILY = Schema(
         Predicate(name="parent_of", domain=("person",), range=("person",), inverse="child_of", aliases=("raised",)),
         Predicate(name="married_to", domain=("person",), range=("person",), symmetric=True, aliases=("spouse",)),
         Predicate(name="made", domain=("person",), range=("musical work",)),
-        Predicate(name="no", description="Sí, «x»"),
+        Predicate(name="no", description="Sí, «x»", count=0),
     ),
 )
 

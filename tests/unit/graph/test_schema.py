@@ -206,6 +206,7 @@ ONTOLOGY = """\
 :P9 a owl:ObjectProperty ; rdfs:label "trata de"@es, "is about"@en ; rdfs:range owl:Thing .
 :hasParent a owl:ObjectProperty ; owl:inverseOf :hasChild .
 :hasChild a owl:ObjectProperty ; owl:inverseOf :hasParent .
+:studiedBy a owl:ObjectProperty ; owl:inverseOf :studies ; rdfs:domain :MusicalWork .
 :studies a owl:ObjectProperty ; rdfs:domain :Person, :Student .
 :age a owl:DatatypeProperty ; rdfs:range xsd:int .
 :name a rdf:Property ; rdfs:range rdfs:Literal .
@@ -233,6 +234,7 @@ def test_an_ontology_gives_types_and_predicates(tmp_path, caplog):
         "has_child": ((), ()),
         "has_parent": ((), ()),
         "studies": (("student",), ()),
+        "studied_by": (("musical work",), ("student",)),
         "likes": ((), ()),
     }
     assert of("works_at", schema).description == "Is employed there."
