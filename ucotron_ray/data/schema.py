@@ -5,7 +5,7 @@ Its file, which a person edits: `schema_file.py`.
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Self
 
@@ -175,7 +175,7 @@ def _meaning(predicate: Predicate) -> dict[str, object]:
 def _misfits(schema: Schema) -> Iterator[Misfit]:
     yield from _doubled_types(schema)
     yield from _doubled_predicates(schema)
-    known = [kind.name for kind in schema.types]
+    known = dict.fromkeys(kind.name for kind in schema.types)
     by_name = {predicate.name: predicate for predicate in schema.predicates}
     for predicate in schema.predicates:
         yield from _wrong_types(predicate, known)
@@ -225,8 +225,9 @@ def _doubled_predicates(schema: Schema) -> Iterator[Misfit]:
             seen.setdefault(key, predicate.name)
 
 
-def _wrong_types(predicate: Predicate, known: list[str]) -> Iterator[Misfit]:
+def _wrong_types(predicate: Predicate, known: Collection[str]) -> Iterator[Misfit]:
     for side, types in (("domain", predicate.domain), ("range", predicate.range)):
+        first = {name: index for index, name in reversed([*enumerate(types)])}
         for index, name in enumerate(types):
             path: KeyPath = ("predicates", predicate.name, side, index)
             if name not in known:
@@ -236,7 +237,7 @@ def _wrong_types(predicate: Predicate, known: list[str]) -> Iterator[Misfit]:
                     expected=f"one of the types: {', '.join(known) or 'there is none'}",
                     next_step=_nearest(name, known) + f"`{name}:` under `types:` adds it",
                 )
-            if name in types[:index]:
+            if first[name] < index:
                 yield Misfit(
                     f"`{predicate.name}` names the type `{name}` twice",
                     path,

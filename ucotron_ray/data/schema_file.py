@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 MAX_CHARACTERS = 8 * 1024**2
 """A thousand predicates with three examples of a page each."""
+MAX_VALUES = 1_000_000
+"""A domain of an ontology can have hundreds of types."""
 
 PROPOSALS = "proposals"
 """A key that this program writes and that reading passes over: what a person may want to change."""
@@ -42,7 +44,7 @@ def read(path: Path) -> Schema:
     """The schema of a file. Raises InputError with the line of what is wrong and what to do about it."""
     try:
         text = path.read_text(encoding="utf-8")
-        document = strict_yaml.read(text, max_characters=MAX_CHARACTERS)
+        document = strict_yaml.read(text, max_characters=MAX_CHARACTERS, max_values=MAX_VALUES)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         found = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise InputError(
@@ -203,7 +205,7 @@ def _wrong_value(loc: Sequence[int | str], message: str, names: dict[str, list[s
 
 def _error(misfit: Misfit, text: str, file: Path, found: str | None = None) -> InputError:
     """The misfit with the line of the file, or of the nearest thing around it that has one."""
-    lines, path = strict_yaml.lines(text), misfit.path
+    lines, path = strict_yaml.lines(text, max_values=MAX_VALUES), misfit.path
     while path and path not in lines:
         path = path[:-1]
     where = f"{file}, line {lines[path]}" if path else str(file)

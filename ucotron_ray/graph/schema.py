@@ -18,8 +18,7 @@ MAX_EXAMPLE_CHARACTERS = 300
 """A longer chunk is a poor example: it says many things beside."""
 
 MAX_PREDICATES = 1000
-"""Its file is one that `strict_yaml` reads, with every key and value. A longer vocabulary fits into no prompt and no
-head; graphs that a model filled freely have a long tail."""
+"""A longer vocabulary fits into no prompt and no head; graphs that a model filled freely have a long tail."""
 
 UNTYPED = "concept"
 """The server's own word for what has no label."""

@@ -72,6 +72,17 @@ def test_proposals_are_written_and_passed_over_with_a_word(tmp_path, caplog):
     assert "1 entries of `proposals:` are not read" in caplog.text
 
 
+def test_more_values_than_settings_may_have_are_read_and_a_mistake_among_them_has_its_line(tmp_path):
+    names = [f"t{n}" for n in range(400)]
+    text = "types:\n" + "".join(f"  {name}:\n" for name in names) + "predicates:\n"
+    text += f"  p:\n    domain: &all [{', '.join(names)}]\n" + "".join(
+        f"  p{n}: {{domain: *all}}\n" for n in range(300)
+    )
+    assert len(parsed(tmp_path, text).predicates[-1].domain) == 400
+    with pytest.raises(InputError, match=f"line {len(text.splitlines()) + 1}\n"):
+        parsed(tmp_path, text + "  q: {domain: [t400]}\n")
+
+
 def test_a_predicate_without_anything_holds_between_everything(tmp_path):
     schema = parsed(tmp_path, "types:\n  person:\npredicates:\n  knows:\n")
     assert schema.types == (EntityType(name="person"),)

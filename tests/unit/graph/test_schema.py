@@ -193,7 +193,7 @@ ONTOLOGY = """\
 @prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
 @prefix skos: <http://www.w3.org/2004/02/skos/core#> .
 @prefix xsd: <http://www.w3.org/2001/XMLSchema#> .
-:Agent a owl:Class ; rdfs:label "Agente"@es, "Agent"@en .
+:Agent a owl:Class ; rdfs:subClassOf owl:Thing ; rdfs:label "Agente"@es, "Agent"@en .
 :Person a owl:Class ; rdfs:subClassOf :Agent ; rdfs:comment "A human\\n being." .
 :Student a owl:Class ; rdfs:subClassOf :Person .
 :MusicalWork a owl:Class .
@@ -239,10 +239,12 @@ def test_an_ontology_gives_types_and_predicates(tmp_path, caplog):
     }
     assert of("works_at", schema).description == "Is employed there."
     assert of("works_at", schema).aliases == ("employed_by",)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["works_at"]
     assert "the name knows is taken" in caplog.text
     assert {p.name: p.inverse for p in schema.predicates if p.inverse} == {
         "employs": "works_at",
         "has_parent": "has_child",
+        "studied_by": "studies",
     }
     assert [p.name for p in schema.predicates if p.symmetric] == ["knows"]
     # RDF/XML says the same, also under .owl.
