@@ -22,8 +22,6 @@ from ucotron_ray.data.schema import EntityType, Predicate, Schema, predicate_key
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".ttl", ".owl", ".rdf", ".xml")
-
 LANGUAGES = ("en", None)
 """Of labels and comments: English, else those without a language, else the first by its name."""
 
