@@ -20,6 +20,7 @@ from ucotron_ray.core.flags import Handler
 VERBS = {
     "doctor": "operations.inspect_cli",
     "import-graph": "graph.cli",
+    "schema": "graph.schema_cli",
     "synthesize": "synthesis.cli",
     "validate": "synthesis.validate_cli",
     "sft": "training.cli",

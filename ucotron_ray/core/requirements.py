@@ -34,12 +34,13 @@ EXPORT = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "libggml", "llguidance
 
 OPTIONAL = {
     "optuna": ("optuna", "tuning.search=optuna"),
+    "rdflib": ("rdflib", "schema FILE.ttl or FILE.owl"),
     "bitsandbytes": ("bitsandbytes", "training.sft.<tier>.quantize=nf4, on a GPU"),
     "liger_kernel": ("liger-kernel", "workers.liger, on a GPU"),
     # Built against the torch that is there, and not pinned.
     "flash_attn": ("flash-attn", "workers.attention=flash_attention_2, on a GPU"),
 }
-"""Module → what to install for it, and the setting that asks for it."""
+"""Module → what to install for it, and the setting or command that asks for it."""
 
 
 def require_packages(*modules: str) -> None:

@@ -1,6 +1,6 @@
 """YAML of users, read as plain values: no tags that make objects, no key twice, nothing that unfolds without end."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import yaml
@@ -15,22 +15,49 @@ MAX_VALUES = 100_000
 _MERGE = "tag:yaml.org,2002:merge"
 
 
-def read(text: str) -> Any:
+KeyPath = tuple[str | int, ...]
+"""The keys and indices that lead to a value."""
+
+
+def read(text: str, *, max_characters: int = MAX_CHARACTERS, max_values: int = MAX_VALUES) -> Any:
     """The plain values of one document. Raises yaml.YAMLError with the line of what is wrong."""
-    if len(text) > MAX_CHARACTERS:
-        raise yaml.YAMLError(f"longer than {MAX_CHARACTERS} characters: this is no settings file")
-    loader = _Strict(text)
+    if len(text) > max_characters:
+        raise yaml.YAMLError(f"longer than {max_characters} characters: this is no settings file")
+    loader = _Strict(text, max_values)
     try:
         return loader.get_single_data()
     finally:
         loader.dispose()
 
 
+def lines(text: str, *, max_values: int = MAX_VALUES) -> dict[KeyPath, int]:
+    """The line, from 1, on which each key and each item of a document stands that `read` takes."""
+    loader = _Strict(text, max_values)
+    try:
+        node = loader.get_single_node()
+    finally:
+        loader.dispose()
+    return dict(_lines(node, ())) if node is not None else {}
+
+
+def _lines(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+    if isinstance(node, MappingNode):
+        parts = [(key.value, key, value) for key, value in node.value if isinstance(key, ScalarNode)]
+    elif isinstance(node, SequenceNode):
+        parts = [(index, value, value) for index, value in enumerate(node.value)]
+    else:
+        parts = []
+    for name, mark, value in parts:
+        yield (*path, name), mark.start_mark.line + 1
+        yield from _lines(value, (*path, name))
+
+
 class _Strict(yaml.SafeLoader):
     """The safe loader, with limits where it has none."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, max_values: int) -> None:
         super().__init__(text)
+        self._max_values = max_values
         self._depth = 0
         self._sizes: dict[int, int] = {}
 
@@ -64,5 +91,7 @@ class _Strict(yaml.SafeLoader):
         if any(isinstance(part, CollectionNode) and id(part) not in self._sizes for part in parts):
             raise ComposerError(None, None, "an alias of what it stands in", node.start_mark)
         self._sizes[id(node)] = 1 + sum(self._sizes.get(id(part), 1) for part in parts)
-        if self._sizes[id(node)] > MAX_VALUES:
-            raise ComposerError(None, None, f"its aliases unfold to more than {MAX_VALUES} values", node.start_mark)
+        if self._sizes[id(node)] > self._max_values:
+            raise ComposerError(
+                None, None, f"its aliases unfold to more than {self._max_values} values", node.start_mark
+            )

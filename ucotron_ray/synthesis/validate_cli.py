@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core import flags
+from ucotron_ray.core import flags, terminal
 
 SHOWN = 20
 
@@ -58,9 +58,4 @@ def _say(report: dict[str, Any], directory: Path | None) -> None:
     if directory:
         lines.append(f"see {directory}/report.html")
     for line in lines:
-        print(_printable(line), file=sys.stderr)
-
-
-def _printable(line: str) -> str:
-    """Rows can hold what moves a terminal's cursor."""
-    return "".join(char if char.isprintable() else "·" for char in line)
+        print(terminal.printable(line), file=sys.stderr)
