@@ -203,6 +203,7 @@ def test_nothing_happens_at_import():
         "datetime",  # a day that is a constant
         "Shape",  # frozen dataclasses: constants
         "Hooks",
+        "Profile",
         "Template",
         "lru_cache",
         "join",

@@ -146,21 +146,37 @@ def _stream(_: Body, message: Body) -> str:
     )
 
 
+def _reasoning(_: Body, message: Body) -> Body:
+    return _with(message, {"reasoning": THOUGHT})
+
+
+def _reasoning_content(_: Body, message: Body) -> Body:
+    return _with(message, {"reasoning_content": THOUGHT}, hidden=40)
+
+
+def _closed_only(_: Body, message: Body) -> Body:
+    """The chat template has opened the block, so that it is no part of what the model wrote."""
+    return _with(message, {"content": f"{THOUGHT}\n</think>\n\n{_text(message)}"})
+
+
+def _block(_: Body, message: Body) -> Body:
+    return _with(message, {"content": f"<think>{THOUGHT}</think>{_text(message)}"})
+
+
+def _now_and_then(number: int, attempt: int) -> bool:
+    return number % BUSY_EVERY == 0 and attempt == 1
+
+
 PROFILES = {
     "openai-reasoning": Profile(_openai_answers, _openai_refuses),
     "azure": Profile(refuses=_azure_refuses, path="/openai/deployments/teacher"),
-    "openrouter": Profile(
-        lambda _, message: _with(message, {"reasoning": THOUGHT}),
-        is_busy=lambda number, attempt: number % BUSY_EVERY == 0 and attempt == 1,
-    ),
+    "openrouter": Profile(_reasoning, is_busy=_now_and_then),
     "mistral": Profile(_parts, _mistral_refuses),
     "lm-studio": Profile(refuses=_lm_studio_refuses),
-    "ollama": Profile(lambda _, message: _with(message, {"reasoning": THOUGHT})),
-    "sglang": Profile(lambda _, message: _with(message, {"reasoning_content": THOUGHT}, hidden=40)),
-    "vllm-no-parser": Profile(
-        lambda _, message: _with(message, {"content": f"{THOUGHT}\n</think>\n\n{_text(message)}"})
-    ),
-    "llama-cpp": Profile(lambda _, message: _with(message, {"content": f"<think>{THOUGHT}</think>{_text(message)}"})),
+    "ollama": Profile(_reasoning),
+    "sglang": Profile(_reasoning_content),
+    "vllm-no-parser": Profile(_closed_only),
+    "llama-cpp": Profile(_block),
     "streams": Profile(_stream),
 }
 """Servers by name."""
