@@ -16,7 +16,7 @@ Body = dict[str, Any]
 Refusal = tuple[int, dict[str, Any]]
 
 THOUGHT = "The user wants it short. Something like {} would do. "
-HIDDEN_TOKENS = 300
+HIDDEN_TOKENS = 700
 BUSY_EVERY = 40
 AZURE_VERSION = "2024-10-21"
 

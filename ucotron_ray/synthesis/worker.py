@@ -168,15 +168,20 @@ class Worker:
         return await self._send(rid, ask, sent, begun=bool(answers))
 
     async def _send(self, rid: str, ask: Ask, sent: Counter[str], *, begun: bool) -> Answer | Done:
-        room = self._client.room
-        body = request_body(self._endpoint.model, ask, rid, self._endpoint.extra_body, room=room)
-        step = f"{self._task.name}.{ask.step}"
-        need = Need(step, count_prompt_tokens(body), most_prompt_tokens(body), ask.max_tokens + room)
         failures = attempts = 0
         while True:
+            room = self._client.room
+            body = request_body(self._endpoint.model, ask, rid, self._endpoint.extra_body, room=room)
+            step = f"{self._task.name}.{ask.step}"
+            need = Need(step, count_prompt_tokens(body), most_prompt_tokens(body), ask.max_tokens + room)
             reserved = await self._permit_for(need, begun=begun or attempts > 0)
             if reserved is None:
                 return Done("pending", reason=self._stop)
+            if room < self._client.room:
+                # While it waited, an answer showed that the model thinks first: this one would be paid and cut off.
+                self._in_flight -= 1
+                self._finished.append(Finished(need, reserved, None, 0, 0, 0, 0.0, 0))
+                continue
             attempts += 1
             sent["requests"] += 1
             try:

@@ -120,6 +120,7 @@ def said_by(habit: Habit) -> RequestOutcome:
         (f"<think>\nShort. Or {{}}?\n</think>\n\n{ANSWER}", {}),
         (f"The user wants it short.\n</think>\n\n{ANSWER}", {}),
         (f"<THINK>a <think> b </think> c</think>{ANSWER}", {}),
+        (f"Let me see. <think>a</think> b </think>{ANSWER}", {}),
         (f"[THINK]hm[/THINK]{ANSWER}", {}),
         (f"<thinking>hm</thinking>\n{ANSWER}", {}),
         (f"<seed:think>hm</seed:think>{ANSWER}", {}),
