@@ -204,6 +204,7 @@ def test_nothing_happens_at_import():
         "Shape",  # frozen dataclasses: constants
         "Family",
         "Hooks",
+        "Profile",
         "Template",
         "lru_cache",
         "join",

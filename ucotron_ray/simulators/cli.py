@@ -37,6 +37,7 @@ def add_simulate_fireworks(verbs: Any) -> None:
     parser.add_argument(
         "--refuse-key", action="append", default=[], metavar="KEY", help="422 for requests with this key"
     )
+    parser.add_argument("--profile", metavar="SERVER", help="habits of another server: azure, openrouter, ollama, …")
     parser.add_argument("--api-key-env", metavar="VARIABLE", help="require the key in this variable (default: none)")
     parser.add_argument("--job-seconds", type=float, metavar="SECONDS", help="jobs take so long (default: six looks)")
     parser.add_argument("--job-end", default="COMPLETED", metavar="STATE", help="how jobs end, or where they stay")
@@ -84,6 +85,7 @@ def _simulate_fireworks(args: argparse.Namespace) -> dict[str, Any]:
         models=(simulator_settings.TEACHER, simulator_settings.EMBEDDER, *args.model),
         api_key=variables.secret(args.api_key_env, None),
         refused_keys=tuple(args.refuse_key),
+        profile=simulator_settings.parse_profile(args.profile),
         ledger=args.ledger,
         control=simulator_control.ControlSettings(
             job_seconds=args.job_seconds,

@@ -27,6 +27,7 @@ from ucotron_ray.simulators.fireworks_control import ControlPlane
 from ucotron_ray.simulators.fireworks_datasets import add_dataset_routes
 from ucotron_ray.simulators.fireworks_jobs import add_job_routes, garbage_of
 from ucotron_ray.simulators.fireworks_limits import Limiter
+from ucotron_ray.simulators.fireworks_profiles import PROFILES, middleware
 from ucotron_ray.simulators.fireworks_settings import STAND_IN, Settings
 
 HANG_SECONDS = 3600.0
@@ -144,8 +145,11 @@ def make_app(settings: Settings) -> web.Application:
     async def show_ledger(_: web.Request) -> web.Response:
         return web.json_response({**ledger.summary(), "allowed_tokens": limiter.allowed_tokens})
 
-    application = web.Application(client_max_size=50 * 1024**2)
-    for prefix in ("/inference/v1", "/v1"):
+    profile = settings.profile
+    middlewares = [middleware(profile)] if profile else []
+    application = web.Application(client_max_size=50 * 1024**2, middlewares=middlewares)
+    path = PROFILES[profile].path if profile else None
+    for prefix in ("/inference/v1", "/v1", *([path] if path else [])):
         application.router.add_post(f"{prefix}/chat/completions", chat)
         application.router.add_get(f"{prefix}/models", models)
         application.router.add_post(f"{prefix}/embeddings", embeddings)

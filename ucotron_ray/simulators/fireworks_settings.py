@@ -7,6 +7,7 @@ from pathlib import Path
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.simulators import fireworks_defects as defects
 from ucotron_ray.simulators.fireworks_control import ControlSettings
+from ucotron_ray.simulators.fireworks_profiles import PROFILES
 
 STAND_IN = "simulate-fireworks: a simulator of ucotron_ray, not Fireworks.ai; its answers are generated, not a model's"
 
@@ -46,6 +47,8 @@ class Settings:
     models: tuple[str, ...] = (TEACHER, EMBEDDER)
     api_key: str | None = None
     refused_keys: tuple[str, ...] = ()
+    profile: str | None = None
+    """Another server whose habits it has, of `fireworks_profiles.py`."""
     ledger: Path | None = None
     control: ControlSettings = field(default_factory=ControlSettings)
 
@@ -77,6 +80,13 @@ def parse_faults(text: str) -> dict[str, float]:
 def parse_plants(text: str) -> dict[str, float]:
     """The shares of `--plant`. Raises ConfigError."""
     return parse_shares(text, "--plant", defects.NAMES)
+
+
+def parse_profile(name: str | None) -> str | None:
+    """The server of `--profile`. Raises ConfigError."""
+    if name is not None and name not in PROFILES:
+        raise ConfigError("no such profile", where="--profile", expected="one of " + ", ".join(PROFILES), found=name)
+    return name
 
 
 def parse_moves(text: str) -> tuple[tuple[float, float], ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.files import canonical_hash
@@ -62,6 +63,7 @@ def wanted(run: Run, task: str, count: int | None, reference: str | None, *, nam
     count = settings.target_samples if count is None else count
     if count < 1:
         raise ConfigError("there is nothing to make", where="--count", expected="1 or more", found=str(count))
+    _warn_of_unused(run.config.recipe.generation)
     needs_input = builds_on_rows(task)
     if needs_input != (reference is not None):
         raise ConfigError(
@@ -81,6 +83,14 @@ def wanted(run: Run, task: str, count: int | None, reference: str | None, *, nam
     task_of(run, found)
     check_limits(run.config.recipe.generation.gate)
     return found
+
+
+def _warn_of_unused(generation: Generation) -> None:
+    """Say that two settings of the guide's file have no effect, to somebody who has changed them."""
+    shipped = config.load().recipe.generation.defaults
+    for name in ("temperature", "max_tokens"):
+        if getattr(generation.defaults, name) != getattr(shipped, name):
+            log.warning("generation.defaults.%s is not used: set generation.tasks.GENERATOR.%s", name, name)
 
 
 def input_files(data: Artifact) -> tuple[str, ...]:

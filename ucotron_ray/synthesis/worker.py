@@ -167,16 +167,20 @@ class Worker:
 
     async def _send(self, rid: str, ask: Ask, spent: "_Spent", *, begun: bool, is_new: bool) -> Answer | Done:
         """A new answer; `pending` if there is none for now."""
-        room = self._client.room
-        body = request_body(self._endpoint.model, ask, rid, self._endpoint.extra_body, room=room)
         step = f"{self._task.name}.{ask.step}"
         is_new = is_new and not self._reader.was_refused(rid)
-        need = Need(step, count_prompt_tokens(body), most_prompt_tokens(body), ask.max_tokens + room, rid, is_new)
         failures = attempts = 0
         while True:
+            room = self._client.room
+            body = request_body(self._endpoint.model, ask, rid, self._endpoint.extra_body, room=room)
+            need = Need(step, count_prompt_tokens(body), most_prompt_tokens(body), ask.max_tokens + room, rid, is_new)
             reserved = await self._permits.permit_for(need, begun=begun or attempts > 0)
             if reserved is None:
                 return Done("pending", reason=self._permits.stop)
+            if room < self._client.room:
+                # While it waited, an answer showed that the model thinks first: this one would be paid and cut off.
+                self._permits.hand_in(Finished(need, reserved, None, 0, 0, 0, 0.0, 0))
+                continue
             attempts += 1
             spent.requests += 1
             try:

@@ -2,12 +2,12 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core.files import write_json
 from ucotron_ray.teacher.endpoint import OPTIONAL_KEYS, RENAMED, Endpoint, without_refused
 from ucotron_ray.teacher.outcome import FINAL, OutcomeKind, RequestOutcome
 
@@ -91,7 +91,10 @@ class Capabilities:
         self._refused |= news
         self.room = max(room, self.room)
         if self._file is not None:
-            write_json(self._file, {"refused": sorted(self._refused), "room": self.room})
+            # Whole or not at all, and without fsync: it stands in the event loop, and a lost one is found out again.
+            aside = self._file.with_name(f".{self._file.name}.{os.getpid()}")
+            aside.write_text(json.dumps({"refused": sorted(self._refused), "room": self.room}), encoding="utf-8")
+            aside.replace(self._file)
 
     def _load(self) -> None:
         """What other processes of the run have found out."""

@@ -29,7 +29,7 @@ def check(endpoint: Endpoint, *, probe_timeout: float = PROBE_TIMEOUT_SECONDS) -
     """Ask every server of the endpoint for its model list.
 
     Returns a warning if one has no list. Raises InputError (exit 2) with what to do; nothing was paid by then, but for
-    one token where the list lacks the model: lists are not always whole (`probe_timeout` seconds).
+    one token where no list has the model: lists are not always whole, or not there (`probe_timeout` seconds).
     """
     endpoints = [replace(endpoint, base_url=url, more_urls=()) for url in (endpoint.base_url, *endpoint.more_urls)]
     warnings = [_checked(one, probe_timeout) for one in endpoints]
@@ -41,13 +41,16 @@ def _checked(endpoint: Endpoint, probe_timeout: float) -> str | None:
     status, answer = _get(endpoint, url)
     _refuse_key(endpoint, status)
     names = _names(answer) if status == 200 else None
-    if names is None:
-        _refuse_wrong_path(endpoint)
-        return f"{endpoint.base_url} lists no models (HTTP {status}); '{endpoint.model}' is taken on trust"
-    if endpoint.model in names:
+    if names is not None and endpoint.model in names:
         return None
-    status = _probe(endpoint, probe_timeout)
+    if names is None and status in BUSY:
+        return f"{endpoint.base_url} is too busy to list its models (HTTP {status})"
+    listed, status = status, _probe(endpoint, probe_timeout)
     _refuse_key(endpoint, status)
+    if names is None and status in (404, 405):
+        raise _nobody_there(endpoint, status)
+    if names is None:
+        return f"{endpoint.base_url} lists no models (HTTP {listed}); '{endpoint.model}' is taken on trust"
     if status in BUSY:
         return f"{endpoint.base_url} does not list '{endpoint.model}', and is too busy to say more (HTTP {status})"
     if status == 200:
@@ -72,26 +75,24 @@ def _probe(endpoint: Endpoint, timeout: float) -> int:
     return status
 
 
-def _refuse_wrong_path(endpoint: Endpoint) -> None:
-    """Raise InputError if another path of the same host has the list that this one lacks, and nobody answers here.
+def _nobody_there(endpoint: Endpoint, status: int) -> InputError:
+    """What to say where neither models are listed nor chats answered; and where on the same host they are."""
+    meant = next((url for url in _siblings(endpoint.base_url) if _lists_models(endpoint, url)), None)
+    return InputError(
+        f"there is no OpenAI-compatible server at this path (HTTP {status})",
+        where="api.inference_base_url",
+        expected=f"did you mean {meant} ? It lists models" if meant else "the base URL, before /chat/completions",
+        found=endpoint.base_url,
+        next_step=f"--set api.inference_base_url={meant}" if meant else "correct it, or the model's name",
+    )
 
-    Azure lists its models above the path at which one of them answers.
-    """
-    for url in _siblings(endpoint.base_url):
-        try:
-            status, answer = _get(endpoint, endpoint.url_of(url, "/models"), timeout=SIBLING_TIMEOUT_SECONDS)
-        except InputError:
-            return
-        if status == 200 and _names(answer) is not None:
-            if _probe(endpoint, PROBE_TIMEOUT_SECONDS) not in (404, 405):
-                return
-            raise InputError(
-                "there is no OpenAI-compatible server at this path",
-                where="api.inference_base_url",
-                expected=f"did you mean {url} ? It lists models",
-                found=endpoint.base_url,
-                next_step=f"--set api.inference_base_url={url}",
-            )
+
+def _lists_models(endpoint: Endpoint, url: str) -> bool:
+    try:
+        status, answer = _get(endpoint, endpoint.url_of(url, "/models"), timeout=SIBLING_TIMEOUT_SECONDS)
+    except InputError:
+        return False
+    return status == 200 and _names(answer) is not None
 
 
 def _siblings(base_url: str) -> Iterator[str]:
@@ -155,11 +156,22 @@ def _get(
         with addresses.opener(endpoint.network, url).open(request, timeout=timeout) as response:
             return response.status, json.loads(response.read())
     except urllib.error.HTTPError as error:
+        if 300 <= error.code < 400:
+            raise _sent_elsewhere(url, error) from None
         return error.code, None
     except ValueError:
         return 200, None
     except (OSError, http.client.HTTPException) as error:
         raise _unreached(endpoint, url, error) from None
+
+
+def _sent_elsewhere(url: str, error: urllib.error.HTTPError) -> InputError:
+    return InputError(
+        f"the server sends us elsewhere (HTTP {error.code}), and keys are not taken there",
+        where=url,
+        found=(error.headers.get("Location") or "nowhere").partition("?")[0],
+        next_step="name the address to which it leads: --set api.inference_base_url=URL",
+    )
 
 
 def _unreached(endpoint: Endpoint, url: str, error: OSError | http.client.HTTPException) -> InputError:

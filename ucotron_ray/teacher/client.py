@@ -12,7 +12,7 @@ from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.teacher.capabilities import Capabilities
 from ucotron_ray.teacher.chat import chat
 from ucotron_ray.teacher.endpoint import Endpoint
-from ucotron_ray.teacher.outcome import RequestOutcome
+from ucotron_ray.teacher.outcome import OutcomeKind, RequestOutcome
 
 KEEPALIVE_SECONDS = 4.0
 """Shorter than any usual server's (uvicorn, and with it vLLM, SGLang and LiteLLM: 5 s): what is sent just as the server
@@ -58,11 +58,19 @@ class Client:
         await self._session.close()
 
     async def _post(self, body: dict[str, Any]) -> RequestOutcome:
-        url, headers = next(self._urls), self._headers
-        outcome = await chat(self._session, url, body, headers, proxy=self._proxies[url])
+        headers = self._headers
+        for _ in self._proxies:
+            url = next(self._urls)
+            outcome = await self._post_to(url, body)
+            if outcome.kind is not OutcomeKind.TRANSIENT or outcome.status is not None or outcome.maybe_billed:
+                break
+            # Nobody there: another server of the model may be.
         if outcome.status == 401 and self._key_is_new(headers):
-            outcome = await chat(self._session, url, body, self._headers, proxy=self._proxies[url])
+            outcome = await self._post_to(url, body)
         return outcome
+
+    async def _post_to(self, url: str, body: dict[str, Any]) -> RequestOutcome:
+        return await chat(self._session, url, body, self._headers, proxy=self._proxies[url])
 
     def _key_is_new(self, used: Mapping[str, str]) -> bool:
         """Read the key again: its file may hold a new one since the run began."""

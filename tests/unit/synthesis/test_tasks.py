@@ -398,3 +398,30 @@ def test_the_name_that_a_pair_is_mixed_up_with_is_a_name_of_the_split_too():
     pair = {"canonical": "Genoa", "variant": "Geneva", "is_duplicate": False}
     assert kind.names(pair) == ["Genoa", "Geneva"]
     assert kind.names({**pair, "variant": "GENOA", "is_duplicate": True}) == ["Genoa"]
+
+
+def test_a_default_that_no_generator_uses_is_said(tmp_path, caplog):
+    from ucotron_ray.core.run import Run
+    from ucotron_ray.synthesis import stage
+
+    overrides = [("generation.defaults.temperature", 0.3), ("store", str(tmp_path))]
+    run = Run(config.load(overrides=overrides), verb="synthesize", name="d")
+    stage.wanted(run, "relation_extraction", 3, None)
+    assert "generation.defaults.temperature is not used" in caplog.text
+    caplog.clear()
+    stage.wanted(Run(config.load(), verb="synthesize", name="d"), "relation_extraction", 3, None)
+    assert not caplog.records
+
+
+def test_what_the_place_adds_to_requests_makes_another_dataset_and_nothing_else_of_it_does(tmp_path):
+    from ucotron_ray.core.run import Run
+    from ucotron_ray.synthesis import stage
+
+    def recipe(**settings: object) -> str:
+        overrides = [("store", str(tmp_path)), *((f"api.{key}", value) for key, value in settings.items())]
+        run = Run(config.load(overrides=overrides), verb="synthesize", name="d")
+        return stage.request(run, stage.wanted(run, "relation_extraction", 3, None)).recipe
+
+    plain = recipe()
+    assert plain == recipe(proxy="http://proxy:3128", hidden_tokens=512, query={"a": "b"}, dialect="openai")
+    assert len({plain, recipe(reasoning_effort="low"), recipe(extra_body={"top_k": 20})}) == 3

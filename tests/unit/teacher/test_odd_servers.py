@@ -120,6 +120,7 @@ def said_by(habit: Habit) -> RequestOutcome:
         (f"<think>\nShort. Or {{}}?\n</think>\n\n{ANSWER}", {}),
         (f"The user wants it short.\n</think>\n\n{ANSWER}", {}),
         (f"<THINK>a <think> b </think> c</think>{ANSWER}", {}),
+        (f"Let me see. <think>a</think> b </think>{ANSWER}", {}),
         (f"[THINK]hm[/THINK]{ANSWER}", {}),
         (f"<thinking>hm</thinking>\n{ANSWER}", {}),
         (f"<seed:think>hm</seed:think>{ANSWER}", {}),
@@ -427,6 +428,25 @@ def test_an_address_without_its_path_is_told_the_right_one(path):
         assert not server.bodies
 
 
+def test_an_address_of_something_else_is_refused():
+    with habitual(lambda *_: (404, "<html>"), models=False) as server, pytest.raises(InputError, match="no OpenAI"):
+        check(server.endpoint())
+
+
+def test_a_server_that_sends_us_elsewhere_is_not_followed_and_says_where():
+    elsewhere = web.Response(status=308, headers={"Location": "https://there.example/v1/models?signature=canary"})
+    application = web.Application()
+
+    async def moved(_: web.Request) -> web.Response:
+        return elsewhere
+
+    application.router.add_get("/v1/models", moved)
+    with serving(application) as url, pytest.raises(InputError, match="elsewhere") as caught:
+        check(Server(f"{url}/v1").endpoint())
+    assert "https://there.example/v1/models" in str(caught.value)
+    assert "canary" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "ending", ["/chat/completions", "/chat/completions/", "/completions", "/chat/completions?api-version=1"]
 )
@@ -507,6 +527,15 @@ def test_several_servers_of_one_model_are_asked_in_turn():
         with pytest.raises(InputError, match="did you mean") as caught:
             check(broken)
     assert two.url in str(caught.value)
+
+
+def test_a_server_that_is_gone_is_passed_over():
+    with habitual(lambda *_: completion("one")) as one:
+        with habitual(lambda *_: completion("two")) as two:
+            endpoint = one.endpoint(inference_base_urls=[one.url, two.url])
+        assert [outcome.text for outcome in asked(endpoint, 4)] == ["one"] * 4
+        nobody = one.endpoint(inference_base_urls=[two.url])
+    assert asked(nobody)[0].kind is OutcomeKind.TRANSIENT
 
 
 def test_a_key_that_was_exchanged_is_read_again_once(tmp_path):
