@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = STOPPED_EXIT
     result["seconds"] = round(time.monotonic() - began, 1)
     if args.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(json.dumps(redaction.cleaned(result, secrets), ensure_ascii=False))
     return code
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ucotron_ray.core import redaction
 from ucotron_ray.core.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, RecipeChanged
 from ucotron_ray.core.files import (
     MANIFEST,
@@ -155,6 +156,7 @@ class Store:
                 next_step=f"make it first, or name one of these with --set store=PATH for another store ({self.root})",
             )
         verify(artifact)
+        redaction.clean_manifest(artifact.path / MANIFEST)
         if artifact.manifest.state != "ok" and not accept_rejected:
             raise ArtifactError(
                 f"{kind} '{name}' is marked {artifact.manifest.state} and is no input",
@@ -206,6 +208,7 @@ class Store:
             found = self.find(request.kind, request.name)
             if found is not None and found.manifest.recipe == request.recipe:
                 verify(found)
+                redaction.clean_manifest(found.path / MANIFEST)
                 yield Build(request, target, found)
                 return
             started = _read_request(partial)

@@ -40,6 +40,16 @@ def destination(place: Place, store: Path) -> Destination | None:
             expected="sqlite:////absolute/path/mlflow.db: workers have another working directory",
             found=uri,
         )
+    if uri == "databricks" or uri.startswith("databricks://"):
+        # MLflow takes its address and token from DATABRICKS_HOST and DATABRICKS_TOKEN; not tried here.
+        if importlib.util.find_spec("databricks") is None:
+            raise ConfigError(
+                "MLflow needs the package databricks-sdk for Databricks",
+                where="tracking.mlflow_uri",
+                found=uri,
+                next_step="pip install databricks-sdk, and set DATABRICKS_HOST and DATABRICKS_TOKEN",
+            )
+        return Destination(uri, place.tracking.experiment, None)
     if "://" not in uri or uri.startswith("file:"):
         raise ConfigError(
             "MLflow 3 no longer keeps runs in plain directories",

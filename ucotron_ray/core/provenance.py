@@ -4,9 +4,13 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from ucotron_ray.core import variables
+from ucotron_ray.core.redaction import redacted
 
 RECORDED_PACKAGES = (
     "ray",
@@ -38,12 +42,18 @@ def provenance(*, seconds: float) -> dict[str, Any]:
     return {
         "commit": _commit(),
         "host": platform.node(),
-        "command": " ".join(Path(part).name if index == 0 else part for index, part in enumerate(sys.argv)),
+        "command": command(sys.argv),
         "python": platform.python_version(),
         "packages": versions,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),
     }
+
+
+def command(words: Sequence[str]) -> str:
+    """The command as it is kept: without the path of the program, and without any password."""
+    shown = " ".join(Path(word).name if index == 0 else word for index, word in enumerate(words))
+    return redacted(shown, variables.known_secrets())
 
 
 def _commit() -> str | None:

@@ -3,13 +3,28 @@
 import base64
 import json
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 from urllib.parse import quote, quote_plus
 
+from ucotron_ray.core.files import write_json
+
 HIDDEN = "***"
+
+_IN_USERINFO = re.compile(r"(?P<before>[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@'\"]*:)[^\s/'\"]+(?=@)")
+"""The password of `scheme://user:PASSWORD@host` (RFC 3986, 3.2.1). One with a slash in it has to be percent-encoded."""
+
+_NAMES = r"pass(?:word|wd)?|pwd|token|secret|sig(?:nature)?|(?:api|access|private|account|subscription)?[-_.]?key"
+_IN_QUERY = re.compile(rf"(?P<before>[?&;](?:[\w.-]*[-_.])?(?:{_NAMES})=)[^\s&;#'\"]+", re.IGNORECASE)
+_IN_FLAG = re.compile(
+    r"(?P<before>(?:^|\s)--?(?:[\w-]+[-_.])?(?:pass(?:word|wd)?|token|secret|api[-_]?key)(?:=|\s+))[^\s-]\S*",
+    re.IGNORECASE,
+)
 
 
 def forms(secret: str) -> list[str]:
@@ -32,7 +47,34 @@ def redacted(text: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
         for form in forms(secret):
             text = text.replace(form, HIDDEN)
+    return without_passwords(text)
+
+
+def without_passwords(text: str) -> str:
+    """The text with *** for what stands where addresses and flags have passwords: userinfo, queries, `--token X`."""
+    for pattern in (_IN_USERINFO, _IN_QUERY, _IN_FLAG):
+        text = pattern.sub(lambda found: found["before"] + HIDDEN, text)
     return text
+
+
+def cleaned(value: Any, secrets: Sequence[str] = ()) -> Any:
+    """A value of JSON with `redacted` for every string in it, keys left as they are."""
+    if isinstance(value, str):
+        return redacted(value, secrets)
+    if isinstance(value, dict):
+        return {key: cleaned(entry, secrets) for key, entry in value.items()}
+    return [cleaned(entry, secrets) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def clean_manifest(path: Path) -> None:
+    """Take passwords out of a manifest of before, which kept the command that made it as it was typed.
+
+    What a manifest says of its making is part of no hash.
+    """
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    made = cleaned(kept.get("provenance"))
+    if made != kept.get("provenance"):
+        write_json(path, {**kept, "provenance": made})
 
 
 class Redacting(logging.Formatter):

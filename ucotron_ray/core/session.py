@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from ucotron_ray.core import placement
-from ucotron_ray.core.errors import ConfigError, StageFailed, Stopped, UcotronRayError
+from ucotron_ray.core import placement, ray_address
+from ucotron_ray.core.errors import StageFailed, Stopped, UcotronRayError
 from ucotron_ray.core.place import Place, Workers
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,10 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     Workers may reach for a model hub only with `hub`.
     """
     address = address_of(place)
+    if address:
+        ray_address.check(address)
+    else:
+        ray_address.note_other_head()
     environment = {**WORKER_ENVIRONMENT, **_forwarded(place)}
     if not hub:
         environment["HF_HUB_OFFLINE"] = "1"
@@ -85,6 +89,8 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
         # A job's own variables may be among ours; without this Ray takes a name that stands in both for a mistake.
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         _join(address, runtime_env={"env_vars": environment}, **common)
+        if not place.ray.wait_for_nodes:
+            placement.check_any(_nodes())
     else:
         # Nobody takes this machine away: one actor less.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -114,14 +120,10 @@ def address_of(place: Place) -> str | None:
 def _join(address: str, **options: Any) -> None:
     try:
         ray.init(address=address, **options)
+    except ray.exceptions.AuthenticationError as error:
+        raise ray_address.wants_token(address) from error
     except ConnectionError as error:
-        raise ConfigError(
-            "there is no Ray cluster to connect to",
-            where="ray.address, RAY_ADDRESS",
-            expected="the address of a head that runs",
-            found=f"{address}: {str(error).splitlines()[0]}",
-            next_step="start a head (cluster/local-head.sh), or leave the address away: then one is started here",
-        ) from error
+        raise ray_address.nobody(address, str(error).splitlines()[0]) from error
 
 
 def worker_resources(workers: Workers) -> WorkerResources:

@@ -16,13 +16,16 @@ SECONDS = 10.0
 
 
 def of_cluster(address: str | None) -> str:
-    """The address of the job server: what was given, else RAY_API_SERVER_ADDRESS, else this machine's. ConfigError."""
-    found = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT
+    """The address of the job server: what is given, else that of the variables, else this machine's. ConfigError."""
+    joined = os.environ.get("RAY_ADDRESS", "")
+    # `ray job submit` takes a dashboard there too; a head's own address says nothing of its dashboard's port.
+    of_ray = joined if joined.startswith(("http://", "https://")) else None
+    found = address or os.environ.get("RAY_API_SERVER_ADDRESS") or of_ray or DEFAULT
     parts = urlsplit(found if "://" in found else f"http://{found}")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
         raise ConfigError(
             "this is no address of a Ray dashboard",
-            where="--address, RAY_API_SERVER_ADDRESS",
+            where="--address, RAY_API_SERVER_ADDRESS, RAY_ADDRESS",
             expected="http://HOST:8265 or https://HOST, without a password in it",
             found=parts.hostname or "no host",
         )

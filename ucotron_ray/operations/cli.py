@@ -10,6 +10,7 @@ from typing import Any
 from ucotron_ray.core import destination as destinations
 from ucotron_ray.core import flags
 from ucotron_ray.core.errors import StageFailed
+from ucotron_ray.core.redaction import without_passwords
 
 
 def add_status(verbs: Any) -> None:
@@ -64,7 +65,7 @@ def _dashboards(args: argparse.Namespace) -> dict[str, Any]:
         try:
             with dashboards.Shown(wanted, store / "tracking" / "logs") as shown:
                 for name, url in [*elsewhere.items(), *((page.name, page.url) for page in wanted)]:
-                    print(f"{name:<12} {url}")
+                    print(without_passwords(f"{name:<12} {url}"))
                 print("Ray asks for the token that `ray get-auth-token` prints; Ctrl-C ends these pages", flush=True)
                 shown.wait()
         except KeyboardInterrupt:

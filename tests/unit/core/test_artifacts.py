@@ -169,3 +169,21 @@ def test_canonical_hash_does_not_depend_on_order_and_refuses_what_json_cannot_ho
     for value in (float("nan"), {1, 2}, Path("x")):
         with pytest.raises((TypeError, ValueError)):
             canonical_hash(value)
+
+
+def test_no_password_is_kept_in_a_manifest_and_one_of_before_is_cleaned_by_the_next_who_uses_it(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    words = ["/usr/bin/ucotron-ray", "sft", "--set", "tracking.mlflow_uri=http://alice:hunter2222@host"]
+    monkeypatch.setattr("sys.argv", words)
+    with store.building(Request("cache", "new", {})) as build:
+        made = build.publish(BuildResult({}, {}, []))
+    file = made.path / "manifest.json"
+    text = file.read_text(encoding="utf-8")
+    assert "hunter2222" not in text
+    assert "http://alice:***@host" in text
+    # As it was kept before.
+    file.write_text(text.replace("***", "hunter2222"), encoding="utf-8")
+    assert "hunter2222" in json.dumps(store.find("cache", "new").manifest.provenance)
+    found = store.get("cache", "new")
+    assert "hunter2222" not in file.read_text(encoding="utf-8")
+    assert found.manifest.content == made.manifest.content

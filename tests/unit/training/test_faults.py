@@ -247,12 +247,11 @@ def test_f1_is_measured_at_each_evaluation_and_told(tmp_path, tiny_model):
     assert "F1 of the triples" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_scorer_counts_triples_and_workers_share_the_rows(tmp_path, tiny_model, monkeypatch):
+def test_the_scorer_counts_triples_and_workers_share_the_rows(tmp_path, monkeypatch):
     from tests.unit.training.test_sft import ROWS
     from ucotron_ray.data import jsonl, wire
     from ucotron_ray.data.records import PreferenceRow
     from ucotron_ray.evaluation import generate
-    from ucotron_ray.models.prompts import prompt_ids, server_row
 
     rows = [row for row in ROWS if row.expected_relations][:5]
     path = tmp_path / "val.jsonl"
@@ -261,18 +260,21 @@ def test_the_scorer_counts_triples_and_workers_share_the_rows(tmp_path, tiny_mod
     class Words:
         """Knows every right answer."""
 
-    from ucotron_ray.models import base as base_models
+        def __init__(self, model, tokenizer, max_new_tokens) -> None:
+            self.speech = self
 
-    tokenizer = base_models.load_tokenizer(base_models.resolve(str(tiny_model)))
-    answers = {
-        tuple(prompt_ids(server_row(row, "chat"), tokenizer)): wire.format_answer(row.expected_relations)
-        for row in rows
-    }
-    monkeypatch.setattr(
-        generate, "greedy", lambda model, _, prompts, **kwargs: [(answers[tuple(p)], 1, False) for p in prompts]
-    )
+        def answer(self, row, layout) -> str:
+            return wire.format_answer(row.expected_relations)
+
+        def run(self, answers) -> None:
+            pass
+
+        def finished(self, answer) -> str:
+            return answer
+
+    monkeypatch.setattr(generate, "RowDecoder", Words)
     score = generate.triples_of(path, 4, max_new_tokens=8, batch_size=3)
-    whole = score(Words(), tokenizer, 0, 1)
+    whole = score("model", "tokenizer", 0, 1)
     assert (
         whole[0]
         == whole[1]
@@ -291,8 +293,8 @@ def test_the_scorer_counts_triples_and_workers_share_the_rows(tmp_path, tiny_mod
             for row in rows[:4]
         ],
     )
-    assert generate.triples_of(pairs, 9, max_new_tokens=8, batch_size=3)(Words(), tokenizer, 0, 1) == whole
-    shares = [score(Words(), tokenizer, rank, 2) for rank in (0, 1)]
+    assert generate.triples_of(pairs, 9, max_new_tokens=8, batch_size=3)("model", "tokenizer", 0, 1) == whole
+    shares = [score("model", "tokenizer", rank, 2) for rank in (0, 1)]
     assert tuple(map(sum, zip(*shares, strict=True))) == whole
 
 
