@@ -115,15 +115,17 @@ def held_out_steps(run: Run) -> list[Step]:
 
 
 def _rows_step(run: Run, key: str, reference: str | None) -> Step:
+    purpose: datasets.Purpose = "choice" if key == "gate-rows" else "claim"
     if reference is not None and Path(reference).exists() and not datasets.in_store(run, reference):
-        asked, make = datasets.held_out_request(Path(reference)), partial(datasets.held_out, run, reference, None)
+        asked = datasets.held_out_request(Path(reference), purpose)
+        make = partial(datasets.held_out, run, reference, None, purpose=purpose)
         return Step(key, f"import-{key}", "dataset", asked.name, lambda _: make(), lambda _: asked)
     return Step(
         key=key,
         stage=key,
         kind="dataset",
         name=reference or run.name,
-        make=lambda made: datasets.held_out(run, reference, made["rows"]),
+        make=lambda made: datasets.held_out(run, reference, made["rows"], purpose=purpose),
         needs=("rows",),
         shown=False,
     )

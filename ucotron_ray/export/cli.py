@@ -47,7 +47,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
         requirements.require_packages("ray", "torch", "transformers", "peft", "gguf", *requirements.EXPORT)
         reference_data = run.config.recipe.export.data or run.config.recipe.evaluation.data
         dataset = datasets.data_of(run, adapter)
-        data = datasets.held_out(run, reference_data, dataset) if reference_data or dataset else None
+        data = datasets.held_out(run, reference_data, dataset, purpose="choice") if reference_data or dataset else None
         bundle = export.export(run, base, adapter, data)
         if args.output_dir:
             outputs.copy_out(bundle, args.output_dir)

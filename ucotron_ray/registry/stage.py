@@ -94,7 +94,7 @@ def _judged(run: Run, models: Registry, bundle: Artifact, champion: Version | No
     # Noted before anything connects: whether workers may ask the hub for it is settled with that.
     base_model = note_hub(run, original_base(bundle, run.store))
     dataset = data_of(run, adapter_of(run, bundle))
-    data = held_out(run, settings.data, dataset)
+    data = held_out(run, settings.data, dataset, purpose="choice")
     candidate = scored(run, bundle_ref(bundle, bundle.manifest.name), data)
     base = scored(run, ModelRef(f"{bundle.manifest.name}-base", "model", base=base_model), data)
     rival = None
