@@ -111,24 +111,16 @@ def held_out_steps(run: Run) -> list[Step]:
     Read before the long part: a wrong path should not cost a training run.
     """
     claimed, gates = run.config.recipe.evaluation.data, run.config.recipe.export.data
-    return [_rows_step(run, "held-out", claimed), *([_rows_step(run, "gate-rows", gates)] if gates else [])]
+    return [_rows_step(run, "held-out", claimed), *([_rows_step(run, "gate-rows", gates, "choice")] if gates else [])]
 
 
-def _rows_step(run: Run, key: str, reference: str | None) -> Step:
-    purpose: datasets.Purpose = "choice" if key == "gate-rows" else "claim"
+def _rows_step(run: Run, key: str, reference: str | None, purpose: datasets.Purpose = "claim") -> Step:
+    score = partial(datasets.held_out, run, reference, purpose=purpose)
     if reference is not None and Path(reference).exists() and not datasets.in_store(run, reference):
         asked = datasets.held_out_request(Path(reference), purpose)
-        make = partial(datasets.held_out, run, reference, None, purpose=purpose)
-        return Step(key, f"import-{key}", "dataset", asked.name, lambda _: make(), lambda _: asked)
-    return Step(
-        key=key,
-        stage=key,
-        kind="dataset",
-        name=reference or run.name,
-        make=lambda made: datasets.held_out(run, reference, made["rows"], purpose=purpose),
-        needs=("rows",),
-        shown=False,
-    )
+        return Step(key, f"import-{key}", "dataset", asked.name, lambda _: score(None), lambda _: asked)
+    name = reference or run.name
+    return Step(key, key, "dataset", name, lambda made: score(made["rows"]), needs=("rows",), shown=False)
 
 
 def training_steps(run: Run, options: Options, base: Base) -> list[Step]:

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 from ucotron_ray.data.encodings import MAX_TEXT_BYTES
@@ -32,7 +33,7 @@ class Item:
 def parse(text: str) -> tuple[dict[str, Any] | None, str | None]:
     """The object of a line, or why it is none: JSON without NaN, without a key twice, not too deep, an object."""
     try:
-        value = _STRICT.decode(text)
+        value = _strict().decode(text)
     except RecursionError:
         return None, "it is nested too deep"
     except ValueError as error:
@@ -43,7 +44,7 @@ def parse(text: str) -> tuple[dict[str, Any] | None, str | None]:
 def parse_value(text: str) -> Any:
     """Any JSON value, as strict as `parse`. Raises ValueError."""
     try:
-        return _STRICT.decode(text)
+        return _strict().decode(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
 
@@ -121,7 +122,7 @@ def _document(whole: bytes, blank: int, is_row: Callable[[dict[str, Any]], bool]
     if text.lstrip().startswith("["):
         return _array(text, blank)
     try:
-        value, end = _STRICT.raw_decode(text, _skip(text, 0))
+        value, end = _strict().raw_decode(text, _skip(text, 0))
     except (ValueError, RecursionError):
         return None
     if not text[end:].strip() and isinstance(value, dict) and not is_row(value):
@@ -143,7 +144,7 @@ def _array(text: str, blank: int) -> Iterator[Item]:
             yield Item(where, None, f"{found}: an array has commas between its items only; mend it at this place")
             return
         try:
-            value, at = _STRICT.raw_decode(text, at)
+            value, at = _strict().raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             yield Item(where, None, f"{error}; what follows in the array was not read")
             return
@@ -159,7 +160,7 @@ def _sequence(text: str, blank: int) -> Iterator[Item]:
     while (at := _skip(text, at)) < len(text):
         line, counted = line + text.count("\n", counted, at), at
         try:
-            value, at = _STRICT.raw_decode(text, at)
+            value, at = _strict().raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             yield Item(f"line {line}", None, f"{error}; what follows was not read")
             return
@@ -238,6 +239,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_STRICT = json.JSONDecoder(
-    parse_constant=_refuse, parse_float=_finite, parse_int=_bounded, object_pairs_hook=_without_repeats
-)
+@lru_cache(maxsize=1)
+def _strict() -> json.JSONDecoder:
+    return json.JSONDecoder(
+        parse_constant=_refuse, parse_float=_finite, parse_int=_bounded, object_pairs_hook=_without_repeats
+    )

@@ -74,6 +74,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
+def _ungzip(file: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, gzip.GzipFile(fileobj=file))
+
+
 def _unzstd(file: BinaryIO) -> BinaryIO:
     import pyarrow as pa  # noqa: PLC0415 - only for files of this kind
 
@@ -81,7 +85,7 @@ def _unzstd(file: BinaryIO) -> BinaryIO:
 
 
 _UNPACK: dict[bytes, Callable[[BinaryIO], object]] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"\x1f\x8b": _ungzip,
     b"\x28\xb5\x2f\xfd": _unzstd,
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\x00": lzma.LZMAFile,

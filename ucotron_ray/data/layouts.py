@@ -4,7 +4,6 @@ A layout is detected where its keys belong to no other. Nothing is guessed: what
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ucotron_ray.data import conversations, triples
@@ -12,17 +11,6 @@ from ucotron_ray.data.conversations import NotUsable
 from ucotron_ray.data.wire import parse_prompt
 
 Fields = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a layout is known by an object, and how an object is read. `read` raises NotUsable."""
-
-    name: str
-    fits: Callable[[Fields], bool]
-    read: Callable[[Fields], Fields]
-    keys: str
-    """What a row of it has, for messages."""
 
 
 def without_nulls(value: Any) -> Any:
@@ -37,9 +25,9 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def layout_of(value: Fields) -> Layout | None:
+def layout_of(value: Fields) -> str | None:
     """The foreign layout of an object; None for the application's own rows and for unknown ones."""
-    return next((layout for layout in LAYOUTS.values() if layout.fits(value)), None)
+    return next((name for name, (fits, _, _) in LAYOUTS.items() if fits(value)), None)
 
 
 def as_own(value: Fields, name: str | None = None) -> tuple[Fields, str, frozenset[str]]:
@@ -48,15 +36,16 @@ def as_own(value: Fields, name: str | None = None) -> tuple[Fields, str, frozens
     `name`: the layout that it must be. Raises NotUsable.
     """
     value = without_nulls(value)
-    layout = LAYOUTS[name] if name and name != OWN else layout_of(value) if name is None else None
+    layout = layout_of(value) if name is None else name
     honoured = set()
-    if layout is not None:
-        if name is not None and not layout.fits(value):
+    if layout not in (None, OWN):
+        fits, read, keys = LAYOUTS[layout]
+        if not fits(value):
             raise NotUsable(
-                f"no row of the layout {name}: it has {layout.keys}, and here are the keys {', '.join(list(value)[:8])}"
+                f"no row of the layout {layout}: it has {keys}, and here are the keys {', '.join(list(value)[:8])}"
             )
         conversations.check_row_keys(value, has_turns="text" not in value)
-        made = layout.read(value)
+        made = read(value)
     else:
         made = _own(value)
         if made.get("messages") != value.get("messages") and value.get("system"):
@@ -66,9 +55,9 @@ def as_own(value: Fields, name: str | None = None) -> tuple[Fields, str, frozens
     if "messages" in made:
         answers = [turn for turn in made["messages"] if turn.get("role") == "assistant"]
         honoured |= {"weight"} if any(turn.get("weight") == 0 for turn in answers) else set()
-        honoured |= {"weight"} if layout is None and len(made["messages"]) < len(value["messages"]) else set()
+        honoured |= {"weight"} if layout in (None, OWN) and len(made["messages"]) < len(value["messages"]) else set()
         honoured |= {"turns"} if sum(map(conversations.is_trained, made["messages"])) > 1 else set()
-    return made, layout.name if layout else OWN, frozenset(honoured)
+    return made, layout or OWN, frozenset(honoured)
 
 
 def _own(value: Fields) -> Fields:
@@ -160,47 +149,38 @@ def _turns(value: Mapping[str, Any], key: str) -> bool:
     return isinstance(found, list) and bool(found) and all(isinstance(turn, dict) for turn in found)
 
 
+def _is_sharegpt(value: Fields) -> bool:
+    return _turns(value, "conversations")
+
+
+def _is_prompt_completion(value: Fields) -> bool:
+    return "prompt" in value and "completion" in value
+
+
+def _is_chosen_rejected(value: Fields) -> bool:
+    return "chosen" in value and "rejected" in value and (_turns(value, "prompt") or _turns(value, "chosen"))
+
+
+def _is_vendor_pair(value: Fields) -> bool:
+    return "input" in value and "preferred_output" in value and "non_preferred_output" in value
+
+
 OWN = "own"
 
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        Layout("sharegpt", lambda v: _turns(v, "conversations"), _sharegpt, '"conversations" with "from" and "value"'),
-        Layout(
-            "prompt-completion",
-            lambda v: "prompt" in v and "completion" in v,
-            _prompt_completion,
-            '"prompt" and "completion"',
-        ),
-        Layout(
-            "dpo-turns",
-            lambda v: "chosen" in v and "rejected" in v and any(_turns(v, key) for key in ("prompt", "chosen")),
-            _chosen_rejected,
-            '"chosen" and "rejected" as lists of turns, with or without "prompt"',
-        ),
-        Layout(
-            "dpo-vendor",
-            lambda v: "preferred_output" in v and "non_preferred_output" in v and "input" in v,
-            _vendor_pair,
-            '"input", "preferred_output" and "non_preferred_output"',
-        ),
-        Layout("spert", triples.is_spert, triples.spert, '"tokens", "entities" and "relations"'),
-        Layout("triplets", triples.is_triplets, triples.triplets, '"text" and "triplets"'),
-        Layout(
-            "head-tail",
-            triples.is_head_tail,
-            triples.head_tail,
-            '"text", "entities" and "relations" with "head", "type" and "tail"',
-        ),
-        Layout(
-            "triple-columns",
-            lambda v: {"text", "subject", "predicate", "object"} <= set(v) and "expected_relations" not in v,
-            triples.columns,
-            '"text", "subject", "predicate" and "object", one relation a line',
-        ),
-    )
+LAYOUTS: dict[str, tuple[Callable[[Fields], bool], Callable[[Fields], Fields], str]] = {
+    "sharegpt": (_is_sharegpt, _sharegpt, '"conversations" with "from" and "value"'),
+    "prompt-completion": (_is_prompt_completion, _prompt_completion, '"prompt" and "completion"'),
+    "dpo-turns": (_is_chosen_rejected, _chosen_rejected, '"chosen" and "rejected", they or the prompt lists of turns'),
+    "dpo-vendor": (_is_vendor_pair, _vendor_pair, '"input", "preferred_output" and "non_preferred_output"'),
+    "spert": (triples.is_spert, triples.spert, '"tokens", "entities" and "relations"'),
+    "triplets": (triples.is_triplets, triples.triplets, '"text" and "triplets"'),
+    "head-tail": (triples.is_head_tail, triples.head_tail, '"text", "entities", "relations" of "head", "type", "tail"'),
+    "triple-columns": (triples.is_columns, triples.columns, '"text", "subject", "predicate", "object", one a line'),
 }
-"""Every foreign layout of single objects, in the order in which they are tried."""
+"""Of every layout of single objects whether an object is of it, how it is read, and what it has, for messages.
+
+In the order in which they are tried. A reader raises NotUsable.
+"""
 
 NAMES = (OWN, *LAYOUTS, "conll04")
 """What `--format` takes (`core/flags.py` lists them too). `conll04` is no JSON: `conll.py` reads it."""

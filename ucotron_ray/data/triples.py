@@ -85,6 +85,11 @@ def head_tail(value: Fields) -> Fields:
     return _row(value["text"], entities, [_relation(entry, names, at) for at, entry in _numbered(value)])
 
 
+def is_columns(value: Mapping[str, Any]) -> bool:
+    """A relation's parts beside the text."""
+    return {"text", "subject", "predicate", "object"} <= set(value) and "expected_relations" not in value
+
+
 def columns(value: Fields) -> Fields:
     """One relation a line, as tables have it."""
     kinds = {side: value[f"{side}_type"] for side in ("subject", "object") if f"{side}_type" in value}
