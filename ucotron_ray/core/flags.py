@@ -85,7 +85,7 @@ def add_setting(
 
 
 LAYOUTS = (
-    "own", "sharegpt", "prompt-completion", "dpo-turns", "dpo-vendor", "spert", "triplets", "head-tail",
+    "own", "prompt-completion", "dpo-turns", "sharegpt", "dpo-vendor", "spert", "triplets", "head-tail",
     "triple-columns", "conll04",
 )  # fmt: skip
 """Of rows in files: `data/layouts.py` has their readers."""

@@ -18,7 +18,7 @@ ROLES = {
 }
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
 TOOL_KEYS = ("tools", "functions", "tool_calls", "function_call", "tool_call_id")
-TRAINS = ("weight", "loss", "train")
+TRAINS = ("weight", "loss", "train", "trainable", "loss_weight")
 """Keys that say whether something is trained: 0 or 1, false or true."""
 
 
@@ -60,6 +60,8 @@ def check_row_keys(value: Mapping[str, Any], *, has_turns: bool) -> None:
     trains = _trains(value, "the row")
     if trains is False:
         raise NotUsable("the row says that it is not to be trained; remove it")
+    if has_turns and value.get("label") is False:
+        raise NotUsable("label: false: the answer is one that should not be given; a pair with a better one trains DPO")
     if not has_turns and _has_text(value.get("system")):
         raise NotUsable(
             "system: a relation row gets the server's own system turn; write the row as messages to train another one"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.files import write_text
-from ucotron_ray.data import checks, readers
+from ucotron_ray.data import checks, layouts, readers
 from ucotron_ray.data.records import (
     ChatRow,
     ContradictionRow,
@@ -173,7 +173,8 @@ def kinds(rows: Iterable[Row]) -> dict[str, int]:
 def _row(value: dict[str, Any], path: Path, where: str) -> Row:
     kind = kind_of(value)
     if kind is None:
-        raise _bad(path, where, "an object with the keys " + ", ".join(sorted(value)[:8]))
+        found = "an object with the keys " + ", ".join(sorted(value)[:8])
+        raise _bad(path, where, found, "layouts of other tools that are read: " + ", ".join(layouts.LAYOUTS))
     try:
         return kind.model_validate(value)
     except ValidationError as error:
@@ -187,11 +188,16 @@ def kind_of(value: Mapping[str, Any]) -> type[Row] | None:
     return next((kind for key, kind in _KEYS if key in value), None)
 
 
-def _bad(path: Path, where: str, found: str) -> InputError:
+def _bad(
+    path: Path,
+    where: str,
+    found: str,
+    next_step: str = "correct or remove this line; the training data format is in README.md",
+) -> InputError:
     return InputError(
         "a line cannot be used as a row",
         where=f"{path}, {where}",
         expected=EXPECTED,
         found=found,
-        next_step="correct or remove this line; the training data format is in README.md",
+        next_step=next_step,
     )

@@ -27,6 +27,8 @@ def without_nulls(value: Any) -> Any:
 
 def layout_of(value: Fields) -> str | None:
     """The foreign layout of an object; None for the application's own rows and for unknown ones."""
+    if "messages" in value or "expected_relations" in value:
+        return None
     return next((name for name, (fits, _, _) in LAYOUTS.items() if fits(value)), None)
 
 
@@ -36,6 +38,8 @@ def as_own(value: Fields, name: str | None = None) -> tuple[Fields, str, frozens
     `name`: the layout that it must be. Raises NotUsable.
     """
     value = without_nulls(value)
+    if "system_prompt" in value and "system" not in value and "text" not in value:
+        value["system"] = value.pop("system_prompt")
     layout = layout_of(value) if name is None else name
     honoured = set()
     if layout not in (None, OWN):
@@ -91,10 +95,13 @@ def _prompt_completion(value: Fields) -> Fields:
 
 def _chosen_rejected(value: Fields) -> Fields:
     chosen, rejected = (_turns_of(value[key], "assistant", key) for key in ("chosen", "rejected"))
-    asked = _turns_of(value["prompt"], "user", "prompt") if "prompt" in value else []
     if chosen[:-1] != rejected[:-1]:
         raise NotUsable("chosen and rejected part before their last turns: one answer to one conversation is compared")
     common = chosen[:-1]
+    # `messages` may be the conversation with its answer: they are the prompt where nothing else is.
+    names = ("prompt", "conversations", *(() if common else ("messages",)))
+    key = next((key for key in names if key in value), None)
+    asked = _turns_of(value[key], "user", key) if key else []
     if asked and common and common != asked:
         raise NotUsable("chosen: turns before the answer that are not those of the prompt")
     return _preference(value, asked or common, chosen[-1], rejected[-1])
@@ -158,7 +165,9 @@ def _is_prompt_completion(value: Fields) -> bool:
 
 
 def _is_chosen_rejected(value: Fields) -> bool:
-    return "chosen" in value and "rejected" in value and (_turns(value, "prompt") or _turns(value, "chosen"))
+    if "chosen" not in value or "rejected" not in value:
+        return False
+    return isinstance(value["chosen"], dict) or any(_turns(value, key) for key in ("prompt", "chosen", "conversations"))
 
 
 def _is_vendor_pair(value: Fields) -> bool:
@@ -168,9 +177,9 @@ def _is_vendor_pair(value: Fields) -> bool:
 OWN = "own"
 
 LAYOUTS: dict[str, tuple[Callable[[Fields], bool], Callable[[Fields], Fields], str]] = {
-    "sharegpt": (_is_sharegpt, _sharegpt, '"conversations" with "from" and "value"'),
     "prompt-completion": (_is_prompt_completion, _prompt_completion, '"prompt" and "completion"'),
     "dpo-turns": (_is_chosen_rejected, _chosen_rejected, '"chosen" and "rejected", they or the prompt lists of turns'),
+    "sharegpt": (_is_sharegpt, _sharegpt, '"conversations" with "from" and "value"'),
     "dpo-vendor": (_is_vendor_pair, _vendor_pair, '"input", "preferred_output" and "non_preferred_output"'),
     "spert": (triples.is_spert, triples.spert, '"tokens", "entities" and "relations"'),
     "triplets": (triples.is_triplets, triples.triplets, '"text" and "triplets"'),

@@ -52,7 +52,7 @@ def test_the_flag_knows_every_layout_and_a_foreign_row_is_refused_under_a_name(t
         },
         {"conversations": [said("user", "q"), said("model", "a")], "system": "S", "tools": "[]"},
         {"prompt": [said("system", "S"), said("user", "q")], "completion": [said("assistant", "a")]},
-        {"prompt": "q", "completion": "a", "system": "S"},
+        {"prompt": "q", "completion": "a", "system_prompt": "S"},
         {"prompt": [said("developer", "S"), said("user", "q")], "completion": "a"},
         {"messages": [said("user", "q"), said("assistant", "a")], "system": "S"},
         {"messages": [said("system", "S"), said("user", "q"), said("assistant", "a")], "system": "S"},
@@ -146,6 +146,7 @@ def test_a_server_answer_before_thanks_of_weight_0_trains_as_a_relation_row(tmp_
         ({"text": "Ann ran.", "entities": [], "expected_relations": [], "train": False}, "not to be trained"),
         ({"text": "Ann ran.", "entities": [], "expected_relations": [], "tool_calls": [1]}, "tool_calls"),
         ({"text": "Ann ran.", "triplets": [], "weight": 0.5}, "weight: 0.5"),
+        ({"prompt": "p", "completion": "c", "label": False}, "label: false"),
         ({"prompt": "p", "chosen": "c", "rejected": "r", "weight": 0}, "not to be trained"),
     ],
 )
@@ -184,7 +185,7 @@ def pair(layout, asked, system=None):
     }
 
 
-@pytest.mark.parametrize("layout", ["explicit", "implicit", "texts", "vendor"])
+@pytest.mark.parametrize("layout", ["explicit", "implicit", "texts", "sharegpt", "vendor"])
 def test_pairs_of_any_layout_ask_what_they_asked(tmp_path, layout):
     server, own = read(tmp_path, pair(layout, ASKED), pair(layout, OWN_ASKED))
     chosen, rejected, how = model_pair(server)
@@ -194,6 +195,14 @@ def test_pairs_of_any_layout_ask_what_they_asked(tmp_path, layout):
     assert ([turn.model_dump() for turn in chosen.prompt], how) == (OWN_ASKED, "as_is")
     jsonl.write_rows(tmp_path / "again.jsonl", [server, own])
     assert jsonl.read_preferences(tmp_path / "again.jsonl") == [server, own]
+
+
+def test_a_pair_that_brings_its_better_answer_as_messages_is_one_under_its_name_alone(tmp_path):
+    value = {**pair("implicit", OWN_ASKED), "messages": [*OWN_ASKED, said("assistant", ANSWER)]}
+    assert [type(read(tmp_path, value, layout=name)[0]).__name__ for name in (None, "dpo-turns")] == [
+        "ChatRow",
+        "PreferenceRow",
+    ]
 
 
 def test_a_system_text_beside_a_pair_is_its_first_turn(tmp_path):
