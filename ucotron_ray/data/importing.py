@@ -93,7 +93,7 @@ def say_layouts(path: Path, rows: Iterable[Placed[Any]]) -> None:
     """Log what the rows of a file were read as, and what `validate` would reject in them and a training takes."""
     said = readers.says((placed.layout, placed.honoured) for placed in rows)
     if said:
-        log.info("%s: read %s", path, said)
+        log.info("%s: %s", path, said)
     doubtful = [(placed.where, found) for placed in rows if (found := checks.wrong_span(placed.row))]
     if doubtful:
         log.warning(

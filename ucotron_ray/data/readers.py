@@ -79,9 +79,9 @@ def split_named(name: str) -> str | None:
 
 
 HONOURED = {
-    "weight": "answers of weight 0 are read and not trained",
-    "system": "`system` is the first turn",
-    "turns": "several answers, each of which is trained",
+    "weight": "with answers of weight 0, which are not trained",
+    "system": "whose `system` is their first turn",
+    "turns": "with several answers, each of which is trained",
 }
 """What an entry's `honoured` can name, in words."""
 
@@ -90,14 +90,15 @@ def says(found: Iterable[tuple[str, Iterable[str]]]) -> str | None:
     """What was read as what, of every row's layout and what was honoured in it; None where all is plain and own."""
     rows = list(found)
     names = Counter(name for name, _ in rows)
-    parts = [f"{count} of layout {name}" for name, count in sorted(names.items()) if name != layouts.OWN]
-    if parts and names[layouts.OWN]:
-        parts.append(f"{names[layouts.OWN]} in the own layout")
+    read = [f"{count} of layout {name}" for name, count in sorted(names.items()) if name != layouts.OWN]
+    if read and names[layouts.OWN]:
+        read.append(f"{names[layouts.OWN]} in the own layout")
+    parts = ["read " + ", ".join(read)] if read else []
     if {"triplets", layouts.GROUPED} & set(names):
         parts.append("entities without a type have the label `concept`")
     honoured = Counter(name for _, marks in rows for name in marks)
-    parts += [f"{HONOURED[name]}: {count} row(s)" for name, count in sorted(honoured.items())]
-    return ", ".join(parts) or None
+    parts += [f"{count} row(s) {HONOURED[name]}" for name, count in sorted(honoured.items())]
+    return "; ".join(parts) or None
 
 
 def _file(path: Path, split: str, layout: str | None) -> Iterator[Entry]:

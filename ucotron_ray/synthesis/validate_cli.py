@@ -47,7 +47,7 @@ def _say(report: dict[str, Any], directory: Path | None) -> None:
         else "no stage trains on them"
     )
     lines = [
-        *([f"read {report['read_as']}"] if report["read_as"] else []),
+        *([report["read_as"]] if report["read_as"] else []),
         f"{report['rows']:,} rows of kind {report['kind']}: {report['without_defect']:,} without a defect; {stage}",
         *(
             f"{row['where']}: {', '.join(row['defects'])}" + (f" ({row['found']})" if "found" in row else "")

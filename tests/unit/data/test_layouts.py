@@ -374,10 +374,10 @@ def test_what_was_read_as_what_is_said_with_counts(tmp_path):
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
     said_ = readers.says((placed.layout, placed.honoured) for placed in jsonl.placed_rows(path))
     for words in (
-        "2 of layout triplets",
+        "read 2 of layout triplets",
         "1 in the own layout",
-        "weight 0 are read and not trained: 1",
-        "each of which is trained: 1",
+        "1 row(s) with answers of weight 0, which are not trained",
+        "1 row(s) with several answers, each of which is trained",
     ):
         assert words in str(said_)
     path.write_text(json.dumps({"text": "a", "entities": [], "expected_relations": []}), encoding="utf-8")
