@@ -110,4 +110,4 @@ def _as_utf8(raw: io.BufferedReader, path: Path) -> BinaryIO:
             found=error.reason,
             next_step="save it as UTF-8",
         ) from error
-    return io.BytesIO(text.removeprefix("\ufeff").encode("utf-8", "surrogatepass"))
+    return io.BytesIO(text.encode("utf-8", "surrogatepass"))

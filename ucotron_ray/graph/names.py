@@ -21,8 +21,7 @@ def located(name: str, label: str, text: str) -> tuple[Entity, bool]:
     if found.start < 0:
         return exact, False
     start, end = offsets[found.start], offsets[found.end]
-    written = text[start:end].rstrip()
-    return Entity(text=written, label=label, start=start, end=start + len(written)), True
+    return Entity(text=text[start:end], label=label, start=start, end=end), True
 
 
 def _folded(text: str) -> tuple[str, list[int]]:

@@ -104,6 +104,15 @@ def test_what_is_trained_is_what_the_weights_say_and_without_them_every_answer(t
         assert counts == {"as_is": len(trained)}
 
 
+def test_an_answer_in_a_prompt_is_given_and_not_trained(tmp_path):
+    asked = [said("user", "1"), said("assistant", "a"), said("user", "2")]
+    rows = read(
+        tmp_path, {"prompt": asked, "completion": [said("assistant", "b"), said("user", "3"), said("assistant", "c")]}
+    )
+    made, _ = model_rows(rows, raw_share=0.0, seed=1)
+    assert ["".join(turn.content for turn in row.prompt) + ">" + row.completion for row in made] == ["1a2>b", "1a2b3>c"]
+
+
 def test_a_server_answer_before_thanks_of_weight_0_trains_as_a_relation_row(tmp_path):
     turns = [
         *ASKED,
