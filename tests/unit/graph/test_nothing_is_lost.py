@@ -201,6 +201,13 @@ def test_whatever_a_graph_has_each_relation_is_in_a_row_or_in_one_count():
     assert seen >= set(dataset.LOST), set(dataset.LOST) - seen
 
 
+def test_what_equal_texts_state_twice_is_one_relation_and_one_that_is_counted():
+    value = document()
+    again = json.loads(json.dumps(document(chunk=11)).replace("ucotron:node/", "ucotron:node/1"))
+    split = rows({"nodes": value["nodes"] + again["nodes"], "edges": value["edges"] + again["edges"]})
+    assert (split.counts["rows"], split.counts["relations"], split.counts["relations_repeated"]) == (1, 1, 1)
+
+
 def test_what_was_lost_is_in_the_log_and_in_the_manifest(tmp_path, caplog):
     value = document()
     value["edges"] += [
