@@ -103,7 +103,7 @@ def test_a_graph_without_relations_and_bad_jsonl_name_the_place(tmp_path, capsys
     assert "train_sft.jsonl, line 1" in err
 
 
-def test_validation_rows_that_train_too_are_refused(tmp_path, capsys, tiny_model):
+def test_validation_rows_that_train_too_are_refused(tmp_path, capsys, caplog, tiny_model):
     row = '{"text": "Ann met Bo.", "entities": [], "expected_relations": []}\n'
     for name in ("train_sft.jsonl", "val_sft.jsonl"):
         (tmp_path / name).write_text(row, encoding="utf-8")
@@ -116,6 +116,26 @@ def test_validation_rows_that_train_too_are_refused(tmp_path, capsys, tiny_model
     ]
     code, _, err = call(tmp_path, capsys, *arguments, "--model-name", str(tiny_model))
     assert (code, "training rows too" in err) == (2, True)
+    assert "--drop-overlap" in err
+    caplog.set_level("INFO")
+    # The dataset is made without them: there is no validation row left.
+    code, _, err = call(tmp_path, capsys, *arguments, "--drop-overlap", "--dry-run", "--model-name", str(tiny_model))
+    assert (code, "1 row(s) of val stand in another split too and are dropped" in caplog.text) == (0, True)
+
+
+def test_the_layout_of_a_file_is_told_and_can_be_named(tmp_path, capsys, caplog, tiny_model):
+    row = '{"tokens": ["Ann", "met", "Bo"], "entities": [[0, 1, "PER"], [2, 3, "PER"]], "relations": [[0, "met", 1]]}\n'
+    path = tmp_path / "rows.jsonl"
+    path.write_text(row, encoding="utf-8")
+    caplog.set_level("INFO")
+    for verb in (
+        ["validate", str(path)],
+        ["sft", "--train-data", str(path), "--dry-run", "--model-name", str(tiny_model)],
+    ):
+        code, _, err = call(tmp_path, capsys, *verb)
+        assert (code, "read 1 of layout spert" in err + caplog.text) == (0, True)
+        code, _, err = call(tmp_path, capsys, *verb, "--format", "triplets")
+        assert (code, "line 1" in err and "layout triplets" in err) == (2, True)
 
 
 def test_a_missing_package_comes_with_its_install_line(tmp_path, capsys, monkeypatch, tiny_model):

@@ -84,6 +84,23 @@ def add_setting(
         parser.add_argument(*names, type=take, metavar=metavar or METAVARS.get(take, "VALUE"), **shared)
 
 
+LAYOUTS = (
+    "own", "prompt-completion", "dpo-turns", "sharegpt", "dpo-vendor", "spert", "triplets", "head-tail",
+    "triple-columns", "conll04",
+)  # fmt: skip
+"""Of rows in files: `data/layouts.py` has their readers."""
+
+
+def add_reading(parser: Parser) -> None:
+    """The flag of verbs that read files of rows."""
+    parser.add_argument(
+        "--format",
+        choices=LAYOUTS,
+        dest="layout",
+        help="the layout of the rows in the files (default: told by their keys, and said)",
+    )
+
+
 def add_training_settings(parser: argparse.ArgumentParser) -> None:
     """The guide's flags of a training."""
     group = settings_group(parser)

@@ -1,192 +1,197 @@
-"""Objects out of files that people have: JSONL, Parquet, directories of Hugging Face `datasets`.
+"""Objects out of files that people have, as this application's own rows: JSON and JSONL, tables, directories.
 
 No code of theirs runs. What an object means as a row says `jsonl.py`. A line that cannot be used is an entry with a
 problem, not an exception: the caller decides whether one bad line stops it.
 """
 
-import json
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core.errors import InputError, MissingPackage
+from ucotron_ray.core.errors import ConfigError, InputError
+from ucotron_ray.data import conll, documents, encodings, layouts, tables, triples
+from ucotron_ray.data.conversations import NotUsable
+from ucotron_ray.data.documents import Item
 
-MAX_LINE_BYTES = 4 * 1024**2
-"""No row is as long: a line beyond that is skipped, and not held in memory."""
-
-BATCH_ROWS = 1024
 PARQUET_SUFFIXES = (".parquet", ".pq")
-SPLITS = {"train": "train", "validation": "val", "val": "val", "valid": "val", "dev": "val", "test": "val"}
-"""Names of splits and of their files, and whether they are for training or for validation."""
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "val",
+    "val": "val",
+    "valid": "val",
+    "dev": "val",
+    "development": "val",
+    "test": "test",
+}
+"""Names of splits and of their files: for training, for choices (validation), or for the claim (test)."""
 
-_PAIRS = (("train.jsonl", "val.jsonl"), ("train_sft.jsonl", "val_sft.jsonl"), ("train.parquet", "val.parquet"))
-"""Files that are the two splits of one set, as this application and the guide name them."""
+MARKS = ("", "_sft")
+ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *PARQUET_SUFFIXES)
+
+OWN_KEYS = (
+    "expected_relations", "messages", "chosen", "relations", "fact_a", "canonical", "path_node_ids", "description",
+)  # fmt: skip
+"""The keys that tell what a row of the application's own is; `jsonl.py` has the models."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One object: where it stands, the split it is for, and its value, or what keeps it from being one."""
+    """One object: where it stands, the split it is for, and its value, or what keeps it from being one.
+
+    `layout` is what it was read as; `honoured` names what earlier versions of this application dropped in it.
+    """
 
     where: str
     split: str
     value: dict[str, Any] | None
     problem: str | None = None
+    layout: str = layouts.OWN
+    honoured: frozenset[str] = frozenset()
 
 
-def entries(path: Path) -> Iterator[Entry]:
-    """Every object of a file or directory, one at a time. Raises InputError if it cannot be read at all."""
-    if path.is_dir():
-        yield from _directory(path)
-    elif path.suffix in PARQUET_SUFFIXES:
-        yield from _parquet(path, SPLITS.get(path.stem, "train"))
-    else:
-        yield from _lines(path, SPLITS.get(path.stem.removesuffix("_sft"), "train"))
+def entries(path: Path, layout: str | None = None) -> Iterator[Entry]:
+    """Every object of a file or directory, one at a time. Raises InputError if it cannot be read at all.
 
-
-def parse(text: str) -> tuple[dict[str, Any] | None, str | None]:
-    """The object of a line, or why it is none: JSON without NaN, without a key twice, not too deep, an object."""
-    try:
-        value = json.loads(
-            text, parse_constant=_refuse, parse_float=_finite, parse_int=_bounded, object_pairs_hook=_without_repeats
+    `layout`: a name of `layouts.NAMES` that every object must have; None detects.
+    """
+    if layout is not None and layout not in layouts.NAMES:
+        raise ConfigError(
+            "there is no such layout", where="--format", expected=", ".join(layouts.NAMES), found=str(layout)
         )
-    except RecursionError:
-        return None, "it is nested too deep"
-    except ValueError as error:
-        return None, str(error)
-    if not isinstance(value, dict):
-        return None, f"a {type(value).__name__}, no object"
-    return value, None
+    if path.is_dir():
+        yield from _directory(path, layout)
+    else:
+        yield from _file(path, split_of(path), layout)
 
 
-def _lines(path: Path, split: str) -> Iterator[Entry]:
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                where = f"line {number}"
-                if len(line) > MAX_LINE_BYTES:
-                    while not line.endswith(b"\n") and (line := file.readline(MAX_LINE_BYTES)):
-                        pass
-                    yield Entry(where, split, None, f"the line is longer than {MAX_LINE_BYTES} bytes")
-                elif line.strip():
-                    yield _entry(line, where, split)
-    except OSError as error:
-        raise InputError(
-            "the file cannot be read", where=str(path), found=error.strerror, next_step="check the path"
-        ) from error
+def split_of(path: Path) -> str:
+    """The split that a file's name says; train if it says none."""
+    return split_named(path.name.partition(".")[0].removesuffix("_sft")) or "train"
 
 
-def _entry(line: bytes, where: str, split: str) -> Entry:
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return Entry(where, split, None, f"not UTF-8: {error.reason} at byte {error.start}")
-    value, problem = parse(text)
-    return Entry(where, split, value, problem)
+def split_named(name: str) -> str | None:
+    """The split of a name such as `validation`, `test_sft` or `train-00000-of-00001`; None for any other name."""
+    return SPLITS.get(re.split(r"[-_.]", name.lower())[0])
 
 
-def _parquet(path: Path, split: str) -> Iterator[Entry]:
-    try:
-        import pyarrow as pa  # noqa: PLC0415 - only for files of this kind
-        import pyarrow.parquet as pq  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingPackage("Parquet files need pyarrow", next_step="make setup") from error
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield _cell_entry(f"row {number}", split, value)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            "the Parquet file cannot be read", where=str(path), found=str(error).splitlines()[0]
-        ) from error
+HONOURED = {
+    "weight": "with answers of weight 0, which are not trained",
+    "system": "whose `system` is their first turn",
+    "turns": "with several answers, each of which is trained",
+}
+"""What an entry's `honoured` can name, in words."""
 
 
-def _directory(path: Path) -> Iterator[Entry]:
-    for train, val in _PAIRS:
-        if (path / train).is_file():
-            for name in (train, val):
-                if (path / name).is_file():
-                    yield from (_within(name, entry) for entry in entries(path / name))
-            return
-    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-        yield from _hugging_face(path)
+def says(found: Iterable[tuple[str, Iterable[str]]]) -> str | None:
+    """What was read as what, of every row's layout and what was honoured in it; None where all is plain and own."""
+    rows = list(found)
+    names = Counter(name for name, _ in rows)
+    read = [f"{count} of layout {name}" for name, count in sorted(names.items()) if name != layouts.OWN]
+    if read and names[layouts.OWN]:
+        read.append(f"{names[layouts.OWN]} in the own layout")
+    parts = ["read " + ", ".join(read)] if read else []
+    if {"triplets", layouts.GROUPED} & set(names):
+        parts.append("entities without a type have the label `concept`")
+    honoured = Counter(name for _, marks in rows for name in marks)
+    parts += [f"{count} row(s) {HONOURED[name]}" for name, count in sorted(honoured.items())]
+    return "; ".join(parts) or None
+
+
+def _file(path: Path, split: str, layout: str | None) -> Iterator[Entry]:
+    read = _entries_of(_items(path, layout), split, layout)
+    first = next(read, None)
+    if first is None:
         return
-    tables = sorted(file for suffix in PARQUET_SUFFIXES for file in path.rglob(f"*{suffix}"))
-    if not tables:
+    if first.layout == layouts.GROUPED:
+        yield from _grouped([first, *read])
+        return
+    yield first
+    yield from read
+
+
+def _items(path: Path, layout: str | None) -> Iterator[Item]:
+    if path.suffix in PARQUET_SUFFIXES or encodings.begins_with(path, encodings.PARQUET):
+        yield from tables.parquet(path)
+        return
+    with encodings.opened(path) as file:
+        ending = encodings.ending(path)
+        if ending in tables.SEPARATED:
+            yield from tables.separated(file, ending)
+        elif layout == "conll04" or (layout is None and conll.is_conll(_peeked(file))):
+            yield from conll.sentences(file)
+        else:
+            yield from documents.objects(file, _is_row)
+
+
+def _peeked(file: Any) -> bytes:
+    """The beginning of a file that is read again after it."""
+    head: bytes = file.peek(conll.HEAD_BYTES) if hasattr(file, "peek") else file.getvalue()[: conll.HEAD_BYTES]
+    return head
+
+
+def _is_row(value: dict[str, Any]) -> bool:
+    return any(key in value for key in OWN_KEYS) or layouts.layout_of(value) is not None
+
+
+def _entries_of(items: Iterable[Item], split: str, layout: str | None) -> Iterator[Entry]:
+    # CoNLL04's sentences come as SpERT's objects.
+    wanted = "spert" if layout == "conll04" else layout
+    for item in items:
+        within = split_named(item.within) if item.within else None
+        entry = Entry(item.where, within or split, None, item.problem)
+        if item.value is None:
+            yield entry
+            continue
+        try:
+            value, name, honoured = layouts.as_own(item.value, wanted)
+        except NotUsable as error:
+            yield replace(entry, problem=str(error))
+        else:
+            yield replace(entry, value=value, layout=layout or name, honoured=honoured)
+
+
+def _grouped(found: list[Entry]) -> Iterator[Entry]:
+    """Lines with a relation each: those of one text are one row, where the first of them stands."""
+    by_text: dict[str, list[Entry]] = {}
+    for number, entry in enumerate(found):
+        is_part = entry.layout == layouts.GROUPED and entry.value is not None
+        by_text.setdefault(str(entry.value["text"]) if is_part and entry.value else f"\0{number}", []).append(entry)
+    for group in by_text.values():
+        values = [entry.value for entry in group if entry.value is not None]
+        yield replace(group[0], value=triples.merged(values)) if len(values) > 1 else group[0]
+
+
+def _directory(path: Path, layout: str | None) -> Iterator[Entry]:
+    groups = [_group(path, mark, ending) for mark in MARKS for ending in ENDINGS]
+    chosen = next((group for group in groups if any(split == "train" for _, split in group)), None)
+    if chosen is None and ((path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()):
+        for name, item in tables.hugging_face(path):
+            yield from _entries_of([item], split_named(name) or "train", layout)
+        return
+    chosen = chosen or next((group for group in groups if group), None)
+    if chosen is None:
+        # As the hub stores them: data/train-00000-of-00001.parquet.
+        found = sorted(file for suffix in PARQUET_SUFFIXES for file in path.rglob(f"*{suffix}"))
+        chosen = [(file, split_named(file.name) or "train") for file in found]
+    if not chosen:
         raise InputError(
             "the directory holds no rows",
             where=str(path),
             expected="train.jsonl, a directory that `Dataset.save_to_disk` wrote, or Parquet files",
             found=", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing",
         )
-    for table in tables:
-        # As the hub stores them: data/train-00000-of-00001.parquet.
-        split = SPLITS.get(table.name.split("-")[0].split(".")[0], "train")
-        yield from (_within(table.name, entry) for entry in _parquet(table, split))
+    for file, split in chosen:
+        for entry in _file(file, split, layout):
+            yield replace(entry, where=f"{file.name}, {entry.where}")
 
 
-def _hugging_face(path: Path) -> Iterator[Entry]:
-    import datasets  # noqa: PLC0415 - a second; only for directories of this kind
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            "the directory is no dataset of Hugging Face `datasets`", where=str(path), found=str(error).splitlines()[0]
-        ) from error
-    parts = loaded.items() if hasattr(loaded, "items") else [("train", loaded)]
-    for name, part in parts:
-        split = SPLITS.get(name, "train")
-        for number, value in enumerate(part, 1):
-            yield _within(name, _cell_entry(f"row {number}", split, value))
-
-
-def _cell_entry(where: str, split: str, value: dict[str, Any]) -> Entry:
-    """A row of a table: columns without a value in this row are as if they were not there."""
-    present = {key: cell for key, cell in value.items() if cell is not None}
-    problem = "a number that is not finite" if _has_nan(present) else None
-    return Entry(where, split, None if problem else present, problem)
-
-
-def _within(name: str, entry: Entry) -> Entry:
-    return Entry(f"{name}, {entry.where}", entry.split, entry.value, entry.problem)
-
-
-def _has_nan(value: object) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(map(_has_nan, value.values()))
-    return isinstance(value, list) and any(map(_has_nan, value))
-
-
-def _refuse(token: str) -> object:
-    raise ValueError(f"{token} is no JSON")
-
-
-def _finite(token: str) -> float:
-    value = float(token)
-    if not math.isfinite(value):
-        raise ValueError(f"{token[:20]} is no finite number")
-    return value
-
-
-def _bounded(token: str) -> int:
-    if len(token) > 30:
-        raise ValueError("a number of more than 30 digits")
-    return int(token)
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:40]!r} stands twice in one object")
-    return value
+def _group(path: Path, mark: str, ending: str) -> list[tuple[Path, str]]:
+    """The files of one kind that are the splits of one set, training first."""
+    names = [(f"{name}{mark}{ending}{packed}", split) for name, split in SPLITS.items()
+             for packed in ("", *encodings.PACKED)]  # fmt: skip
+    found = [(path / name, split) for name, split in names if (path / name).is_file()]
+    return sorted(found, key=lambda entry: ("train", "val", "test").index(entry[1]))

@@ -1,6 +1,6 @@
 """The rows that travel between stages, one typed model per JSONL row, and the vocabularies.
 
-Not here: prompts (`wire.py`) and how rows are read from files (`datasets.py`).
+Not here: prompts (`wire.py`) and how rows are read from files (`jsonl.py`).
 """
 
 import re
@@ -134,10 +134,20 @@ class Message(Row):
     content: str
 
 
-class ChatRow(Row):
-    """The guide's SFT row."""
+class Turn(Message):
+    """One turn of a row to learn from. An answer of weight 0 is read and not trained."""
 
-    messages: list[Message] = Field(min_length=2)
+    weight: Literal[0] | None = None
+
+
+class ChatRow(Row):
+    """The guide's SFT row. Every answer without weight 0 is trained."""
+
+    messages: list[Turn] = Field(min_length=2)
+
+    def trained(self) -> list[int]:
+        """The numbers of the answers to learn."""
+        return [n for n, turn in enumerate(self.messages) if turn.role == "assistant" and turn.weight is None]
 
 
 class PreferenceRow(Row):
@@ -146,6 +156,8 @@ class PreferenceRow(Row):
     prompt: NonBlank
     chosen: NonBlank
     rejected: NonBlank
+    turns: list[Message] | None = None
+    """The conversation that is answered, where it is more than a user's turn; `prompt` is then its users' text."""
     ground_truth: str | None = None
     """JSON of {"entities", "relations"}: with it a prompt without entities can be put into the server's layout."""
 

@@ -5,73 +5,83 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from ucotron_ray.core import artifacts
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import ConfigError, InputError
-from ucotron_ray.core.files import canonical_hash, content_hash, file_hash, list_files
 from ucotron_ray.core.run import Run
-from ucotron_ray.data import jsonl, readers, wire
-from ucotron_ray.data.records import ChatRow, PreferenceRow, RawRow, Row
+from ucotron_ray.data import importing, jsonl, wire
+from ucotron_ray.data.importing import Splits
+from ucotron_ray.data.jsonl import Placed
+from ucotron_ray.data.records import ChatRow, RawRow
 
 log = logging.getLogger(__name__)
 
 
-TRAIN, VAL, ROWS = "train.jsonl", "val.jsonl", "rows.jsonl"
+TRAIN, VAL, TEST, ROWS = "train.jsonl", "val.jsonl", "test.jsonl", "rows.jsonl"
 GUIDE_TRAIN, GUIDE_VAL, GUIDE_PAIRS = "train_sft.jsonl", "val_sft.jsonl", "train_dpo.jsonl"
 
+Purpose = Literal["claim", "choice"]
+"""What rows are scored for: what is claimed of a model (test rows), or a choice (validation rows, never test rows)."""
 
-def rows_request(train: Path, val: Path | None) -> Request:
+
+def rows_request(train: Path, val: Path | None, *, layout: str | None = None, drop_overlap: bool = False) -> Request:
     """What importing the user's own files would make, named by their content."""
-    hashes = {"train": _content_of(train), "val": _content_of(val) if val else None}
-    return Request("dataset", f"rows-{canonical_hash(hashes)[:12]}", {"files": hashes})
+    made = importing.read_splits(train, val, layout=layout, drop_overlap=drop_overlap, quiet=True)
+    return _rows_request(train, val, made)
 
 
-def import_rows(run: Run, train: Path, val: Path | None) -> Artifact:
+def _rows_request(train: Path, val: Path | None, made: Splits) -> Request:
+    hashes = {"train": importing.content_of(train), "val": importing.content_of(val) if val else None}
+    name, fields = importing.named("rows", {"files": hashes}, hashes, made.reading)
+    return Request("dataset", name, fields)
+
+
+def import_rows(
+    run: Run, train: Path, val: Path | None, *, layout: str | None = None, drop_overlap: bool = False
+) -> Artifact:
     """The user's own files or directory → a dataset named by content. Chat rows are read back where they can be."""
-    # A directory, or a table with splits, brings its own validation rows.
-    splits = train.is_dir() and val is None
-    train_rows, num_chat, num_as_is = _readable_rows(jsonl.read_training_rows(train, "train" if splits else None))
-    val_rows = _readable_rows(jsonl.read_training_rows(val))[0] if val else []
-    if splits and any(entry.split == "val" for entry in readers.entries(train)):
-        val_rows = _readable_rows(jsonl.read_training_rows(train, "val"))[0]
-    common = {row_key(row) for row in train_rows} & {row_key(row) for row in val_rows}
-    if common:
-        raise InputError(
-            f"{len(common)} validation row(s) are training rows too",
-            where=f"{train}, {val}",
-            expected="validation rows that training does not see",
-            found=sorted(common)[0][:120],
-            next_step="remove them from the validation file",
-        )
+    made = importing.read_splits(train, val, layout=layout, drop_overlap=drop_overlap)
 
     def build(build: Build) -> BuildResult:
-        jsonl.write_rows(build.path / TRAIN, train_rows)
-        jsonl.write_rows(build.path / VAL, val_rows)
-        counts = {"train": len(train_rows), "val": len(val_rows), "chat": num_chat, "chat_as_is": num_as_is}
+        jsonl.write_rows(build.path / TRAIN, made.train)
+        jsonl.write_rows(build.path / VAL, made.val)
+        if made.test:
+            jsonl.write_rows(build.path / TEST, made.test)
+        counts = {"train": len(made.train), "val": len(made.val), **made.counts}
         notes = [f"from {train}" + (f" and {val}" if val else "")]
         return BuildResult({}, counts, notes)
 
-    return run.make("import-rows", rows_request(train, val), build)
+    return run.make("import-rows", _rows_request(train, val, made), build)
 
 
-def held_out_request(path: Path) -> Request:
+def held_out_request(path: Path, purpose: Purpose = "claim") -> Request:
     """What importing held-out rows would make, named by their content."""
-    digest = _content_of(path)
-    if _has_validation(path):
-        return Request("dataset", f"rows-{digest[:12]}-val", {"file": digest, "split": "val"})
-    return Request("dataset", f"rows-{digest[:12]}", {"file": digest})
+    placed = jsonl.training_rows(path)
+    split = _split_to_score(path, placed, purpose)
+    digest = importing.content_of(path)
+    fields = {"file": digest, **({"split": split} if split else {})}
+    reading = {name for row in placed for name in row.honoured} - {"turns"}
+    if split == "val" and any(row.split == "test" for row in placed):
+        # They were once taken for validation rows.
+        reading.add("without test")
+    name, fields = importing.named("rows", fields, digest, sorted(reading))
+    return Request("dataset", f"{name}-{split}" if split else name, fields)
 
 
-def held_out(run: Run, reference: str | None, dataset: Artifact | None) -> Artifact:
+def held_out(run: Run, reference: str | None, dataset: Artifact | None, *, purpose: Purpose = "claim") -> Artifact:
     """The rows to score on: a file or directory (imported by content hash), a dataset, or the dataset's own split.
 
-    Raises ConfigError or InputError where there is no row that could be scored.
+    For a claim that is the test split where there is one, else the validation split; for a choice it is never the test
+    split. Raises ConfigError or InputError where there is no row that could be scored.
     """
     if reference is not None and not in_store(run, reference):
-        return _import_held_out(run, reference)
+        return _import_held_out(run, reference, purpose)
     if reference is not None:
         dataset = run.store.get("dataset", reference, accept_rejected=run.accept_rejected)
+    if dataset is not None and purpose == "claim" and scorable(dataset.path / TEST):
+        return _import_held_out(run, str(dataset.path / TEST), purpose)
     if dataset is None or not scorable(rows_file(dataset)):
         raise ConfigError(
             "there are no rows to score on",
@@ -83,10 +93,10 @@ def held_out(run: Run, reference: str | None, dataset: Artifact | None) -> Artif
     return dataset
 
 
-def check_held_out(run: Run, reference: str) -> None:
+def check_held_out(run: Run, reference: str, purpose: Purpose = "claim") -> None:
     """Raise InputError if a reference to held-out rows names neither a dataset nor rows that can be scored."""
     if not in_store(run, reference):
-        _rows_to_score(reference, run)
+        _rows_to_score(reference, run, purpose)
 
 
 def in_store(run: Run, reference: str) -> bool:
@@ -95,8 +105,8 @@ def in_store(run: Run, reference: str) -> bool:
     return not path.is_file() and path.name == reference and run.store.find("dataset", reference) is not None
 
 
-def _rows_to_score(reference: str, run: Run) -> list[RawRow]:
-    """The relation rows of a file; of a directory with a validation split those of that split alone."""
+def _rows_to_score(reference: str, run: Run, purpose: Purpose) -> list[RawRow]:
+    """The relation rows of a file; of several splits those of the one that the purpose has."""
     path = Path(reference)
     if not path.exists():
         raise InputError(
@@ -106,7 +116,11 @@ def _rows_to_score(reference: str, run: Run) -> list[RawRow]:
             found=reference,
             next_step="check the path",
         )
-    rows, _, num_as_is = _readable_rows(jsonl.read_training_rows(path, "val" if _has_validation(path) else None))
+    placed = jsonl.training_rows(path)
+    split = _split_to_score(path, placed, purpose)
+    importing.say_layouts(path, placed)
+    chosen = [row.row for row in placed if split in (None, row.split)]
+    rows, _, num_as_is = importing.readable_rows(chosen)
     found = [row for row in rows if isinstance(row, RawRow)]
     if not found:
         raise InputError(
@@ -120,9 +134,26 @@ def _rows_to_score(reference: str, run: Run) -> list[RawRow]:
     return found
 
 
-def _has_validation(path: Path) -> bool:
-    """Whether these are several splits: the rows of the others may be what a model learned from."""
-    return path.is_dir() and any(entry.split == "val" for entry in readers.entries(path))
+def _split_to_score(path: Path, placed: Sequence[Placed[Any]], purpose: Purpose) -> str | None:
+    """The split of a set to score on; None for a file that is no set of splits, whose rows are all meant.
+
+    The rows of the others may be what a model learned from. Raises InputError for a choice where there are test rows
+    and no validation rows.
+    """
+    there = {row.split for row in placed}
+    if not path.is_dir() and len(there) == 1:
+        return None
+    if "test" in there and purpose == "claim":
+        return "test"
+    if "test" in there and "val" not in there:
+        raise InputError(
+            "there are test rows and no validation rows: a choice made on them would spoil what is claimed on them",
+            where=str(path),
+            expected="a split of validation rows",
+            found=", ".join(sorted(there)),
+            next_step="add val.jsonl, or name a file of rows for the choice",
+        )
+    return "val" if "val" in there else None
 
 
 def scorable(path: Path) -> bool:
@@ -130,29 +161,31 @@ def scorable(path: Path) -> bool:
     return path.is_file() and bool(path.stat().st_size and jsonl.relations_among(path))
 
 
-def _import_held_out(run: Run, reference: str) -> Artifact:
+def _import_held_out(run: Run, reference: str, purpose: Purpose) -> Artifact:
     path = Path(reference)
-    rows = _rows_to_score(reference, run)
+    rows = _rows_to_score(reference, run, purpose)
 
     def build(build: Build) -> BuildResult:
         jsonl.write_rows(build.path / ROWS, rows)
         counts = {"rows": len(rows), "relations": sum(len(row.expected_relations) for row in rows)}
         return BuildResult({}, counts, [f"from {path}"])
 
-    return run.make("import-rows", held_out_request(path), build)
+    return run.make("import-rows", held_out_request(path, purpose), build)
 
 
 def rows_file(data: Artifact) -> Path:
-    """The file of a dataset that holds the rows to score on."""
+    """The file of a dataset with rows to score on: its own, else validation. Test rows come through `held_out`."""
     path = data.path / ROWS
     return path if path.is_file() else data.path / VAL
 
 
-def training_data(run: Run, train: str | None, val: Path | None) -> Artifact:
+def training_data(
+    run: Run, train: str | None, val: Path | None, *, layout: str | None = None, drop_overlap: bool = False
+) -> Artifact:
     """What `--train-data` names: a dataset of the store, a JSONL file, or nothing for the dataset of the run's name."""
     if train is None or (not Path(train).exists() and run.store.find("dataset", Path(train).name) is not None):
         return run.store.get("dataset", train or run.name, accept_rejected=run.accept_rejected)
-    return import_rows(run, Path(train), val)
+    return import_rows(run, Path(train), val, layout=layout, drop_overlap=drop_overlap)
 
 
 def data_of(run: Run, adapter: Artifact | None) -> Artifact | None:
@@ -231,42 +264,10 @@ def mix(run: Run, graph: Artifact, teacher: Artifact) -> Artifact:
     return run.make("mix", mix_request(run, graph, teacher), build)
 
 
-def _content_of(path: Path) -> str:
-    """sha256 over a file, or over all files of a directory."""
-    if path.is_dir():
-        return content_hash(list_files(path))
-    return file_hash(path)
-
-
 def copy_file(source: Path, target: Path) -> None:
     """A copy of one file of an artifact where the user wants it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-
-
-def _readable_rows(rows: Sequence[jsonl.TrainingRow]) -> tuple[list[Row], int, int]:
-    """Rows with chat rows read back into relations; how many were chat rows, and how many of those stay as they are."""
-    made: list[Row] = []
-    num_chat = num_as_is = 0
-    for row in rows:
-        if isinstance(row, ChatRow):
-            num_chat += 1
-            parsed = wire.relations_of_chat(row)
-            num_as_is += parsed is None
-            made.append(parsed or row)
-        else:
-            made.append(row)
-    return made, num_chat, num_as_is
-
-
-def row_key(row: Row) -> str:
-    """What makes two rows the same question."""
-    if isinstance(row, RawRow):
-        return row.text
-    if isinstance(row, ChatRow):
-        return "\n".join(message.content for message in row.messages if message.role == "user")
-    assert isinstance(row, PreferenceRow)
-    return row.prompt
 
 
 def guide_files(run: Run, directory: Path | None) -> tuple[Path, Path | None] | None:

@@ -16,7 +16,7 @@ def held_out_steps(run: Run) -> list[Step]:
     """
     claimed, chosen_by = run.config.recipe.evaluation.data, run.config.recipe.export.data
     if chosen_by is not None:
-        return [_rows_step(run, "held-out", claimed), _rows_step(run, "gate-rows", chosen_by)]
+        return [_rows_step(run, "held-out", claimed), _rows_step(run, "gate-rows", chosen_by, "choice")]
     own = Step(
         key="gate-rows",
         stage="gate-rows",
@@ -29,16 +29,10 @@ def held_out_steps(run: Run) -> list[Step]:
     return [_rows_step(run, "held-out", claimed), own]
 
 
-def _rows_step(run: Run, key: str, reference: str | None) -> Step:
+def _rows_step(run: Run, key: str, reference: str | None, purpose: datasets.Purpose = "claim") -> Step:
+    score = partial(datasets.held_out, run, reference, purpose=purpose)
     if reference is not None and Path(reference).exists() and not datasets.in_store(run, reference):
-        asked, make = datasets.held_out_request(Path(reference)), partial(datasets.held_out, run, reference, None)
-        return Step(key, f"import-{key}", "dataset", asked.name, lambda _: make(), lambda _: asked)
-    return Step(
-        key=key,
-        stage=key,
-        kind="dataset",
-        name=reference or run.name,
-        make=lambda made: datasets.held_out(run, reference, made["rows"]),
-        needs=("rows",),
-        shown=False,
-    )
+        asked = datasets.held_out_request(Path(reference), purpose)
+        return Step(key, f"import-{key}", "dataset", asked.name, lambda _: score(None), lambda _: asked)
+    name = reference or run.name
+    return Step(key, key, "dataset", name, lambda made: score(made["rows"]), needs=("rows",), shown=False)

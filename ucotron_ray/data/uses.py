@@ -85,7 +85,7 @@ def rows_to_choose_by(run: Run, reference: str | None, dataset: Artifact | None)
     Where it has none the rows that are scored have to do, and make no claim afterwards; None where there are none.
     """
     if reference is not None:
-        return held_out(run, reference, dataset)
+        return held_out(run, reference, dataset, purpose="choice")
     if dataset is not None and scorable(dataset.path / VAL):
         return dataset
     if run.config.recipe.evaluation.data is None:

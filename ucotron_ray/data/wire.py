@@ -218,7 +218,7 @@ def _depth(value: object) -> int:
 
 def relations_of_chat(row: ChatRow) -> RawRow | None:
     """A chat row read back into text, entities and triples; None if its prompt or its answer is in another layout."""
-    if row.messages[-1].role != "assistant":
+    if row.trained() != [len(row.messages) - 1]:
         return None
     users = [message.content for message in row.messages if message.role == "user"]
     parsed = parse_prompt(users[0]) if len(users) == 1 else None

@@ -165,8 +165,9 @@ def chat_row(row: RawRow) -> dict[str, Any]:
 def preference_row(row: PreferenceRow) -> dict[str, Any]:
     """The guide's pair in the vendor's layout; a prompt in the server's layout gets the server's system line."""
     system = [{"role": "system", "content": wire.CHAT_SYSTEM}] if wire.parse_prompt(row.prompt) else []
+    asked = [turn.model_dump() for turn in row.turns or ()] or [*system, {"role": "user", "content": row.prompt}]
     return {
-        "input": {"messages": [*system, {"role": "user", "content": row.prompt}]},
+        "input": {"messages": asked},
         "preferred_output": [{"role": "assistant", "content": row.chosen}],
         "non_preferred_output": [{"role": "assistant", "content": row.rejected}],
     }

@@ -5,6 +5,7 @@ The export is the only interface that has true edge types, predicates, entity la
 
 import asyncio
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 from ucotron_ray.core.errors import InputError, ServerRefused
+from ucotron_ray.data import encodings
 
 TIMEOUT_SECONDS = 120.0
 MAX_BYTES = 2 * 1024**3
@@ -60,12 +62,11 @@ def is_server(source: str) -> bool:
 def read_file(path: Path) -> KnowledgeGraph:
     """A graph from a file in the export's layout. Raises InputError that says what is wrong and where."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            "the graph export cannot be read", where=str(path), found=error.strerror, next_step="check the path"
-        ) from error
-    except ValueError as error:
+        with encodings.opened(path) as file:
+            document = json.loads(file.read())
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(
             "the graph export is no JSON document",
             where=str(path),
@@ -156,34 +157,52 @@ def parse(document: object, *, where: str) -> KnowledgeGraph:
         nodes = {}
         for index, entry in enumerate(document["nodes"]):
             position = f"nodes[{index}]"
-            node = Node(_number(entry["@id"]), str(entry["@type"]), str(entry["content"]), entry.get("metadata") or {})
+            content = "" if entry["content"] is None else str(entry["content"])
+            node = Node(_number(entry["@id"]), str(entry["@type"]), content, _metadata(entry))
             nodes[node.number] = node
         edges = []
         for index, entry in enumerate(document.get("edges") or []):
             position = f"edges[{index}]"
-            weight = float(entry.get("weight", 1.0))
-            edges.append(
-                Edge(
-                    _number(entry["source"]),
-                    _number(entry["target"]),
-                    str(entry["edge_type"]),
-                    weight,
-                    entry.get("metadata") or {},
-                )
-            )
+            source, target = _number(entry["source"]), _number(entry["target"])
+            edges.append(Edge(source, target, str(entry["edge_type"]), _weight(entry.get("weight")), _metadata(entry)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             "an entry of the graph export does not fit",
             where=f"{where}, {position}",
-            expected='nodes with "@id", "@type", "content"; edges with "source", "target", "edge_type"',
+            expected='nodes with "@id", "@type", "content"; edges with "source", "target", "edge_type", "weight"',
             found=f"{type(error).__name__}: {error}",
         ) from error
     namespace = document.get("namespace")
     return KnowledgeGraph(nodes, edges, namespace if isinstance(namespace, str) else None)
 
 
-def _number(reference: str) -> int:
-    return int(reference.removeprefix(_NODE_PREFIX))
+def node_number(reference: object) -> int | None:
+    """The number of a node by a reference to it, as a number, a text or an address; None for anything else."""
+    try:
+        return _number(reference)
+    except (ValueError, TypeError):
+        return None
+
+
+def _number(reference: object) -> int:
+    if isinstance(reference, float) and reference.is_integer():
+        return int(reference)
+    if isinstance(reference, bool) or not isinstance(reference, (int, str)):
+        raise TypeError(f"{reference!r} is no number of a node")
+    return int(reference.strip().removeprefix(_NODE_PREFIX)) if isinstance(reference, str) else reference
+
+
+def _weight(value: Any) -> float:
+    """A weight, 1.0 where there is none. Raises ValueError for one that is no finite number."""
+    weight = 1.0 if value is None else float(value)
+    if not math.isfinite(weight):
+        raise ValueError(f"weight: {weight} is no finite number")
+    return weight
+
+
+def _metadata(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What is noted of a node or an edge; null is as if it were not there."""
+    return {key: value for key, value in (entry.get("metadata") or {}).items() if value is not None}
 
 
 def _refused(where: str, status: int, raw: bytes) -> ServerRefused:

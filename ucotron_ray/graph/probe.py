@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ucotron_ray.core.errors import ServerRefused
 from ucotron_ray.data.records import Entity, RawRow, Relation, name_key
 from ucotron_ray.graph import cooccurrence
-from ucotron_ray.graph.export import KnowledgeGraph, call, fetch
+from ucotron_ray.graph.export import KnowledgeGraph, call, fetch, node_number
 
 SENTENCES = "Marta Ruiz studied at Lisbon Polytechnic. Nils Berg works at Kite Labs and was born in Oslo."
 """Co-occurrence has no word for the first sentence; the second one it guesses, with a confidence of its own formula."""
@@ -116,7 +116,7 @@ def _rows(graph: KnowledgeGraph) -> list[RawRow]:
                 confidence=min(1.0, max(0.0, edge.weight)),
             )
             for edge in graph.edges
-            if edge.metadata.get("source_chunk") == number and "predicate" in edge.metadata
+            if node_number(edge.metadata.get("source_chunk")) == number and "predicate" in edge.metadata
         ]
         rows.append(RawRow(text=node.content, entities=names, expected_relations=relations))
     return rows

@@ -39,7 +39,8 @@ def import_graph(run: Run, source: str | None = None) -> Artifact:
         return BuildResult({}, split.counts, [f"from {where}", *split.notes])
 
     artifact = run.make("import-graph", graph_request(run, identity), build)
-    for note in split.notes:
+    lost = graph_dataset.lost(split.counts)
+    for note in [*split.notes, *([lost] if lost else [])]:
         log.warning("%s", note)
     return artifact
 
@@ -49,7 +50,8 @@ def _read_graph(source: str, settings: Graph) -> tuple[graph_dataset.Split, dict
     if not graph_export.is_server(source):
         path = Path(source)
         graph = graph_export.read_file(path)
-        return graph_dataset.rows_of_graph(graph, settings), {"file": file_hash(path)}, str(path)
+        split = graph_dataset.rows_of_graph(graph, settings)
+        return split, _file_identity(path, split), str(path)
     namespace = settings.namespace or variables.value("UCOTRON_NAMESPACE") or "default"
     key = variables.value("UCOTRON_API_KEY")
     if settings.kind == "generate-dataset":
@@ -64,6 +66,11 @@ def _read_graph(source: str, settings: Graph) -> tuple[graph_dataset.Split, dict
         split = graph_dataset.rows_of_graph(graph_export.fetch(source, api_key=key, namespace=namespace), settings)
     rows = [row.model_dump() for row in [*split.train, *split.val]]
     return split, {"rows": canonical_hash(rows)}, f"{source}, namespace {namespace}"
+
+
+def _file_identity(path: Path, split: graph_dataset.Split) -> dict[str, str]:
+    """The file's hash; where its rows are others than earlier versions read from it, that too."""
+    return {"file": file_hash(path), **({"read": ", ".join(split.reading)} if split.reading else {})}
 
 
 def _refuse_namespace(namespace: str, settings: Graph) -> None:
@@ -85,5 +92,5 @@ def known_request(run: Run) -> Request | None:
     source = run.config.recipe.graph.source or variables.value("UCOTRON_SERVER_URL") or ""
     if graph_export.is_server(source):
         return None
-    graph_export.read_file(Path(source))
-    return graph_request(run, {"file": file_hash(Path(source))})
+    _, identity, _ = _read_graph(source, run.config.recipe.graph)
+    return graph_request(run, identity)

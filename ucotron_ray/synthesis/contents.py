@@ -9,13 +9,17 @@ SPECIAL_TOKEN = re.compile(
 )
 """Turn markers of chat templates: as text in a row they would break the prompt open. And marks of reasoning."""
 
+_JOINED = r"[^\x00-@\[-`{-\x7f\s\u200b-\u200f\u2060-\u2064\ufeff]"
+"""A letter, or any sign beyond ASCII: what joiners stand between in Persian, in Indic scripts and in emoji."""
+
 CONTROL_CHARACTER = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f]"
+    f"|(?<!{_JOINED})[\u200c\u200d]|[\u200c\u200d](?!{_JOINED})"
 )
 """Controls but tab and line ends, bidirectional marks, and what is not seen: zero-width and tag characters.
 
-The zero-width joiner is among them: these rows have no emoji, and no script that joins.
+The zero-width joiner and non-joiner are among them where they join nothing.
 """
 
 SECRET = re.compile(

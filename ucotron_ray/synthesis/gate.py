@@ -48,12 +48,12 @@ class _Seen:
 
 
 def examine(kind: RowKind, entries: Iterable[Entry], near_duplicate: float) -> Iterator[RowReport]:
-    """Look at every row. Validation rows come back at the end: the names of all training rows must be known first."""
+    """Look at every row. Held-out rows come back at the end: the names of all training rows must be known first."""
     seen = _Seen(Duplicates(near_duplicate if kind.repeats_nearly else 1.0))
     waiting: list[tuple[RowReport, frozenset[str]]] = []
     for entry in entries:
         looked, names = _look(kind, entry, seen)
-        if entry.split == "val":
+        if entry.split != "train":
             waiting.append((looked, names))
         else:
             seen.train_names |= names
@@ -132,6 +132,7 @@ def _look(kind: RowKind, entry: Entry, seen: _Seen) -> tuple[RowReport, frozense
     """What is wrong in one row, by itself and beside those before it; and its names."""
     row = entry.value
     problem = entry.problem
+    kind = kind.of(row) if row is not None else kind
     if row is not None and problem is None:
         problem = _schema_problem(kind, row)
     if row is None or problem is not None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ucotron_ray.core import generators
-from ucotron_ray.data import jsonl
+from ucotron_ray.data import checks, jsonl
 from ucotron_ray.data.records import ChatRow, RawRow
 from ucotron_ray.data.wire import relations_of_chat
 from ucotron_ray.synthesis.generator import generator
@@ -45,18 +45,18 @@ def _chat() -> RowKind:
         identity=lambda row: "\n".join(m["content"] for m in row["messages"] if m["role"] == "user"),
         labels=_predicates_of_chat,
         names=lambda row: [entity.text for entity in _raw_of(row).entities],
-        defects=lambda row: [] if row["messages"][-1]["role"] == "assistant" else ["unanswered"],
+        defects=_unlearnable,
     )
 
 
+def _unlearnable(row: Fields) -> list[str]:
+    """What a training refuses, by the same function."""
+    problem = checks.unlearnable(ChatRow.model_validate(row))
+    return [problem[0]] if problem else []
+
+
 def _wrong_span(row: Fields) -> list[str]:
-    """Rows may leave spans out; a span that is there must hold."""
-    text = row["text"]
-    spans = [(e["text"], e.get("start", -1), e.get("end", -1)) for e in row["entities"]]
-    known = {name for name, _, _ in spans}
-    ends = {relation[side] for relation in row["expected_relations"] for side in ("subject", "object")}
-    wrong = any(start >= 0 and text[start:end] != name for name, start, end in spans) or not ends <= known
-    return ["wrong_span"] if wrong else []
+    return ["wrong_span"] if checks.wrong_span(RawRow.model_validate(row)) else []
 
 
 def _raw_of(row: Fields) -> RawRow:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.recipe import Gate
+from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import Row
 
 Fields = Mapping[str, Any]
@@ -29,6 +30,7 @@ DEFECTS = {
     "wrong_reward": "the parts of a reward do not follow from the path",
     "not_alone": "an answer that is more than what was asked for",
     "unanswered": "a chat row whose last message is not the assistant's: there is nothing to learn",
+    "empty_answer": "an answer without a text: there is nothing to learn",
     "same_answers": "a pair whose two answers do not differ",
     "duplicate": "the same as an earlier row",
     "near_duplicate": "nearly the text of an earlier row",
@@ -67,6 +69,13 @@ class RowKind:
     """The key that tells such a row from others, for kinds that `data/jsonl.py` does not know."""
     repeats_nearly: bool = True
     """Whether nearly the same text is a repetition. Not for names, which are alike by nature."""
+    beside: tuple["RowKind", ...] = ()
+    """Kinds that may stand in the same file, since the same stage trains on them."""
+
+    def of(self, row: Fields) -> "RowKind":
+        """The kind of a row: this one, or of those beside it the one that the row's keys tell."""
+        model = jsonl.kind_of(row) if self.beside else None
+        return next((kind for kind in self.beside if kind.model is model), self)
 
     def quotas(self, count: int) -> dict[str, int] | None:
         """How many rows of each class make `count`: largest remainders, so that the sum is exact."""

@@ -18,8 +18,9 @@ def add_validate(verbs: Any) -> None:
         "Say what a file of rows is, what is wrong in it and where, and how many of its rows would train.",
         _validate,
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="JSONL, Parquet, or a directory of splits")
+    parser.add_argument("path", type=Path, metavar="PATH", help="JSON, JSONL, CSV, Parquet, or a directory of splits")
     parser.add_argument("--val-data", type=Path, metavar="PATH", help="its validation rows, to look for leaks")
+    flags.add_reading(parser)
     parser.add_argument("--report", type=Path, metavar="DIR", help="write report.html and report.json there")
 
 
@@ -30,7 +31,7 @@ def _validate(args: argparse.Namespace) -> dict[str, Any]:
     requirements.require_packages("datasketch", "pyarrow")
     settings = flags.config_of(args).recipe.generation
     paths = [args.path, *([args.val_data] if args.val_data else [])]
-    report = validation.validate(paths, settings)
+    report = validation.validate(paths, settings, args.layout)
     if args.report:
         args.report.mkdir(parents=True, exist_ok=True)
         publish.write_report(args.report, args.path.name, report)
@@ -46,6 +47,7 @@ def _say(report: dict[str, Any], directory: Path | None) -> None:
         else "no stage trains on them"
     )
     lines = [
+        *([report["read_as"]] if report["read_as"] else []),
         f"{report['rows']:,} rows of kind {report['kind']}: {report['without_defect']:,} without a defect; {stage}",
         *(
             f"{row['where']}: {', '.join(row['defects'])}" + (f" ({row['found']})" if "found" in row else "")

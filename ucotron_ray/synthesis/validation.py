@@ -3,13 +3,13 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.recipe import Generation
-from ucotron_ray.data import readers
+from ucotron_ray.data import checks, readers
 from ucotron_ray.data.jsonl import EXPECTED
 from ucotron_ray.data.readers import Entry
 from ucotron_ray.synthesis import gate
@@ -20,7 +20,7 @@ from ucotron_ray.synthesis.rows import RowKind, check_limits
 LOOKED_AT_FIRST = 100
 """Rows by which the kind of a file is told: that of most of them."""
 
-UNTRAINABLE = ("schema", "unanswered")
+UNTRAINABLE = ("schema", checks.UNANSWERED, checks.EMPTY)
 """Defects with which a row cannot train; others are reasons not to let it."""
 
 
@@ -31,24 +31,37 @@ class Findings:
     rows: list[dict[str, Any]] = field(default_factory=list)
     trainable: int = 0
     without_defect: int = 0
+    refused: list[str] = field(default_factory=list)
+    """Where the rows stand for which a training would refuse the file."""
+    read: list[tuple[str, frozenset[str]]] = field(default_factory=list)
+    """Layout of every row, and what was honoured in it."""
 
 
-def validate(paths: list[Path], generation: Generation) -> dict[str, Any]:
-    """The gate's report on files, with `findings` for every row that has a defect, validation rows last.
+def validate(paths: list[Path], generation: Generation, layout: str | None = None) -> dict[str, Any]:
+    """The gate's report on files, with `findings` for every row that has a defect, held-out rows last.
 
-    The last of two files is for validation. Raises InputError if a file cannot be read or holds no row of any kind.
+    The last of two files is for validation. A file that a training refuses is `rejected`, whatever the gate's limits
+    are. Raises InputError if a file cannot be read or holds no row of any kind.
     """
     check_limits(generation.gate)
     kinds = all_kinds()
-    entries = _entries(paths)
+    findings = Findings()
+    entries = _entries(paths, layout, findings.read)
     first = list(itertools.islice(entries, LOOKED_AT_FIRST))
     kind = _kind_of_most(first, kinds, paths)
-    findings = Findings()
+    stage = TRAINS.get(kind.name)
+    if stage is not None:
+        # A training reads them together.
+        beside = tuple(other for other in kinds if TRAINS.get(other.name) == stage and other.name != kind.name)
+        kind = replace(kind, beside=beside)
     looked = gate.examine(kind, _as_kind(itertools.chain(first, entries), kind, kinds), generation.near_duplicate)
     report = gate.report(kind, _noted(looked, findings), generation.gate)
-    stage = TRAINS.get(kind.name)
+    refused = _refused(findings, stage)
     return {
         **report,
+        "failures": [*report["failures"], *refused],
+        "state": "rejected" if refused else report["state"],
+        "read_as": readers.says(findings.read),
         "stage": stage,
         "would_train": findings.trainable if stage else 0,
         "without_defect": findings.without_defect,
@@ -56,12 +69,21 @@ def validate(paths: list[Path], generation: Generation) -> dict[str, Any]:
     }
 
 
-def _entries(paths: list[Path]) -> Iterator[Entry]:
+def _refused(findings: Findings, stage: str | None) -> list[str]:
+    if stage is None or not findings.refused:
+        return []
+    more = f" and {len(findings.refused) - 1:,} more" if len(findings.refused) > 1 else ""
+    return [f"{stage} refuses the file: {findings.refused[0]}{more}"]
+
+
+def _entries(paths: list[Path], layout: str | None, read: list[tuple[str, frozenset[str]]]) -> Iterator[Entry]:
     for number, path in enumerate(paths):
-        for entry in readers.entries(path):
+        for entry in readers.entries(path, layout):
             split = "val" if number else entry.split
             where = f"{path.name}, {entry.where}" if len(paths) > 1 else entry.where
-            yield Entry(where, split, entry.value, entry.problem)
+            if entry.value is not None:
+                read.append((entry.layout, entry.honoured))
+            yield replace(entry, where=where, split=split)
 
 
 def _kind_of_most(first: list[Entry], kinds: tuple[RowKind, ...], paths: list[Path]) -> RowKind:
@@ -70,7 +92,7 @@ def _kind_of_most(first: list[Entry], kinds: tuple[RowKind, ...], paths: list[Pa
         example = next((e for e in first if e.value is not None), None)
         problem = next((f"{e.where}: {e.problem}" for e in first if e.problem), "an empty file")
         raise InputError(
-            "these are no rows of any kind that is known",
+            "these are no rows of any kind that is known" if example else "no row can be used",
             where=", ".join(map(str, paths)),
             expected=EXPECTED + ", or the rows of a generator",
             found="the keys " + ", ".join(sorted(example.value)[:8]) if example and example.value else problem,
@@ -84,9 +106,9 @@ def _as_kind(entries: Iterable[Entry], kind: RowKind, kinds: tuple[RowKind, ...]
         problem = entry.problem
         if entry.value is not None and problem is None:
             other = kind_of(entry.value, kinds)
-            if other is None or other.name != kind.name:
+            if other is None or other.name not in {kind.name, *(beside.name for beside in kind.beside)}:
                 problem = f"a row of kind {other.name}" if other else "the keys " + ", ".join(sorted(entry.value)[:8])
-        yield Entry(entry.where, entry.split, entry.value, problem)
+        yield replace(entry, problem=problem)
 
 
 def _noted(looked: Iterable[RowReport], findings: Findings) -> Iterator[RowReport]:
@@ -96,5 +118,8 @@ def _noted(looked: Iterable[RowReport], findings: Findings) -> Iterator[RowRepor
             findings.rows.append({"where": row.where, "defects": list(row.defects), **detail})
         else:
             findings.without_defect += 1
-        findings.trainable += not set(row.defects) & set(UNTRAINABLE)
+        if set(row.defects) & set(UNTRAINABLE):
+            findings.refused.append(row.where)
+        else:
+            findings.trainable += 1
         yield row

@@ -12,9 +12,11 @@ def add_sft(verbs: Any) -> None:
     """`sft`: LoRA on relation rows."""
     parser = flags.verb(verbs, "sft", "Fine-tune a model with LoRA on relation rows.", _sft)
     parser.add_argument(
-        "--train-data", metavar="NAME|FILE", help="dataset or JSONL (default: the dataset of this --name)"
+        "--train-data",
+        metavar="NAME|FILE",
+        help="dataset, file of rows or directory of splits (default: the dataset of this --name)",
     )
-    parser.add_argument("--val-data", type=Path, metavar="FILE", help="validation JSONL, with a --train-data file")
+    parser.add_argument("--val-data", type=Path, metavar="FILE", help="validation rows, with a --train-data file")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write the merged model there")
     _add_common(parser)
     flags.add_training_settings(parser)
@@ -31,6 +33,12 @@ def add_dpo(verbs: Any) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    flags.add_reading(parser)
+    parser.add_argument(
+        "--drop-overlap",
+        action="store_true",
+        help="leave validation rows out that are training rows too, and rows of either that are test rows",
+    )
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="also upload the adapter to a private repository")
     parser.add_argument("--dry-run", action="store_true", help="rows, steps, memory, hours; nothing is trained")
 
@@ -69,7 +77,9 @@ def _sft(args: argparse.Namespace) -> dict[str, Any]:
         model = run.config.recipe.tier_model
         # A plan asks no hub which commit it is of.
         planned = base_models.located(model.local_model, model.revision)
-        dataset = datasets.training_data(run, args.train_data, args.val_data)
+        dataset = datasets.training_data(
+            run, args.train_data, args.val_data, layout=args.layout, drop_overlap=args.drop_overlap
+        )
         if args.dry_run:
             return _planned(run, "sft", dataset, planned)
         hub.check(run, args.push_to_hub)
@@ -98,7 +108,7 @@ def _dpo(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(
                 "DPO starts from an adapter", where="--from", expected="an adapter of the store", found=args.start
             )
-        data = preferences.data_of(run, args.data)
+        data = preferences.data_of(run, args.data, layout=args.layout, drop_overlap=args.drop_overlap)
         if args.dry_run:
             return _planned(run, "dpo", data, base) if preferences.is_pairs(data) else _to_sample(run, data)
         hub.check(run, args.push_to_hub)

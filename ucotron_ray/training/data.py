@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.hyperparameters import SftSettings
 from ucotron_ray.data.jsonl import TrainingRow
-from ucotron_ray.data.records import ChatRow, ModelRow, RawRow
+from ucotron_ray.data.records import ChatRow, Message, ModelRow, RawRow
 from ucotron_ray.data.wire import relations_of_chat
 from ucotron_ray.models.prompts import prompt_ids, server_row
 
@@ -31,8 +31,9 @@ class Example:
 def model_rows(rows: Sequence[TrainingRow], *, raw_share: float, seed: int) -> tuple[list[ModelRow], dict[str, int]]:
     """Every row in the server's prompt, a share of them without chat template, and how many there are of each.
 
-    A chat row whose prompt or answer is in a foreign layout trains as it is. Which rows train raw is drawn per text, so
-    that adding rows does not change the others.
+    A chat row whose prompt or answer is in a foreign layout trains as it is, with an example for each of its answers,
+    behind all that was said before it. Which rows train raw is drawn per text, so that adding rows does not change the
+    others.
     """
     counts: Counter[str] = Counter()
     made = []
@@ -40,8 +41,9 @@ def model_rows(rows: Sequence[TrainingRow], *, raw_share: float, seed: int) -> t
         relation_row = row if isinstance(row, RawRow) else relations_of_chat(row)
         if relation_row is None:
             assert isinstance(row, ChatRow)
-            counts["as_is"] += 1
-            made.append(ModelRow(layout="chat", prompt=row.messages[:-1], completion=row.messages[-1].content))
+            turns = [Message(role=turn.role, content=turn.content) for turn in row.messages]
+            made += [ModelRow(layout="chat", prompt=turns[:n], completion=turns[n].content) for n in row.trained()]
+            counts["as_is"] += len(row.trained())
             continue
         layout = "raw" if random.Random(f"{seed}/{relation_row.text}").random() < raw_share else "chat"
         counts[layout] += 1

@@ -35,6 +35,8 @@ def model_pair(row: PreferenceRow) -> tuple[ModelRow, ModelRow, str]:
     `server`: it is the server's prompt. `rendered`: a sentence whose entities the row's ground truth knows, put into
     the server's prompt, the answers rewritten as its array. `as_is`: the string becomes the user's turn.
     """
+    if row.turns:
+        return *_rows(row.turns, row.chosen, row.rejected), "as_is"
     asked = parse_prompt(row.prompt)
     if asked is not None:
         return *_rows(_messages(*asked), row.chosen, row.rejected), "server"

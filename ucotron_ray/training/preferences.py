@@ -1,13 +1,17 @@
 """Preference pairs: the user's own, a dataset of the store, or made of the model's own answers."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import StageFailed
 from ucotron_ray.core.files import file_hash
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
+from ucotron_ray.data.importing import say_layouts
+from ucotron_ray.data.jsonl import Placed
 from ucotron_ray.data.records import PreferenceRow
 from ucotron_ray.data.stage import TRAIN, VAL, import_rows, rows_request
 from ucotron_ray.models import base as base_models
@@ -18,14 +22,21 @@ VAL_SHARE = 0.1
 """Of the prompts of a file of pairs that has no validation file."""
 
 
-def data_of(run: Run, reference: str, val: Path | None = None) -> Artifact:
-    """What `--data` names: a dataset of the store, or a JSONL file, imported under its hash."""
+def data_of(
+    run: Run,
+    reference: str,
+    val: Path | None = None,
+    *,
+    layout: str | None = None,
+    drop_overlap: bool = False,
+) -> Artifact:
+    """What `--data` names: a dataset of the store, or a file, imported under its hash."""
     path = Path(reference)
     if not path.is_file():
         return run.store.get("dataset", path.name, accept_rejected=run.accept_rejected)
-    if isinstance(jsonl.read_rows(path)[0], PreferenceRow):
-        return _import_pairs(run, path)
-    return import_rows(run, path, val)
+    if isinstance(jsonl.placed_rows(path, layout)[0].row, PreferenceRow):
+        return _import_pairs(run, path, layout)
+    return import_rows(run, path, val, layout=layout, drop_overlap=drop_overlap)
 
 
 def check(run: Run, reference: str) -> None:
@@ -68,12 +79,20 @@ def import_request(run: Run, path: Path) -> Request:
     """What importing a file of pairs, or of relation rows, would make."""
     if not isinstance(jsonl.read_rows(path)[0], PreferenceRow):
         return rows_request(path, None)
-    fields = {"file": file_hash(path), "seed": run.config.recipe.dpo.seed}
+    return _pairs_request(run, path, jsonl.preferences(path), None)
+
+
+def _pairs_request(run: Run, path: Path, rows: Sequence[Placed[PreferenceRow]], layout: str | None) -> Request:
+    fields: dict[str, Any] = {"file": file_hash(path), "seed": run.config.recipe.dpo.seed}
+    reading = {name for row in rows for name in row.honoured} | ({f"format {layout}"} if layout else set())
+    fields |= {"read": sorted(reading)} if reading else {}
     return Request("dataset", f"pairs-{Request('dataset', 'pairs', fields).recipe[:12]}", fields)
 
 
-def _import_pairs(run: Run, path: Path) -> Artifact:
-    rows = jsonl.read_preferences(path)
+def _import_pairs(run: Run, path: Path, layout: str | None) -> Artifact:
+    placed = jsonl.preferences(path, layout)
+    say_layouts(path, placed)
+    rows = [pair.row for pair in placed]
     seed = run.config.recipe.dpo.seed
 
     def build(build: Build) -> BuildResult:
@@ -85,7 +104,7 @@ def _import_pairs(run: Run, path: Path) -> Artifact:
         jsonl.write_rows(build.path / VAL, val)
         return BuildResult({}, {"train": len(train), "val": len(val)}, [f"from {path}"])
 
-    return run.make("import-pairs", import_request(run, path), build)
+    return run.make("import-pairs", _pairs_request(run, path, placed, layout), build)
 
 
 def _on_policy(run: Run, data: Artifact, merged: Artifact) -> Artifact:

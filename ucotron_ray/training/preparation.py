@@ -15,7 +15,8 @@ from ucotron_ray.core.requirements import require_packages
 from ucotron_ray.core.run import Run
 from ucotron_ray.core.variables import is_set
 from ucotron_ray.data import jsonl
-from ucotron_ray.data.stage import TRAIN, VAL, row_key
+from ucotron_ray.data.importing import row_key
+from ucotron_ray.data.stage import TRAIN, VAL
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models.shape import Shape, shape_of
 from ucotron_ray.models.stage import loadable_base, prompt_identity
@@ -165,7 +166,7 @@ def refuse_overlap(data: Artifact, stage: Stage) -> None:
             where=str(data.path),
             expected="validation rows that training does not see",
             found=sorted(common)[0][:120],
-            next_step="remove them from the validation rows",
+            next_step="remove them from the validation rows, or import the files again with --drop-overlap",
         )
 
 

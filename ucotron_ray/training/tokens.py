@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.files import write_json
 from ucotron_ray.core.hyperparameters import DpoSettings, SftSettings
 from ucotron_ray.data.jsonl import read_preferences, read_training_rows
@@ -41,9 +40,8 @@ class Tokens:
 
 
 def of_rows(train: Path, val: Path | None, tokenizer: "PreTrainedTokenizerBase", settings: SftSettings) -> Tokens:
-    """Relation and chat rows tokenized. Raises InputError if no row is left, or a row has no answer to learn."""
+    """Relation and chat rows tokenized. Raises InputError if no row is left."""
     kept, counts = examples(read_training_rows(train)[: settings.max_rows], tokenizer, settings)
-    _refuse_empty_answers(kept, train)
     if val is None or settings.eval_rows == 0:
         return Tokens(kept, [], counts)
     return Tokens(kept, examples(read_training_rows(val)[: settings.eval_rows], tokenizer, settings)[0], counts)
@@ -136,16 +134,3 @@ def _read_rows(path: Path) -> list[Example]:
 
 def _flat(kept: Sequence[Pair]) -> list[Example]:
     return [row for pair in kept for row in (pair.chosen, pair.rejected)]
-
-
-def _refuse_empty_answers(rows: Sequence[Example], path: Path) -> None:
-    # One label is the end token alone.
-    empty = sum(count <= 1 for count in lengths(rows)[1])
-    if empty:
-        raise InputError(
-            f"{empty} row(s) have no answer to learn: the loss would see nothing of them",
-            where=str(path),
-            expected="an assistant's answer that is not empty; no relation is written as []",
-            found="an empty answer",
-            next_step="remove these rows, or write their answers",
-        )

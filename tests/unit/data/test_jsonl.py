@@ -38,7 +38,7 @@ def test_a_bad_line_is_named_by_its_number_in_the_file(tmp_path, line, found):
 
 def test_empty_missing_and_binary_files_are_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n\n", encoding="utf-8")
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "binary.jsonl").write_bytes(b"\x80\x81\x82")
     for name, found in (("empty.jsonl", "no rows"), ("gone.jsonl", "No such file"), ("binary.jsonl", "not UTF-8")):
         with pytest.raises(InputError, match=found):
             jsonl.read_rows(tmp_path / name)
@@ -51,7 +51,7 @@ def test_training_rows_refuse_what_cannot_be_learned(tmp_path):
         with pytest.raises(InputError, match=found):
             jsonl.read_training_rows(write(tmp_path, GOOD, line))
     assert len(jsonl.read_training_rows(write(tmp_path, GOOD, CHAT))) == 2
-    with pytest.raises(InputError, match="row 2"):
+    with pytest.raises(InputError, match="line 2"):
         jsonl.read_relations(write(tmp_path, GOOD, CHAT))
 
 

@@ -10,7 +10,7 @@ from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Store
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.run import Run
-from ucotron_ray.data import jsonl, readers, wire
+from ucotron_ray.data import documents, jsonl, readers, wire
 from ucotron_ray.data import stage as datasets
 from ucotron_ray.data.records import GeneratedRow, RawRow
 from ucotron_ray.synthesis import validation
@@ -46,7 +46,7 @@ def lines(path, *values):
 
 
 def test_hostile_lines_are_named_and_the_rows_around_them_are_read(tmp_path):
-    huge = b'{"text": "' + b"x" * (readers.MAX_LINE_BYTES + 10) + b'"}'
+    huge = b'{"text": "' + b"x" * (documents.MAX_LINE_BYTES + 10) + b'"}'
     path = lines(
         tmp_path / "rows.jsonl",
         RAW,

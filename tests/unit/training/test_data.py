@@ -119,3 +119,25 @@ def test_tokens_are_found_again_by_everything_that_they_are_made_of(monkeypatch)
     monkeypatch.undo()
     # What does not change them does not make them anew.
     assert tokens_name(learning_rate=1e-3) == names[0]
+
+
+def test_every_answer_of_a_conversation_is_learned_behind_what_was_said_and_one_of_weight_0_never():
+    tokenizer = tokenizer_of("qwen2")
+    turns = [("user", "Ann met Bo."), ("assistant", "noted"), ("user", "Who met Bo?"), ("assistant", "Ann")]
+
+    def learned(weights: dict[int, int]) -> list[str]:
+        messages = [
+            {"role": role, "content": content, **({"weight": weights[n]} if n in weights else {})}
+            for n, (role, content) in enumerate(turns)
+        ]
+        kept, _ = examples([ChatRow.model_validate({"messages": messages})], tokenizer, config.load().recipe.sft)
+        assert all(row.labels[-1] == tokenizer.eos_token_id for row in kept)
+        if len(kept) == 2:
+            # The second answer is asked for with the first one in sight.
+            assert "noted" in tokenizer.decode(
+                [t for t, label in zip(kept[1].input_ids, kept[1].labels, strict=True) if label == IGNORED]
+            )
+        return [tokenizer.decode([label for label in row.labels if label != IGNORED][:-1]) for row in kept]
+
+    assert learned({}) == ["noted", "Ann"]
+    assert learned({1: 0}) == ["Ann"]

@@ -127,3 +127,36 @@ def test_an_aligned_adapter_knows_base_and_rows_wherever_the_store_lies_and_is_m
     merged = store.get("model", "a-merged").manifest
     assert merged.inputs[0].content == store.get("adapter", "a").manifest.content
     assert store.get("adapter", "a-dpo").manifest.inputs[1].content == merged.content
+
+
+def test_pairs_in_other_layouts_are_imported_as_pairs_and_files_of_before_under_their_old_name(tmp_path, caplog):
+    import json
+    import logging
+
+    from ucotron_ray.core import config
+    from ucotron_ray.core.files import file_hash
+    from ucotron_ray.core.run import Run
+    from ucotron_ray.data import jsonl
+    from ucotron_ray.training import preferences
+
+    def write(name, value):
+        path = tmp_path / name
+        path.write_text(json.dumps(value) + "\n", encoding="utf-8")
+        return path
+
+    answers = {"chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]}
+    asked = [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}]
+    turns = write("turns.jsonl", {"prompt": asked, **answers})
+    plain = write("plain.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"})
+    system = write("system.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b", "system": "S"})
+    loaded = config.load(overrides=[("store", str(tmp_path / "store")), ("tracking.mlflow_uri", "none")])
+    with Run(loaded, verb="dpo", name="x") as run, caplog.at_level(logging.INFO):
+        made = preferences.data_of(run, str(turns))
+        named = preferences.data_of(run, str(turns), layout="dpo-turns")
+        fields = {path: preferences.import_request(run, path).fields for path in (plain, system)}
+    pair = jsonl.read_preferences(made.path / "train.jsonl")[0]
+    assert [turn.model_dump() for turn in pair.turns or ()] == asked
+    assert made.manifest.content == named.manifest.content
+    assert "read 1 of layout dpo-turns" in caplog.text
+    assert fields[plain] == {"file": file_hash(plain), "seed": loaded.recipe.dpo.seed}
+    assert fields[system]["read"] == ["system"]

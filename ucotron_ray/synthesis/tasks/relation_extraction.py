@@ -198,7 +198,10 @@ def _files(row: Fields, split: str) -> list[tuple[str, Any]]:
     answer = {"role": "assistant", "content": wire.format_answer(raw.expected_relations)}
     messages = [*wire.chat_messages(raw.text, raw.entities), answer]
     trained = raw.model_dump(exclude_none=True)
-    return [(SPLIT_FILES[split], trained), (VENDOR, ChatRow.model_validate({"messages": messages}).model_dump())]
+    return [
+        (SPLIT_FILES[split], trained),
+        (VENDOR, ChatRow.model_validate({"messages": messages}).model_dump(exclude_none=True)),
+    ]
 
 
 def _sample(generation: Generation, number: int) -> Facts:
