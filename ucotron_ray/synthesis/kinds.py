@@ -8,6 +8,7 @@ from ucotron_ray.data import jsonl
 from ucotron_ray.data.records import ChatRow, RawRow
 from ucotron_ray.data.wire import relations_of_chat
 from ucotron_ray.synthesis.generator import generator
+from ucotron_ray.synthesis.quality import is_name
 from ucotron_ray.synthesis.rows import Fields, RowKind
 
 TRAINS = {"relations": "sft", "chat": "sft", "relation_extraction": "sft", "preference": "dpo"}
@@ -33,7 +34,7 @@ def _relations() -> RowKind:
         model=RawRow,
         identity=lambda row: str(row["text"]),
         labels=lambda row: [relation["predicate"] for relation in row["expected_relations"]],
-        names=lambda row: [entity["text"] for entity in row["entities"]],
+        names=lambda row: [e["text"] for e in row["entities"] if is_name(e["text"], e["label"])],
         defects=_wrong_span,
     )
 
@@ -44,7 +45,7 @@ def _chat() -> RowKind:
         model=ChatRow,
         identity=lambda row: "\n".join(m["content"] for m in row["messages"] if m["role"] == "user"),
         labels=_predicates_of_chat,
-        names=lambda row: [entity.text for entity in _raw_of(row).entities],
+        names=lambda row: [entity.text for entity in _raw_of(row).entities if is_name(entity.text, entity.label)],
         defects=lambda row: [] if row["messages"][-1]["role"] == "assistant" else ["unanswered"],
     )
 

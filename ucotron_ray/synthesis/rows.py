@@ -55,7 +55,7 @@ class RowKind:
     vocabulary: tuple[str, ...] = ()
     """Every label that there is; empty if it is open."""
     names: Callable[[Fields], Iterable[str]] = lambda _: ()
-    """What must not stand on both sides of the split."""
+    """What must not stand on both sides of the split: names of their own, and no common nouns (`quality.is_name`)."""
     defects: Callable[[Fields], Iterable[str]] = lambda _: ()
     """What is wrong in this row alone, in the words of DEFECTS."""
     files: Callable[[Fields, str], Iterable[tuple[str, Any]]] = lambda row, split: ((SPLIT_FILES[split], row),)

@@ -21,6 +21,7 @@ from ucotron_ray.data.records import ChatRow, GeneratedRow, RawRow, name_key
 from ucotron_ray.synthesis.conversation import alone, as_model, parsed, whole
 from ucotron_ray.synthesis.generator import GuideFigures, UsualTokens
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Ended, Facts, Task
+from ucotron_ray.synthesis.quality import is_name
 from ucotron_ray.synthesis.rows import SPLIT_FILES, VENDOR, Fields, RowKind
 from ucotron_ray.synthesis.seeds import (
     ENTITY_TYPES,
@@ -135,7 +136,7 @@ def row_kind(words: Vocabulary = Vocabulary(), drawn: tuple[str, ...] = RELATION
         identity=lambda row: str(row["text"]),
         labels=lambda row: [relation["relation"] for relation in row["relations"]],
         vocabulary=drawn,
-        names=lambda row: [entity["text"] for entity in row["entities"]],
+        names=lambda row: [e["text"] for e in row["entities"] if is_name(e["text"], e["type"])],
         defects=partial(_defects, words),
         files=_files,
     )
