@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 
 TRAIN, VAL, ROWS = "train.jsonl", "val.jsonl", "rows.jsonl"
+SCHEMA = "schema.yaml"
+"""Of a dataset whose rows are written in a schema: that schema (`schema_file.py`)."""
 GUIDE_TRAIN, GUIDE_VAL, GUIDE_PAIRS = "train_sft.jsonl", "val_sft.jsonl", "train_dpo.jsonl"
 
 

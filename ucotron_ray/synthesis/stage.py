@@ -15,7 +15,7 @@ from ucotron_ray.core.files import canonical_hash, write_text
 from ucotron_ray.core.recipe import Generation
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl, schema_file
-from ucotron_ray.data.stage import ROWS, TRAIN, VAL, training_data
+from ucotron_ray.data.stage import ROWS, SCHEMA, TRAIN, VAL, training_data
 from ucotron_ray.synthesis import bounds
 from ucotron_ray.synthesis import job as jobs
 from ucotron_ray.synthesis.generator import builds_on_rows
@@ -26,7 +26,6 @@ from ucotron_ray.synthesis.plan import Task, request_body
 from ucotron_ray.synthesis.rounds import most_samples
 from ucotron_ray.synthesis.rows import check_limits
 from ucotron_ray.synthesis.tasks import judge as judge_task
-from ucotron_ray.synthesis.vocabulary import SCHEMA
 from ucotron_ray.teacher import lengths
 from ucotron_ray.teacher import stage as teachers
 from ucotron_ray.teacher.endpoint import extra_body

@@ -39,7 +39,7 @@ def validate(paths: list[Path], generation: Generation) -> dict[str, Any]:
     The last of two files is for validation. Raises InputError if a file cannot be read or holds no row of any kind.
     """
     check_limits(generation.gate)
-    kinds = all_kinds()
+    kinds = all_kinds(generation)
     entries = _entries(paths)
     first = list(itertools.islice(entries, LOOKED_AT_FIRST))
     kind = _kind_of_most(first, kinds, paths)

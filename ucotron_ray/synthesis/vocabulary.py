@@ -16,9 +16,6 @@ from ucotron_ray.data.records import Relation, name_key
 from ucotron_ray.data.schema import Predicate, Schema
 from ucotron_ray.synthesis.seeds import ENTITY_TYPES, KINDS, RELATION_TYPES, every_name
 
-SCHEMA = "schema.yaml"
-"""The schema that a dataset was made with, among its files."""
-
 FEWEST_NAMES = 2
 """Of a type on a side of the split: the two ends of a relation are different."""
 
@@ -29,6 +26,8 @@ class Vocabulary:
 
     types: tuple[str, ...] = ENTITY_TYPES
     relations: tuple[str, ...] = RELATION_TYPES
+    drawn: tuple[str, ...] = RELATION_TYPES
+    """The relations that are asked for, and that have to occur in the rows."""
     schema: Schema | None = None
     _types: Mapping[str, str] = field(init=False)
 
@@ -69,11 +68,22 @@ class Vocabulary:
 
 
 def vocabulary_of(generation: Generation) -> Vocabulary:
-    """What the recipe says. Raises InputError for a schema that cannot be read."""
-    if generation.schema_file is None:
-        return Vocabulary()
-    schema = schema_file.read(Path(generation.schema_file).expanduser())
-    return Vocabulary(tuple(kind.name for kind in schema.types) or ENTITY_TYPES, schema.vocabulary, schema)
+    """What the recipe says. Raises InputError for a schema that cannot be read, ConfigError for an unknown relation."""
+    types: tuple[str, ...] = ENTITY_TYPES
+    relations: tuple[str, ...] = RELATION_TYPES
+    schema: Schema | None = None
+    if generation.schema_file is not None:
+        schema = schema_file.read(Path(generation.schema_file).expanduser())
+        types, relations = tuple(kind.name for kind in schema.types) or ENTITY_TYPES, schema.vocabulary
+    chosen = generation.task("relation_extraction").relations or relations
+    unknown = sorted(set(chosen) - set(relations))
+    if unknown:
+        raise ConfigError(
+            f"'{unknown[0]}' is no relation of the {'schema' if schema else 'generator'}",
+            where="generation.tasks.relation_extraction.relations",
+            expected=", ".join(relations),
+        )
+    return Vocabulary(types, relations, tuple(name for name in relations if name in chosen), schema)
 
 
 @dataclass(frozen=True)
@@ -105,14 +115,14 @@ class Pools:
         return {**ends, "object": second, "object_type": types[second]}
 
 
-def pools(words: Vocabulary, chosen: Sequence[str], *, seed: int, val_ratio: float) -> dict[bool, Pools]:
+def pools(words: Vocabulary, *, seed: int, val_ratio: float) -> dict[bool, Pools]:
     """What is drawn for validation (True) and for training (False): no name for both.
 
     Raises ConfigError for a type that an end of a relation must have and that has no names.
     """
     assert words.schema is not None
     train, held = _split(_names(words.schema, words.types), seed=seed, val_ratio=val_ratio)
-    wanted = [predicate for predicate in _written(words.schema) if predicate.name in chosen]
+    wanted = [predicate for predicate in _written(words.schema) if predicate.name in words.drawn]
     lacking = sorted({kind for p in wanted for kind in (*p.domain, *p.range) if len(train[kind]) < FEWEST_NAMES})
     if lacking or not any(len(names) >= FEWEST_NAMES for names in train.values()):
         raise ConfigError(

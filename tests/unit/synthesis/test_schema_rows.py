@@ -8,14 +8,18 @@ import pytest
 from tests.filling import fill, job_of
 from tests.teacher import teaching
 from ucotron_ray.core import config
+from ucotron_ray.core.artifacts import Artifact, Manifest
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import schema_file
 from ucotron_ray.data.records import name_key
+from ucotron_ray.data.stage import SCHEMA as SCHEMA_OF_ROWS
+from ucotron_ray.data.stage import TRAIN
+from ucotron_ray.export import stage as export
 from ucotron_ray.graph import schema as induction
 from ucotron_ray.graph.export import read_file
 from ucotron_ray.simulators.demo_world import write_demo
-from ucotron_ray.synthesis import stage
+from ucotron_ray.synthesis import stage, validation
 from ucotron_ray.synthesis.job import task_of
 from ucotron_ray.synthesis.plan import Answer, Done, Ended
 from ucotron_ray.teacher.outcome import OutcomeKind
@@ -188,3 +192,34 @@ def test_rows_in_the_schema_of_a_graph_pass_all_gates(tmp_path):
     assert report["labels"]["payrollOf"] > 0
     assert set(report["labels"]) == set(induced.vocabulary)
     assert not report["caught"]["outside_vocabulary"]["rows"]
+
+
+def test_a_bundle_has_the_predicates_of_the_schema_that_its_rows_are_written_in(tmp_path, monkeypatch):
+    relations = [
+        {"subject": "Ann", "predicate": p, "object": "Bo"} for p in ("works_at", "married_to", "married_to", "x")
+    ]
+    entities = [{"text": "Ann", "label": "person"}, {"text": "Bo", "label": "person"}]
+    row = {"text": "Ann, Bo.", "entities": entities, "expected_relations": relations}
+    (tmp_path / TRAIN).write_text(json.dumps(row) + "\n", encoding="utf-8")
+    manifest = Manifest(
+        kind="dataset", name="rows", state="ok", content="c", recipe="r", recipe_fields={}, inputs=[], files=[]
+    )
+    monkeypatch.setattr(export, "data_of", lambda run, adapter: Artifact(tmp_path, manifest))
+    run = Run(
+        config.load(overrides=[("store", str(tmp_path)), ("tracking.mlflow_uri", "none")]), verb="export", name="e"
+    )
+    assert export.predicates(run, None) == ("married_to", "works_at", "x"), "no schema: what the rows have"
+    (tmp_path / SCHEMA_OF_ROWS).write_text(SCHEMA, encoding="utf-8")
+    assert export.predicates(run, None) == ("married_to", "works_at", "likes")
+
+
+def test_a_file_of_rows_is_validated_in_the_vocabulary_of_the_recipe(tmp_path):
+    generation = generation_of(tmp_path / "s.yaml")
+    done = end_of(
+        task_of("relation_extraction", generation), FACTS, TEXT, extraction(("Marta Ruiz", "works_at", "Kite Labs"))
+    )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(done.row) + "\n", encoding="utf-8")
+    assert validation.validate([rows], generation)["findings"] == []
+    built_in = validation.validate([rows], generation.model_copy(update={"schema_file": None}))
+    assert built_in["findings"][0]["defects"] == ["outside_vocabulary"]

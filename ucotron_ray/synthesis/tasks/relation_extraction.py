@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.recipe import Generation
 from ucotron_ray.core.sections import Count, SampledTask, Sampling, Temperature, Text
 from ucotron_ray.data import wire
@@ -108,34 +107,25 @@ class Extraction(_Lenient):
 def make_task(generation: Generation, rows: Sequence[RawRow] = ()) -> Task:
     """The task for these settings; it builds on no rows.
 
-    Raises ConfigError for a relation that is not of the vocabulary.
+    Raises ConfigError for a relation that is not of the vocabulary, or a type of a schema that has no names.
     """
-    chosen = generation.task(NAME).relations
     words = vocabulary_of(generation)
-    unknown = sorted(set(chosen or ()) - set(words.relations))
-    if unknown:
-        raise ConfigError(
-            f"'{unknown[0]}' is no relation of the generator",
-            where="generation.tasks.relation_extraction.relations",
-            expected=", ".join(words.relations),
-        )
-    drawn = tuple(name for name in words.relations if not chosen or name in chosen)
     sample = partial(_sample, generation)
     if words.schema is not None:
-        drawing = pools(words, drawn, seed=generation.seed, val_ratio=generation.val_ratio)
+        drawing = pools(words, seed=generation.seed, val_ratio=generation.val_ratio)
         sample = partial(_sample_of_schema, generation, words, drawing)
     converse = partial(_converse, generation, words)
-    return Task(NAME, VERSION, sample, converse, row_kind(words, drawn), schema=words.schema)
+    return Task(NAME, VERSION, sample, converse, row_kind(words), schema=words.schema)
 
 
-def row_kind(words: Vocabulary = Vocabulary(), drawn: tuple[str, ...] = RELATION_TYPES) -> RowKind:  # noqa: B008 — it is frozen
-    """Texts with entities and relations; they train in the server's prompt. `drawn`: the relations that must occur."""
+def row_kind(words: Vocabulary = Vocabulary()) -> RowKind:  # noqa: B008 — it is frozen
+    """Texts with entities and relations of a vocabulary; they train in the server's prompt."""
     return RowKind(
         name=NAME,
         model=GeneratedRow,
         identity=lambda row: str(row["text"]),
         labels=lambda row: [relation["relation"] for relation in row["relations"]],
-        vocabulary=drawn,
+        vocabulary=words.drawn,
         names=lambda row: [e["text"] for e in row["entities"] if is_name(e["text"], e["type"])],
         defects=partial(_defects, words),
         files=_files,
