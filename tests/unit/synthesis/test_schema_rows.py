@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,10 +20,14 @@ from ucotron_ray.export import stage as export
 from ucotron_ray.graph import schema as induction
 from ucotron_ray.graph.export import read_file
 from ucotron_ray.simulators.demo_world import write_demo
+from ucotron_ray.simulators.fireworks_settings import TEACHER
 from ucotron_ray.synthesis import stage, validation
 from ucotron_ray.synthesis.job import task_of
 from ucotron_ray.synthesis.plan import Answer, Done, Ended
+from ucotron_ray.teacher.endpoint import endpoint_of
 from ucotron_ray.teacher.outcome import OutcomeKind
+from ucotron_ray.teacher.prices import Price
+from ucotron_ray.teacher.stage import Teacher
 
 SCHEMA = """\
 types: {person: '', company: '', dish: ''}
@@ -223,3 +228,29 @@ def test_a_file_of_rows_is_validated_in_the_vocabulary_of_the_recipe(tmp_path):
     assert validation.validate([rows], generation)["findings"] == []
     built_in = validation.validate([rows], generation.model_copy(update={"schema_file": None}))
     assert built_in["findings"][0]["defects"] == ["outside_vocabulary"]
+
+
+def test_the_schema_travels_in_the_dataset_and_not_as_a_path_of_the_users(tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    file.write_text(SCHEMA, encoding="utf-8")
+    overrides = [("store", str(tmp_path / "store")), ("tracking.mlflow_uri", "none"), ("generation.schema", str(file))]
+    run = Run(config.load(overrides=overrides), verb="synthesize", name="rows")
+    want = stage.wanted(run, "relation_extraction", 40, None)
+
+    def fill_here(run, job, teacher):
+        file.unlink()
+        made = fill(job)
+        lines = {TRAIN: len(made.lines(TRAIN))}
+        return SimpleNamespace(
+            counts={"accepted": 40}, files=lines, requests=0, usd=0.0, prompt_tokens=0, completion_tokens=0,
+            asking_seconds=0.0, set_aside=SimpleNamespace(prompts=0), failures=[],
+        )  # fmt: skip
+
+    monkeypatch.setattr(stage, "_fill", fill_here)
+    with teaching() as server:
+        place = run.config.place.api.model_copy(update={"inference_base_url": server.base_url})
+        teacher = Teacher(endpoint_of(place, TEACHER), Price(1.0, 1.0, 1.0))
+        made = stage.synthesize(run, want, teacher)
+    assert set(schema_file.read(made.path / SCHEMA_OF_ROWS).vocabulary) == {"works_at", "married_to", "likes"}
+    assert made.manifest.recipe_fields["schema"] == schema_file.read(made.path / SCHEMA_OF_ROWS).content
+    assert len((made.path / "relation_extraction.jsonl").read_text(encoding="utf-8").splitlines()) == 40
