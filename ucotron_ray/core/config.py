@@ -154,7 +154,7 @@ def _check_keys(data: object, *, where: str, model: type[BaseModel] | None = Non
     """Refuse unknown keys, with the nearest known name. `model` None = the top level (recipe and place together)."""
     if not isinstance(data, dict):
         return
-    fields = {**Recipe.model_fields, **Place.model_fields} if model is None else model.model_fields
+    fields = {**Recipe.model_fields, **Place.model_fields} if model is None else _fields(model)
     for key, value in data.items():
         _refuse_unknown(key, fields, where=where, prefix=prefix)
         inner = _section_of(fields[key].annotation)
@@ -191,11 +191,16 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
+def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The settings of a section, as files name them."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
 def field_of(key: str) -> FieldInfo:
     """The declaration of a setting of recipe or place, by its key. Raises KeyError for one that does not exist."""
     fields = {**Recipe.model_fields, **Place.model_fields}
     *above, last = key.split(".")
     for part in above:
         inner = _section_of(fields[part].annotation)
-        fields = dict(inner.model_fields) if inner is not None else {}
+        fields = _fields(inner) if inner is not None else {}
     return fields[last]

@@ -6,7 +6,7 @@ What the values mean stands beside their defaults in `defaults.yaml`; of setting
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from ucotron_ray.core import generators
 from ucotron_ray.core.hyperparameters import DpoSettings, SftSettings
@@ -104,6 +104,8 @@ class Gate(Section):
 class Generation(Section):
     """Synthesis settings. `tasks`: the sections of those generators that the recipe says something of."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     defaults: Sampling
     tasks: Annotated[dict[str, SerializeAsAny[Section]], BeforeValidator(generators.settings_of)]
     seed: NonNegative
@@ -115,6 +117,9 @@ class Generation(Section):
     preferences_in_pipeline: NonNegative
     licence: Text
     gate: Gate
+    # `schema` is a method of pydantic's models; left out where it is null, so that what was made before is found again.
+    schema_file: Annotated[Text | None, Field(alias="schema", exclude_if=lambda value: value is None)] = None
+    """A file of `ucotron-ray schema` that relation rows are written in; null = the built-in twenty relations."""
 
     def whole(self) -> dict[str, Any]:
         """All settings that are in force, also those of generators that the recipe says nothing of."""

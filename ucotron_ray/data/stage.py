@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 
 TRAIN, VAL, TEST, ROWS = "train.jsonl", "val.jsonl", "test.jsonl", "rows.jsonl"
+SCHEMA = "schema.yaml"
+"""Of a dataset whose rows are written in a schema: that schema (`schema_file.py`)."""
+
 GUIDE_TRAIN, GUIDE_VAL, GUIDE_PAIRS = "train_sft.jsonl", "val_sft.jsonl", "train_dpo.jsonl"
 
 Purpose = Literal["claim", "choice"]

@@ -10,8 +10,8 @@ from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request, St
 from ucotron_ray.core.errors import GateFailed
 from ucotron_ray.core.rows_use import RowsUse
 from ucotron_ray.core.run import Run
-from ucotron_ray.data import jsonl, uses
-from ucotron_ray.data.stage import TRAIN, data_of, rows_file
+from ucotron_ray.data import jsonl, schema_file, uses
+from ucotron_ray.data.stage import SCHEMA, TRAIN, data_of, rows_file
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import shape as shapes
 from ucotron_ray.models.stage import base_fields, loadable_base, merge_request, prompt_identity
@@ -136,7 +136,10 @@ def _rows_used(run: Run, adapter: Artifact | None, data: Artifact | None) -> lis
 
 
 def predicates(run: Run, adapter: Artifact | None) -> tuple[str, ...]:
-    """What the decoding `vocabulary` allows: the recipe's list, else those of the training rows by their number."""
+    """What the decoding `vocabulary` allows: the recipe's list, else those of the training rows by their number.
+
+    Of rows in a schema it is all predicates of the schema, and no others; those that no row has come last.
+    """
     wanted = run.config.recipe.export.predicates
     if wanted is not None:
         return tuple(wanted)
@@ -145,6 +148,8 @@ def predicates(run: Run, adapter: Artifact | None) -> tuple[str, ...]:
         return ()
     rows = jsonl.relations_among(dataset.path / TRAIN)
     counts = Counter(relation.predicate for row in rows for relation in row.expected_relations)
+    if (dataset.path / SCHEMA).is_file():
+        counts = Counter({name: counts[name] for name in schema_file.read(dataset.path / SCHEMA).vocabulary})
     return tuple(sorted(counts, key=lambda name: (-counts[name], name)))
 
 

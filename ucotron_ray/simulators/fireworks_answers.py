@@ -14,6 +14,7 @@ from ucotron_ray.simulators import fireworks_defects as defects
 from ucotron_ray.simulators import fireworks_facts as facts
 from ucotron_ray.simulators import fireworks_language as language
 from ucotron_ray.simulators import fireworks_scenes as scenes
+from ucotron_ray.simulators import fireworks_schema as schema
 from ucotron_ray.simulators.fireworks_settings import STAND_IN
 
 UNKNOWN = f"I am a simulator and know no answer. ({STAND_IN})"
@@ -29,9 +30,11 @@ def answer_to(body: dict[str, Any], rng: random.Random) -> defects.SimulatedAnsw
         rows = [{"subject": s, "predicate": p, "object": o, "confidence": 1.0} for s, p, o in relations]
         answer = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
     elif user.startswith("Text:\n"):
-        found = language.read_text(user.removeprefix("Text:\n"))
+        readers = schema.readers_of(system)
+        found = language.read_text(user.removeprefix("Text:\n"), readers or None)
         if "skim" in system or float(body.get("temperature") or 0) > 0.5:
-            found = language.hurried(found, rng)
+            mistakes = {"mistakes": sorted({reader[2] for reader in readers})} if readers else {}
+            found = language.hurried(found, rng, **mistakes)
         answer = json.dumps(language.extraction(found), ensure_ascii=False)
     else:
         ways = (scenes.describe, facts.write_facts, facts.name_form, language.write_text)

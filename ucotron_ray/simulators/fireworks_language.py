@@ -6,10 +6,11 @@ It knows the layout of this project's prompts, and answers them from the pattern
 import json
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from ucotron_ray.data.schema import snake_case
 from ucotron_ray.simulators.demo_language import PREDICATES
 from ucotron_ray.simulators.demo_world import KEPT_PATTERNS
 
@@ -79,18 +80,17 @@ _TYPES = {
     "event": "Event",
     "product": "Concept",
 }
-_RELATION_LINE = re.compile(r'^- "(.+?)" \((\w+)\) (\w+) "(.+?)" \((\w+)\)$', re.MULTILINE)
+_RELATION_LINE = re.compile(r'^- "(.+?)" \((.+?)\) (\S.*?) "(.+?)" \(([^"]+?)\)(?:: .*)?$', re.MULTILINE)
 _NAME = r"[^.,;:]+?"
 
 
 def write_text(prompt: str, rng: random.Random) -> str | None:
-    """A text that states the relations listed in the prompt; None if it lists none that we can say."""
+    """A text that states the relations listed in the prompt; None if it lists none."""
     relations = [match.groups() for match in _RELATION_LINE.finditer(prompt)]
-    patterns = _patterns()
+    patterns = known_patterns()
     sentences = [
-        rng.choice(patterns[relation]).format(s=subject, o=object_)
+        rng.choice(patterns.get(relation) or plain_patterns(relation)).format(s=subject, o=object_)
         for subject, _, relation, object_, _ in relations
-        if relation in patterns
     ]
     if not sentences:
         return None
@@ -99,12 +99,16 @@ def write_text(prompt: str, rng: random.Random) -> str | None:
     return " ".join(sentences)
 
 
-def read_text(text: str) -> list[Relation]:
-    """The relations that a text of our own patterns states, in its order."""
+Reader = tuple[int, re.Pattern[str], str, tuple[str, str]]
+"""How much of a pattern is not names, the expression, its relation and the types of the two names."""
+
+
+def read_text(text: str, readers: Sequence[Reader] | None = None) -> list[Relation]:
+    """The relations that a text of these patterns states, in its order; without any, of our own patterns."""
     found: list[Relation] = []
     for sentence in re.split(r"(?<=[.])\s+", text.strip()):
         best: tuple[int, Relation] | None = None
-        for size, pattern, relation, types in _readers():
+        for size, pattern, relation, types in _readers() if readers is None else readers:
             match = pattern.fullmatch(sentence)
             if match and (best is None or size > best[0]):
                 best = size, (match["s"], types[0], relation, match["o"], types[1])
@@ -125,14 +129,18 @@ def extraction(relations: Iterable[Relation]) -> dict[str, Any]:
     return {"entities": [{"text": name, "type": kind} for name, kind in entities.items()], "relations": rows}
 
 
-def hurried(relations: list[Relation], rng: random.Random) -> list[Relation]:
-    """What a quick look leaves of the relations: some are missed, some mistaken."""
+def hurried(
+    relations: list[Relation],
+    rng: random.Random,
+    mistakes: Sequence[str] = ("relates_to", "part_of", "friend_of"),
+) -> list[Relation]:
+    """What a quick look leaves of the relations: some are missed, some mistaken for one of these."""
     kept = []
     for subject, subject_type, relation, object_, object_type in relations:
         draw = rng.random()
         if draw < 0.4:
             continue
-        wrong = rng.choice(("relates_to", "part_of", "friend_of"))
+        wrong = rng.choice(mistakes)
         kept.append((subject, subject_type, wrong if draw < 0.8 else relation, object_, object_type))
     return kept
 
@@ -160,17 +168,30 @@ def garbled(answer: str, rng: random.Random) -> str:
 
 
 @lru_cache(maxsize=1)
-def _patterns() -> dict[str, tuple[str, ...]]:
+def known_patterns() -> dict[str, tuple[str, ...]]:
     """How each relation is said. The demo's patterns, but for those that its `unseen` test rows are made of."""
     demo = {p.name: p.patterns[:-KEPT_PATTERNS] for p in PREDICATES if p.name not in OWN_NAMES}
     return {**demo, **OWN_PATTERNS}
 
 
+def plain_patterns(relation: str) -> tuple[str, ...]:
+    """How a relation is said that there are no sentences for: with the words of its name."""
+    words = (snake_case(relation).replace("_", " ") or relation).replace("{", "{{").replace("}", "}}")
+    said = "{s} " + words + " {o}"
+    return (f"{said}.", f"It is known that {said}.", f"The files show that {said}.", f"As the records say, {said}.")
+
+
+def expression(pattern: str) -> re.Pattern[str]:
+    """What reads a sentence of a pattern: groups `s` and `o`."""
+    escaped = re.escape(pattern).replace(r"\{s\}", f"(?P<s>{_NAME})").replace(r"\{o\}", f"(?P<o>{_NAME})")
+    return re.compile(re.sub(r"[Tt]he\\ (?=\(\?P)", r"(?:[Tt]he )?", escaped), re.IGNORECASE)
+
+
 @lru_cache(maxsize=1)
-def _readers() -> list[tuple[int, re.Pattern[str], str, tuple[str, str]]]:
-    """Patterns as expressions, with the length of what they hold beside the names, and the types of the two names."""
+def own_types() -> dict[str, tuple[str, str]]:
+    """The types of the two ends of each of our own relations."""
     types = {p.name: (_TYPES[p.subject], _TYPES[p.object]) for p in PREDICATES}
-    types |= {
+    return types | {
         "collaborates_with": ("Person", "Person"),
         "competitor_of": ("Organization", "Organization"),
         "relates_to": ("Concept", "Concept"),
@@ -178,10 +199,14 @@ def _readers() -> list[tuple[int, re.Pattern[str], str, tuple[str, str]]]:
         "has_property": ("Person", "Skill"),
         "speaks": ("Person", "Concept"),
     }
+
+
+@lru_cache(maxsize=1)
+def _readers() -> list[Reader]:
+    """Patterns as expressions, with the length of what they hold beside the names, and the types of the two names."""
+    types = own_types()
     readers = []
-    for relation, patterns in _patterns().items():
+    for relation, patterns in known_patterns().items():
         for pattern in patterns:
-            expression = re.escape(pattern).replace(r"\{s\}", f"(?P<s>{_NAME})").replace(r"\{o\}", f"(?P<o>{_NAME})")
-            expression = re.sub(r"[Tt]he\\ (?=\(\?P)", r"(?:[Tt]he )?", expression)
-            readers.append((len(pattern), re.compile(expression, re.IGNORECASE), relation, types[relation]))
+            readers.append((len(pattern), expression(pattern), relation, types[relation]))
     return readers

@@ -4,19 +4,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from ucotron_ray.core import generators
+from ucotron_ray.core.recipe import Generation
 from ucotron_ray.data import checks, jsonl
 from ucotron_ray.data.records import ChatRow, RawRow
 from ucotron_ray.data.wire import relations_of_chat
 from ucotron_ray.synthesis.generator import generator
+from ucotron_ray.synthesis.quality import is_name
 from ucotron_ray.synthesis.rows import Fields, RowKind
+from ucotron_ray.synthesis.tasks import relation_extraction
+from ucotron_ray.synthesis.vocabulary import vocabulary_of
 
 TRAINS = {"relations": "sft", "chat": "sft", "relation_extraction": "sft", "preference": "dpo"}
 """Which stage trains on rows of a kind; descriptions are encoded first, and the other kinds are for other programs."""
 
 
-def all_kinds() -> tuple[RowKind, ...]:
-    """The kinds of all generators, the server's relation rows and chat rows."""
-    return (*(generator(name).row_kind() for name in generators.NAMES), _relations(), _chat())
+def all_kinds(generation: Generation) -> tuple[RowKind, ...]:
+    """The kinds of all generators, the server's relation rows and chat rows; in the vocabulary of the recipe."""
+    made = {name: generator(name).row_kind() for name in generators.NAMES}
+    made[relation_extraction.NAME] = relation_extraction.row_kind(vocabulary_of(generation))
+    return (*made.values(), _relations(), _chat())
 
 
 def kind_of(value: Mapping[str, Any], kinds: tuple[RowKind, ...]) -> RowKind | None:
@@ -33,7 +39,8 @@ def _relations() -> RowKind:
         model=RawRow,
         identity=lambda row: str(row["text"]),
         labels=lambda row: [relation["predicate"] for relation in row["expected_relations"]],
-        names=lambda row: [entity["text"] for entity in row["entities"]],
+        # Without a label it may be anybody.
+        names=lambda row: [e["text"] for e in row["entities"] if is_name(e["text"], e.get("label", "person"))],
         defects=_wrong_span,
     )
 
@@ -44,7 +51,7 @@ def _chat() -> RowKind:
         model=ChatRow,
         identity=lambda row: "\n".join(m["content"] for m in row["messages"] if m["role"] == "user"),
         labels=_predicates_of_chat,
-        names=lambda row: [entity.text for entity in _raw_of(row).entities],
+        names=lambda row: [entity.text for entity in _raw_of(row).entities if is_name(entity.text, entity.label)],
         defects=_unlearnable,
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ucotron_ray.data.schema import Schema
 from ucotron_ray.synthesis.rows import RowKind
 from ucotron_ray.teacher.outcome import OutcomeKind
 
@@ -80,6 +81,8 @@ class Task:
     stand_in: Callable[[Facts, Ask], str] | None = None
     """A short answer to a request with which the conversation goes on to its next step, for estimates. None = the
     prompt's own text, or an extraction without entities, does."""
+    schema: Schema | None = None
+    """What its rows are written in, where the recipe brings a schema and the generator reads it."""
 
 
 def request_id(

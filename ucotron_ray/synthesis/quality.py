@@ -6,10 +6,13 @@ from collections.abc import Iterable, Sequence
 
 from datasketch import MinHash, MinHashLSH
 
-from ucotron_ray.data.records import name_key
+from ucotron_ray.data.records import name_key, server_label
 
 NUM_PERMUTATIONS = 128
 SHINGLE_WORDS = 5
+
+LABELS_OF_NAMES = ("person", "organization", "location")
+"""What the server calls the things that have a name of their own."""
 
 _WORD = re.compile(r"\w+")
 
@@ -68,6 +71,23 @@ def shingles(words: Sequence[str]) -> set[str]:
     """Every run of SHINGLE_WORDS words; of a shorter text, all of it."""
     count = max(1, len(words) - SHINGLE_WORDS + 1)
     return {" ".join(words[start : start + SHINGLE_WORDS]) for start in range(count)}
+
+
+def is_name(text: str, label: str) -> bool:
+    """Whether an entity is somebody's or something's own name, which must not stand on both sides of the split.
+
+    A common noun ("annual report", "the board") says nothing about a row, whatever its label, and stands in most rows
+    of some graphs. A name has an upper-case letter, a digit or a letter of a script without case. In what is no person,
+    organization or location the capital of a sentence's first word ("Annual report") makes no name. How often a string
+    occurs is no sign: the company that a graph is about stands in most rows too.
+    """
+    if server_label(label) not in LABELS_OF_NAMES:
+        first, *others = text.split() or [""]
+        text = " ".join([first[:1].lower() + first[1:], *others]) if others else text
+    return any(
+        letter.isupper() or letter.isdigit() or (letter.isalpha() and letter.lower() == letter.upper())
+        for letter in text
+    )
 
 
 def leaking(rows: Iterable[tuple[int, str, Iterable[str]]]) -> set[int]:

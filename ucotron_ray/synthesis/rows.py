@@ -23,6 +23,7 @@ DEFECTS = {
     "schema": "does not fit its typed model",
     "wrong_span": "an entity does not stand in the text where the row says, or a relation has an end that is no entity",
     "outside_vocabulary": "a type, relation, label or predicate that the vocabulary does not have",
+    "wrong_types": "a relation whose ends have types that the schema does not give it",
     "same_fact": "two facts that should differ state the same value",
     "wrong_label": "the label does not follow from the facts, their times and their confidences",
     "unstated": "a text does not state what the row says that it states",
@@ -56,7 +57,7 @@ class RowKind:
     vocabulary: tuple[str, ...] = ()
     """Every label that there is; empty if it is open."""
     names: Callable[[Fields], Iterable[str]] = lambda _: ()
-    """What must not stand on both sides of the split."""
+    """What must not stand on both sides of the split: names of their own, and no common nouns (`quality.is_name`)."""
     defects: Callable[[Fields], Iterable[str]] = lambda _: ()
     """What is wrong in this row alone, in the words of DEFECTS."""
     files: Callable[[Fields, str], Iterable[tuple[str, Any]]] = lambda row, split: ((SPLIT_FILES[split], row),)

@@ -142,15 +142,19 @@ _LISTS: dict[str, str] = {
 @lru_cache(maxsize=64)
 def names(kind: str, *, held_out: bool, seed: int, val_ratio: float) -> tuple[str, ...]:
     """The names of a kind that may stand in validation rows, or in training rows; no name in both."""
-    if kind in _LISTS:
-        every = _LISTS[kind].split("|")
-    else:
-        first, second = _PARTS[kind]
-        separator = "|" if "|" in second else " "
-        every = [f"{a} {b}" for a in first.split(" ") for b in second.split(separator)]
+    every = every_name(kind)
     random.Random(f"{seed}/{kind}").shuffle(every)
     cut = max(2, round(len(every) * val_ratio)) if val_ratio else 0
     return tuple(every[:cut] if held_out else every[cut:])
+
+
+def every_name(kind: str) -> list[str]:
+    """All names of a kind."""
+    if kind in _LISTS:
+        return _LISTS[kind].split("|")
+    first, second = _PARTS[kind]
+    separator = "|" if "|" in second else " "
+    return [f"{a} {b}" for a in first.split(" ") for b in second.split(separator)]
 
 
 def is_held_out(number: int, *, seed: int, val_ratio: float) -> bool:

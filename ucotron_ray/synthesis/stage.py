@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ucotron_ray.core import config
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request
 from ucotron_ray.core.errors import ConfigError
-from ucotron_ray.core.files import canonical_hash
+from ucotron_ray.core.files import canonical_hash, write_text
 from ucotron_ray.core.recipe import Generation
 from ucotron_ray.core.run import Run
-from ucotron_ray.data import jsonl
-from ucotron_ray.data.stage import ROWS, TRAIN, VAL, training_data
+from ucotron_ray.data import jsonl, schema_file
+from ucotron_ray.data.stage import ROWS, SCHEMA, TRAIN, VAL, training_data
 from ucotron_ray.synthesis import bounds
 from ucotron_ray.synthesis import job as jobs
 from ucotron_ray.synthesis.generator import builds_on_rows
@@ -106,15 +106,17 @@ def request(run: Run, want: SynthesisOrder) -> Request:
     generation = run.config.recipe.generation
     # The only settings of the place that change an answer.
     extra = extra_body(run.config.place.api)
+    task = task_of(run, want)
     fields = {
         "task": want.task,
-        "version": task_of(run, want).version,
+        "version": task.version,
         "count": want.count,
         "teacher": run.config.recipe.models.generation.model_id,
         "defaults": generation.defaults.model_dump(),
         "settings": generation.task(want.task).model_dump(exclude={"target_samples"}),
         "max_answer_tokens": generation.max_answer_tokens,
         **({"extra_body": extra} if extra else {}),
+        **({"schema": task.schema.content} if task.schema else {}),
         **what_is_published(generation),
     }
     return Request("dataset", want.name, fields, (want.data.as_input("input"),) if want.data else ())
@@ -258,6 +260,11 @@ def task_of(run: Run, want: SynthesisOrder) -> Task:
 def _job(run: Run, want: SynthesisOrder, build: Build, teacher: Teacher, after: Sequence[Request]) -> jobs.SynthesisJob:
     api, generation = run.config.place.api, run.config.recipe.generation
     run_key, shared = build.request.recipe, teacher.shared
+    schema = task_of(run, want).schema
+    if schema is not None:
+        # In the dataset: other nodes have no such file of the user's, and the bundle's vocabulary comes from it.
+        write_text(build.path / SCHEMA, schema_file.write(schema))
+        generation = generation.model_copy(update={"schema_file": str(build.path / SCHEMA)})
     own = spent_on(run, build.request)
     before = [own, *(spent_on(run, other) for other in after)]
     spent, perhaps = (shared.spent, shared.unsettled) if shared else map(sum, zip(*before, strict=True))

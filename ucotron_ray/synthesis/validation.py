@@ -44,7 +44,7 @@ def validate(paths: list[Path], generation: Generation, layout: str | None = Non
     are. Raises InputError if a file cannot be read or holds no row of any kind.
     """
     check_limits(generation.gate)
-    kinds = all_kinds()
+    kinds = all_kinds(generation)
     findings = Findings()
     entries = _entries(paths, layout, findings.read)
     first = list(itertools.islice(entries, LOOKED_AT_FIRST))

@@ -190,7 +190,7 @@ def test_no_archive_is_unpacked():
     for path in FILES:
         unpacks = {"tarfile", "zipfile", "gzip", "bz2", "lzma"} & {name.split(".")[0] for name in imports(path)}
         # One compressed file is read as a stream, line by line; no name in it becomes a path.
-        assert not unpacks or str(path.relative_to(PACKAGE)) == "data/encodings.py", path
+        assert not unpacks or path.parts[-2:] == ("data", "encodings.py"), path
         assert not unpacks & {"tarfile", "zipfile"}, path
         assert "unpack_archive" not in path.read_text(encoding="utf-8"), path
 

@@ -1,6 +1,7 @@
 """Every planned sample ends in exactly one place, and no validation row shares a name with a training row."""
 
 import json
+import random
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -8,8 +9,8 @@ import pytest
 
 from ucotron_ray.core import config
 from ucotron_ray.core.errors import StageFailed
-from ucotron_ray.synthesis import outcomes, publish, selection
-from ucotron_ray.synthesis.quality import Duplicates, leaking, shingles
+from ucotron_ray.synthesis import outcomes, publish, seeds, selection
+from ucotron_ray.synthesis.quality import Duplicates, is_name, leaking, shingles
 from ucotron_ray.synthesis.tasks import contradiction, relation_extraction
 
 KIND, KIND_OF_FACTS = relation_extraction.row_kind(), contradiction.row_kind()
@@ -80,6 +81,67 @@ def test_a_validation_row_with_a_name_of_training_is_rejected(tmp_path):
     verdicts = judged(tmp_path, rows)
     assert [v.status for v in verdicts] == ["accepted", "rejected", "accepted"]
     assert leaking([(0, "train", ["a"]), (1, "val", ["A "]), (2, "val", ["b"])]) == {1}
+
+
+def of_entities(*entities: tuple[str, str]):
+    made = [{"text": text, "type": label, "start": 0, "end": 1} for text, label in entities]
+    return {"text": "-", "entities": made, "relations": []}
+
+
+def test_common_nouns_in_most_rows_cost_no_validation_row():
+    rng = random.Random(5)
+    generic = [("annual report", "Concept"), ("Annual report", "Concept"), ("the board", "organization")]
+    generic += [("employees", "person"), ("supply chain delays", "Event")]
+    rows = []
+    for number in range(1000):
+        own = (f"Ada {chr(65 + number % 26)}{number}", "Person")
+        entities = [own, rng.choice(generic)] if rng.random() < 0.6 else [own]
+        rows.append((number, "val" if number % 10 == 0 else "train", list(KIND.names(of_entities(*entities)))))
+    assert leaking(rows) == set()
+
+
+def test_planted_names_are_found():
+    rng = random.Random(6)
+    pools = {kind: seeds.every_name(kind) for kind in ("person", "organization", "university", "city", "work")}
+    foreign = [
+        ("北京", "Location"),
+        ("محمد علي", "Person"),
+        ("iPhone 15", "Concept"),
+        ("x200", "product"),
+        ("Łódź", "city"),
+    ]
+    train, val, planted = [], [], set()
+    for number in range(1000):
+        kind = rng.choice(sorted(pools))
+        entity = (rng.choice(pools[kind]), seeds.KINDS[kind]) if rng.random() < 0.8 else rng.choice(foreign)
+        train.append((number, "train", list(KIND.names(of_entities(entity, ("annual report", "Concept"))))))
+        entities = [("annual report", "Concept"), ("Own Name Of This Row " + str(number), "Person")]
+        if number % 2:
+            entities.append((entity[0], rng.choice((entity[1], "Concept"))))
+            planted.add(1000 + number)
+        val.append((1000 + number, "val", list(KIND.names(of_entities(*entities)))))
+    found = leaking([*train, *val])
+    assert found <= planted
+    assert len(found) >= 0.99 * len(planted)
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "name"),
+    [
+        ("annual report", "Concept", False),
+        ("Annual report", "Concept", False),
+        ("Kite labs", "Organization", True),
+        ("Silver Garden", "Concept", True),
+        ("the Board", "Concept", True),
+        ("staff", "person", False),
+        ("Inflation", "Concept", True),
+        ("x200", "product", True),
+        ("東京", "location", True),
+        ("überprüfung", "Concept", False),
+    ],
+)
+def test_what_a_name_is(text, label, name):
+    assert is_name(text, label) is name
 
 
 def test_rows_beyond_the_count_do_not_change_those_within(tmp_path):

@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.recipe import Generation
 from ucotron_ray.core.sections import Count, SampledTask, Sampling, Temperature, Text
 from ucotron_ray.data import wire
@@ -21,6 +20,7 @@ from ucotron_ray.data.records import ChatRow, GeneratedRow, RawRow, name_key
 from ucotron_ray.synthesis.conversation import alone, as_model, parsed, whole
 from ucotron_ray.synthesis.generator import GuideFigures, UsualTokens
 from ucotron_ray.synthesis.plan import Ask, Conversation, Done, Ended, Facts, Task
+from ucotron_ray.synthesis.quality import is_name
 from ucotron_ray.synthesis.rows import SPLIT_FILES, VENDOR, Fields, RowKind
 from ucotron_ray.synthesis.seeds import (
     ENTITY_TYPES,
@@ -32,6 +32,7 @@ from ucotron_ray.synthesis.seeds import (
     is_held_out,
     names,
 )
+from ucotron_ray.synthesis.vocabulary import Pools, Vocabulary, pools, vocabulary_of
 
 NAME = "relation_extraction"
 VERSION = 1
@@ -70,8 +71,8 @@ _EXTRACT_SYSTEM = (
     "You extract entities and relations from a text. Answer with one JSON object and nothing else:\n"
     '{"entities": [{"text": "...", "type": "..."}], "relations": [{"subject": "...", "subject_type": "...", '
     '"relation": "...", "object": "...", "object_type": "..."}]}\n'
-    f"Entity types: {', '.join(ENTITY_TYPES)}.\n"
-    "Relations: RELATIONS.\n"
+    "Entity types: TYPES.\n"
+    "Relations: RELATIONS\n"
     "The text of an entity is copied from the text, character for character. Subject and object of a relation are the "
     "texts of two different entities of the list. State only what the text states, and all that it states."
 )
@@ -106,29 +107,27 @@ class Extraction(_Lenient):
 def make_task(generation: Generation, rows: Sequence[RawRow] = ()) -> Task:
     """The task for these settings; it builds on no rows.
 
-    Raises ConfigError for a relation that is not of the vocabulary.
+    Raises ConfigError for a relation that is not of the vocabulary, or a type of a schema that has no names.
     """
-    chosen = generation.task(NAME).relations
-    unknown = sorted(set(chosen or ()) - set(RELATION_TYPES))
-    if unknown:
-        raise ConfigError(
-            f"'{unknown[0]}' is no relation of the generator",
-            where="generation.tasks.relation_extraction.relations",
-            expected=", ".join(RELATION_TYPES),
-        )
-    return Task(NAME, VERSION, partial(_sample, generation), partial(_converse, generation), row_kind())
+    words = vocabulary_of(generation)
+    sample = partial(_sample, generation)
+    if words.schema is not None:
+        drawing = pools(words, seed=generation.seed, val_ratio=generation.val_ratio)
+        sample = partial(_sample_of_schema, generation, words, drawing)
+    converse = partial(_converse, generation, words)
+    return Task(NAME, VERSION, sample, converse, row_kind(words), schema=words.schema)
 
 
-def row_kind() -> RowKind:
-    """Texts with entities and relations; they train in the server's prompt."""
+def row_kind(words: Vocabulary = Vocabulary()) -> RowKind:  # noqa: B008 — it is frozen
+    """Texts with entities and relations of a vocabulary; they train in the server's prompt."""
     return RowKind(
         name=NAME,
         model=GeneratedRow,
         identity=lambda row: str(row["text"]),
         labels=lambda row: [relation["relation"] for relation in row["relations"]],
-        vocabulary=RELATION_TYPES,
-        names=lambda row: [entity["text"] for entity in row["entities"]],
-        defects=_defects,
+        vocabulary=words.drawn,
+        names=lambda row: [e["text"] for e in row["entities"] if is_name(e["text"], e["type"])],
+        defects=partial(_defects, words),
         files=_files,
     )
 
@@ -141,45 +140,54 @@ def extract_ask(
     top_p: float | None,
     step: str = "extract",
     relations: Sequence[str] = RELATION_TYPES,
+    words: Vocabulary | None = None,
 ) -> Ask:
-    """The request that extracts entities and relations, of these names, from a text."""
-    system = _EXTRACT_SYSTEM.replace("RELATIONS", ", ".join(relations))
+    """The request that extracts entities and relations, of these names or those of a schema, from a text."""
+    types = ", ".join(words.types if words else ENTITY_TYPES)
+    # The lines of a schema have an end of their own.
+    names = ("\n" + words.lines()) if words and words.schema else ", ".join(relations) + "."
+    system = _EXTRACT_SYSTEM.replace("TYPES", types).replace("RELATIONS", names)
     messages = (("system", system), ("user", f"Text:\n{text}"))
     return Ask(step, messages, temperature, max_tokens, top_p, json_mode=True)
 
 
-def located(text: str, found: Sequence[FoundEntity]) -> list[dict[str, Any]]:
-    """The entities that are of the six types and stand in the text as whole words, spelled as there, with offsets."""
+def located(words: Vocabulary, text: str, found: Sequence[FoundEntity]) -> list[dict[str, Any]]:
+    """The entities of known types that stand in the text as whole words, spelled as there, with offsets."""
     kept: dict[str, dict[str, Any]] = {}
-    types = {name.lower(): name for name in ENTITY_TYPES}
     for entity in found:
-        kind = types.get(entity.type.strip().lower())
+        kind = words.type_named(entity.type)
         match = _mention(entity.text, text)
         if kind and match and match["text"] not in kept:
             kept[match["text"]] = {"text": match["text"], "type": kind, "start": match["start"], "end": match["end"]}
     return sorted(kept.values(), key=lambda entity: (entity["start"], entity["end"]))
 
 
-def connected(entities: Sequence[Mapping[str, Any]], found: Sequence[FoundRelation]) -> list[dict[str, str]]:
+def connected(
+    words: Vocabulary, entities: Sequence[Mapping[str, Any]], found: Sequence[FoundRelation]
+) -> list[dict[str, str]]:
     """The relations of the vocabulary between two different ones of these entities, each once."""
     by_key = {name_key(str(entity["text"])): entity for entity in entities}
     kept: dict[tuple[str, str, str], dict[str, str]] = {}
+    by_text = {entity["text"]: entity for entity in entities}
     for relation in found:
-        name = _relation_name(relation.relation)
-        subject, object_ = by_key.get(name_key(relation.subject)), by_key.get(name_key(relation.object))
-        if subject is None or object_ is None or subject is object_ or name not in RELATION_TYPES:
+        ends = by_key.get(name_key(relation.subject)), by_key.get(name_key(relation.object))
+        if ends[0] is None or ends[1] is None or ends[0] is ends[1]:
             continue
-        kept[(subject["text"], name, object_["text"])] = {
+        said = words.written(ends[0]["text"], relation.relation, ends[1]["text"])
+        if said is None:
+            continue
+        subject, object_ = by_text[said[0]], by_text[said[2]]
+        kept[said] = {
             "subject": subject["text"],
             "subject_type": subject["type"],
-            "relation": name,
+            "relation": said[1],
             "object": object_["text"],
             "object_type": object_["type"],
         }
     return list(kept.values())
 
 
-def _defects(row: Fields) -> list[str]:
+def _defects(words: Vocabulary, row: Fields) -> list[str]:
     """Spans that do not hold, ends that are no entity, words that are not of the vocabulary."""
     text, entities, relations = row["text"], row["entities"], row["relations"]
     known = {entity["text"] for entity in entities}
@@ -188,8 +196,14 @@ def _defects(row: Fields) -> list[str]:
     if any(text[e["start"] : e["end"]] != e["text"] or e["start"] < 0 for e in entities) or not ends <= known:
         defects.append("wrong_span")
     types = {entity["type"] for entity in entities} | {r[side] for r in relations for side in _TYPE_KEYS}
-    if not types <= set(ENTITY_TYPES) or not {relation["relation"] for relation in relations} <= set(RELATION_TYPES):
+    named = {relation["relation"] for relation in relations}
+    if not types <= set(words.types) or not named <= set(words.relations):
         defects.append("outside_vocabulary")
+    # A count, and no limit: of right rows of a real graph 9 % have such an end.
+    if words.schema and not all(
+        words.schema.allows(r["subject_type"], r["relation"], r["object_type"]) for r in relations
+    ):
+        defects.append("wrong_types")
     return defects
 
 
@@ -225,6 +239,20 @@ def _sample(generation: Generation, number: int) -> Facts:
     }
 
 
+def _sample_of_schema(generation: Generation, words: Vocabulary, drawing: Mapping[bool, Pools], number: int) -> Facts:
+    rng = random.Random(f"{generation.seed}/{NAME}/{number}")
+    held_out = is_held_out(number, seed=generation.seed, val_ratio=generation.val_ratio)
+    # Too few names to keep any for validation: then there is none.
+    held_out = held_out and bool(drawing[True].ends)
+    relations = drawing[held_out].draw(rng, words, SECOND_RELATION_SHARE)
+    return {
+        "number": number,
+        "relations": relations,
+        "style": rng.choice(STYLES),
+        "split": "val" if held_out else "train",
+    }
+
+
 def _draw(rng: random.Random, template: Template, subject: str, pick: Callable[[str], Sequence[str]]) -> dict[str, str]:
     return {
         "subject": subject,
@@ -240,10 +268,10 @@ def _templates(generation: Generation) -> list[Template]:
     return [template for template in TEMPLATES if not chosen or template.relation in chosen]
 
 
-def _converse(generation: Generation, facts: Facts) -> Conversation:
+def _converse(generation: Generation, words: Vocabulary, facts: Facts) -> Conversation:
     task, defaults, cap = generation.task(NAME), generation.defaults, generation.max_answer_tokens
     top_p = task.top_p if task.top_p is not None else defaults.top_p
-    messages = (("system", WRITE_SYSTEM), ("user", _request(facts)))
+    messages = (("system", WRITE_SYSTEM), ("user", _request(words, facts)))
     max_tokens = min(task.max_tokens, WRITE_MAX_TOKENS)
     written = yield from whole(Ask("write", messages, task.temperature, max_tokens, top_p), cap=cap)
     text = alone(written, longest=MAX_TEXT_CHARACTERS)
@@ -251,13 +279,13 @@ def _converse(generation: Generation, facts: Facts) -> Conversation:
     _check_names(text, main)
     extract = task.extract
     top_p = extract.top_p if extract.top_p is not None else defaults.top_p
-    ask = extract_ask(text, temperature=extract.temperature, max_tokens=extract.max_tokens, top_p=top_p)
+    ask = extract_ask(text, temperature=extract.temperature, max_tokens=extract.max_tokens, top_p=top_p, words=words)
     extraction, notes = yield from parsed(ask, partial(as_model, Extraction), cap=cap)
-    entities = located(text, extraction.entities)
-    relations = connected(entities, extraction.relations)
+    entities = located(words, text, extraction.entities)
+    relations = connected(words, entities, extraction.relations)
     drawn = (name_key(main["subject"]), main["relation"], name_key(main["object"]))
     triples = {(name_key(r["subject"]), r["relation"], name_key(r["object"])) for r in relations}
-    notes += _left_out(text, extraction)
+    notes += _left_out(words, text, extraction)
     if drawn not in triples:
         return Done("rejected", reason="the drawn relation was not extracted", notes=tuple(notes))
     row = {
@@ -273,9 +301,10 @@ def _converse(generation: Generation, facts: Facts) -> Conversation:
     return Done("accepted", row=row, notes=tuple(notes))
 
 
-def _request(facts: Facts) -> str:
+def _request(words: Vocabulary, facts: Facts) -> str:
     lines = [
         f'- "{r["subject"]}" ({r["subject_type"]}) {r["relation"]} "{r["object"]}" ({r["object_type"]})'
+        + (f": {said}" if (said := words.described(r["relation"])) else "")
         for r in facts["relations"]
     ]
     return "\n".join([f"Style: {facts['style']}", "Relations:", *lines])
@@ -286,21 +315,16 @@ def _check_names(text: str, relation: Mapping[str, str]) -> None:
         raise Ended(Done("rejected", reason="the text does not hold the name as given", notes=("unstated",)))
 
 
-def _left_out(text: str, extraction: Extraction) -> list[str]:
+def _left_out(words: Vocabulary, text: str, extraction: Extraction) -> list[str]:
     """What of an extraction could not be taken, in the words of DEFECTS."""
-    types = {name.lower() for name in ENTITY_TYPES}
     notes = []
     if any(_mention(entity.text, text) is None for entity in extraction.entities):
         notes.append("wrong_span")
-    if any(entity.type.strip().lower() not in types for entity in extraction.entities) or any(
-        _relation_name(relation.relation) not in RELATION_TYPES for relation in extraction.relations
+    if any(words.type_named(entity.type) is None for entity in extraction.entities) or any(
+        words.relation_named(relation.relation) is None for relation in extraction.relations
     ):
         notes.append("outside_vocabulary")
     return notes
-
-
-def _relation_name(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def _word(name: str, text: str) -> bool:
