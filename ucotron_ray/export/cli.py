@@ -33,6 +33,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.core import outputs, requirements
     from ucotron_ray.data import stage as datasets
     from ucotron_ray.export import stage as export
+    from ucotron_ray.models import inspection
     from ucotron_ray.models import stage as models
 
     if (args.model is None) == (args.model_dir is None):
@@ -45,6 +46,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
             return _planned(run, reference, args.revision)
         base, adapter = models.model(run, reference, args.revision)
         requirements.require_packages("ray", "torch", "transformers", "peft", "gguf", *requirements.EXPORT)
+        inspection.check(base)
         reference_data = run.config.recipe.export.data or run.config.recipe.evaluation.data
         dataset = datasets.data_of(run, adapter)
         data = datasets.held_out(run, reference_data, dataset) if reference_data or dataset else None
@@ -59,13 +61,14 @@ def _planned(run: Any, reference: str, revision: str | None) -> dict[str, Any]:
     from ucotron_ray.export import plan as plans
     from ucotron_ray.export import stage as export
     from ucotron_ray.models import base as base_models
+    from ucotron_ray.models import inspection
     from ucotron_ray.models import stage as models
 
     adapter = models.adapter_of(run, reference, revision)
     # A plan asks no hub which commit it is of.
     base = models.base_of(adapter, run.store) if adapter else base_models.located(reference, revision)
     # First: of a family whose sizes nobody knows it is worth knowing too.
-    prompt = export.check_prompt(base)
+    prompt = inspection.check(base)
     print(f"prompt      {prompt}")
     made = export.plan(run, base)
     if made is None:

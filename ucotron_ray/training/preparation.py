@@ -17,6 +17,7 @@ from ucotron_ray.core.variables import is_set
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import TRAIN, VAL, row_key
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import inspection
 from ucotron_ray.models.shape import Shape, shape_of
 from ucotron_ray.models.stage import loadable_base, prompt_identity
 from ucotron_ray.training import plan as plans
@@ -51,7 +52,8 @@ def settings_of(run: Run, stage: Stage) -> LoraSettings:
 
 
 def check(run: Run, stage: Stage, base: base_models.Located) -> None:
-    """Mistakes in settings that the model's layers or the installed packages show. Starts nothing."""
+    """Mistakes in the model, and in settings that its layers or the installed packages show. Starts nothing."""
+    inspection.check(base)
     settings, workers = settings_of(run, stage), run.config.place.workers
     shape = shape_of(base)
     wanted = settings.target_modules
@@ -138,7 +140,7 @@ def dry_run(run: Run, stage: Stage, data: Artifact, base: base_models.Located) -
     check(run, stage, base)
     refuse_overlap(data, stage)
     try:
-        made = _made(run, stage, data, _tokenizer(base))
+        made = _made(run, stage, data, base)
     except InputError:
         if base.kind != "hub" or stage != "sft":
             raise
@@ -305,8 +307,7 @@ def _tokenized(run: Run, stage: Stage, data: Artifact, base: base_models.BaseMod
     def build(build: Build) -> BuildResult:
         from ucotron_ray.training import tokens
 
-        tokenizer = _tokenizer(base_models.located(loadable))
-        made = _made(run, stage, data, tokenizer)
+        made = _made(run, stage, data, base_models.located(loadable))
         tokens.write(build.path, made)
         return BuildResult({}, made.counts, [f"{data.manifest.name} for {base.reference}"])
 
@@ -327,15 +328,17 @@ def _tokenizer(base: base_models.Located) -> "PreTrainedTokenizerBase":
         ) from error
 
 
-def _made(run: Run, stage: Stage, data: Artifact, tokenizer: "PreTrainedTokenizerBase") -> "Tokens":
+def _made(run: Run, stage: Stage, data: Artifact, base: base_models.Located) -> "Tokens":
     from ucotron_ray.training import tokens
 
+    tokenizer = _tokenizer(base)
     train, val = data.path / TRAIN, data.path / VAL
     held_out = val if val.is_file() and val.stat().st_size else None
     if stage == "sft":
         made = tokens.of_rows(train, held_out, tokenizer, run.config.recipe.sft)
     else:
         made = tokens.of_pairs(train, held_out, tokenizer, run.config.recipe.dpo)
+    inspection.check_ids(max(max(row.input_ids) for row in [*made.train, *made.val]), base)
     if made.counts.get("too_long"):
         log.warning("%s: %d row(s) are longer than the context and are dropped", stage, made.counts["too_long"])
     return made
