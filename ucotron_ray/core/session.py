@@ -18,6 +18,7 @@ from ray.autoscaler.sdk import request_resources
 
 from ucotron_ray.core import placement
 from ucotron_ray.core.errors import ConfigError, StageFailed, Stopped, UcotronRayError
+from ucotron_ray.core.failures import may_pass
 from ucotron_ray.core.place import Place, Workers
 
 log = logging.getLogger(__name__)
@@ -225,8 +226,9 @@ def in_workers(
     """What the function returns for each argument, in processes with these resources.
 
     Where a process was lost, also because memory ran out, its work is started again, so many times for each argument;
-    with `repeat_errors` (of training, which goes on from a checkpoint) also where the function raised an error that is
-    not our own. Raises a RayError after the last failure. Ray's own `max_retries` does not count what memory ran out
+    with `repeat_errors` (of training, which goes on from a checkpoint) also where the function raised an error that
+    may pass (`failures.py`). Raises a RayError after the last failure, and any other error at once. Ray's own
+    `max_retries` does not count what memory ran out
     for. `memory` is what it needs in bytes: it then starts where a node has that much left.
     """
     # max_calls: the process ends with its work, and its memory goes back.
@@ -242,8 +244,9 @@ def in_workers(
             results[number] = ray.get(done)
         except ray.exceptions.RayError as error:
             failures[number] += 1
-            raised = isinstance(error, ray.exceptions.RayTaskError) and not repeat_errors
-            if failures[number] > max_failures or raised or _own_error(error) is not None:
+            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+            stays = cause is not None and not (repeat_errors and may_pass(cause))
+            if failures[number] > max_failures or stays or _own_error(error) is not None:
                 raise
             log.warning("a worker failed: started again, %d of %d: %s", failures[number], max_failures, _said(error))
             running[task.remote(arguments[number])] = number

@@ -183,21 +183,37 @@ def test_of_several_each_may_fail_as_often_and_all_answer(monkeypatch):
     assert sorted(started) == ["a", "a", "b", "b"]
 
 
-@pytest.mark.parametrize(("error", "repeated"), [(InputError("a row is wrong"), False), (ValueError("a bug"), True)])
-def test_an_error_of_the_work_is_tried_again_where_it_goes_on_from_a_checkpoint_unless_it_is_ours(
+class AcceleratorError(RuntimeError):
+    """As torch calls what a GPU reports."""
+
+
+@pytest.mark.parametrize(
+    ("error", "repeated"),
+    [
+        (InputError("a row is wrong"), False),
+        (ValueError("a bug"), False),
+        (IndexError("index out of range in self"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (FileNotFoundError("no model"), False),
+        (AcceleratorError("CUDA error: device-side assert triggered"), False),
+        (AcceleratorError("CUDA error: uncorrectable ECC error encountered"), True),
+        (OSError(116, "Stale file handle"), True),
+        (ConnectionResetError("reset"), True),
+    ],
+)
+def test_an_error_of_the_work_is_tried_again_only_where_it_may_pass_and_goes_on_from_a_checkpoint(
     monkeypatch, error, repeated
 ):
     raised = ray.exceptions.RayTaskError("f", "traceback", error)
-    started = failing(monkeypatch, raised)
-    with pytest.raises(ray.exceptions.RayTaskError):
-        session.in_worker(len, "job", ONE, max_failures=2)
-    assert len(started) == 1
-    started = failing(monkeypatch, raised)
-    if repeated:
-        assert session.in_worker(len, "job", ONE, max_failures=2, repeat_errors=True) == 7
-    else:
+    for repeat_errors in (False, True):
+        started = failing(monkeypatch, raised)
+        if repeated and repeat_errors:
+            assert session.in_worker(len, "job", ONE, max_failures=2, repeat_errors=True) == 7
+            assert len(started) == 2
+            continue
         with pytest.raises(ray.exceptions.RayTaskError):
-            session.in_worker(len, "job", ONE, max_failures=2, repeat_errors=True)
+            session.in_worker(len, "job", ONE, max_failures=2, repeat_errors=repeat_errors)
+        assert len(started) == 1
 
 
 def test_memory_that_a_member_of_a_group_ran_out_of_is_said_as_well():
