@@ -185,13 +185,6 @@ def groups_on_gpus(workers: Workers) -> int:
     return max(1, math.floor(placement.total(_nodes(), "GPU") / gpus)) if gpus else 1
 
 
-def accelerator() -> str | None:
-    """The type of the cluster's GPUs as Ray names it (`H100`); None if there is none, or more than one type."""
-    prefix = "accelerator_type:"
-    types = {name.removeprefix(prefix) for node in _nodes() for name in node if name.startswith(prefix)}
-    return types.pop() if len(types) == 1 and placement.total(_nodes(), "GPU") else None
-
-
 def worker_memory(workers: Workers) -> float | None:
     """Bytes that one worker can have, on the smallest of the nodes that take one; None where Ray does not know."""
     known = placement.memories(_nodes(), worker_resources(workers).as_ray())

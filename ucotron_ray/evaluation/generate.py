@@ -13,7 +13,7 @@ from ucotron_ray.evaluation.predictions import Prediction, PredictJob, append_pr
 from ucotron_ray.evaluation.scoring import RowScore, relation_row, score_row
 from ucotron_ray.evaluation.token_confidence import pieces, token_confidence
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import lora
+from ucotron_ray.models import lora, precision
 from ucotron_ray.models.generation import generate, until
 from ucotron_ray.models.prompts import prompt_ids, server_row
 
@@ -34,7 +34,7 @@ def predict(job: PredictJob) -> dict[str, float]:
     base = base_models.located(job.base)
     tokenizer = base_models.load_tokenizer(base)
     model = lora.load_for_inference(
-        base, Path(job.adapter) if job.adapter else None, base_models.compute_dtype(job.dtype, rows=job.batch_size)
+        base, Path(job.adapter) if job.adapter else None, precision.compute_dtype(job.dtype, rows=job.batch_size)
     )
     rows = read_relations(Path(job.rows_file))
     prompts = [prompt_ids(server_row(*asked_row(rows[row], layout)), tokenizer) for row, layout in questions]

@@ -7,7 +7,6 @@ Weights are safetensors or GGUF; nothing is unpickled and no remote code is run.
 """
 
 import logging
-import time
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.files import content_hash, file_hash, list_files
 from ucotron_ray.models import directory, gguf_tokenizer, packages, pinning
+from ucotron_ray.models.precision import Dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,12 +30,6 @@ _TEXT_PART = {
 }
 """Names of a text model's weights in the files of one that also sees (Gemma 3 and 4, Ministral 3), as its own files
 have them. Other names are left as they are."""
-
-TIMED_PRODUCTS = 6
-BFLOAT16_MARGIN = 1.1
-"""How much faster bfloat16 must be: it is less exact."""
-
-Dtype = Literal["bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -301,35 +295,6 @@ def _saveable(settings: Any) -> Any:
     except ValueError:
         return GenerationConfig(bos_token_id=settings.bos_token_id, eos_token_id=settings.eos_token_id)
     return settings
-
-
-def compute_dtype(setting: str, *, rows: int = 2048) -> Dtype:
-    """`auto` = bfloat16 on a GPU that has it; on a processor whichever multiplies `rows` activations faster, measured.
-
-    A flag of the processor does not tell: with avx512_bf16 alone bf16 took half the time of float32 on a Zen 4, and 1.8
-    times as long on an Emerald Rapids whose AMX the virtual machine hides (torch 2.13, 2,432 x 576 x 1,536).
-    """
-    if setting != "auto":
-        return "bfloat16" if setting == "bfloat16" else "float32"
-    import torch  # noqa: PLC0415
-
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    seconds = {dtype: _product_seconds(dtype, rows) for dtype in ("bfloat16", "float32")}
-    return "bfloat16" if seconds["bfloat16"] * BFLOAT16_MARGIN < seconds["float32"] else "float32"
-
-
-def _product_seconds(dtype: str, rows: int) -> float:
-    """The fastest of a few products of a layer's size, in seconds."""
-    import torch  # noqa: PLC0415
-
-    x, w = (torch.ones(count, 1024, dtype=getattr(torch, dtype)) for count in (rows, 1024))
-    timed = []
-    for _ in range(TIMED_PRODUCTS):
-        began = time.perf_counter()
-        torch.nn.functional.linear(x, w)
-        timed.append(time.perf_counter() - began)
-    return min(timed)
 
 
 def _pad_token(tokenizer: "PreTrainedTokenizerBase", words: int | None) -> str:

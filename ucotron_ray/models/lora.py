@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import precision
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -83,7 +84,7 @@ def load_merged(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
     return merged
 
 
-def load_for_inference(base: base_models.Located, adapter: Path | None, dtype: base_models.Dtype) -> "PreTrainedModel":
+def load_for_inference(base: base_models.Located, adapter: Path | None, dtype: precision.Dtype) -> "PreTrainedModel":
     """The base, or base and adapter merged in float32 and then cast, on the GPU if there is one."""
     import torch  # noqa: PLC0415
 

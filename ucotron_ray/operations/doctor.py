@@ -15,6 +15,7 @@ from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import UcotronRayError
 from ucotron_ray.core.requirements import OPTIONAL, PACKAGES
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import precision
 from ucotron_ray.operations import status
 
 OK, NOTE, GAP = "ok", "note", "GAP"
@@ -66,7 +67,7 @@ def _package(module: str, install: str, *, wanted_for: str | None = None) -> Che
 
 
 def _processor() -> Check:
-    dtype = base_models.compute_dtype("auto") if importlib.util.find_spec("torch") else "unknown"
+    dtype = precision.compute_dtype("auto") if importlib.util.find_spec("torch") else "unknown"
     return Check(OK, "processor", f"{os.cpu_count()} cores, trains in {dtype}")
 
 

@@ -19,6 +19,7 @@ from ucotron_ray.core.artifacts import Build
 from ucotron_ray.core.errors import LossNotFinite, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.core.place import Place, Workers
 from ucotron_ray.core.spool import Spool
+from ucotron_ray.training import peak
 from ucotron_ray.training.hooks import NO_HOOKS, Hooks, Report, Score
 from ucotron_ray.training.job import STOP, DpoJob, SftJob, TrainingJob
 
@@ -165,6 +166,18 @@ def _worker(config: dict[str, Any], hooks: Hooks, *, rank: int) -> dict[str, flo
 def reference_on_ray(job: TrainingJob, workers: Workers, log_file: str) -> None:
     """Write the reference of DPO into the job's directory, in one process with the resources of a worker."""
     _beside(_write_reference, {"job": asdict(job), "log_file": log_file}, workers)
+
+
+def gpu_on_ray(workers: Workers) -> peak.Gpu | None:
+    """The GPU of one worker, as a process sees it that has a worker's resources."""
+    found: peak.Gpu | None = session.in_worker(
+        _gpu, None, session.worker_resources(workers), max_failures=workers.max_failures
+    )
+    return found
+
+
+def _gpu(_: None) -> peak.Gpu | None:
+    return peak.visible_gpu()
 
 
 def sample_on_ray(job: Mapping[str, Any], workers: Workers, log_file: str) -> dict[str, int]:

@@ -17,11 +17,11 @@ from ucotron_ray.core.variables import is_set
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import TRAIN, VAL, row_key
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import inspection
+from ucotron_ray.models import inspection, precision
 from ucotron_ray.models.shape import Shape, shape_of
 from ucotron_ray.models.stage import loadable_base, prompt_identity
 from ucotron_ray.training import plan as plans
-from ucotron_ray.training.peak import gpu, processor_flops
+from ucotron_ray.training.peak import gpu_of_this_machine, processor_flops
 from ucotron_ray.training.plan import Plan
 
 if TYPE_CHECKING:
@@ -247,24 +247,26 @@ def _device(run: Run) -> _Device:
 
     workers = run.config.place.workers
     given = workers.memory_gb * 1e9 if workers.memory_gb else None
-    gpus, accelerator, memory = workers.gpus_per_worker or 0.0, None, None
+    gpus, found, memory = workers.gpus_per_worker or 0.0, None, None
     if not _is_remote(run):
         memory = _free_memory(workers.num_workers)
         if workers.gpus_per_worker is None:
             gpus = float(torch.cuda.device_count() >= workers.num_workers)
-        accelerator = torch.cuda.get_device_name() if gpus and torch.cuda.is_available() else None
+        found = gpu_of_this_machine() if gpus else None
     elif run.connected:
         from ucotron_ray.core import session
+        from ucotron_ray.training.on_ray import gpu_on_ray
 
         gpus = session.worker_resources(workers).gpus
-        accelerator, memory = session.accelerator(), session.worker_memory(workers)
+        memory = session.worker_memory(workers)
+        found = gpu_on_ray(workers) if gpus else None
     if gpus:
-        flops, size = (gpu(accelerator) if accelerator else None) or (None, None)
-        dtype = "bfloat16" if workers.dtype == "auto" else workers.dtype
+        name, has = (found.name, found.has_bfloat16) if found else ("", True)
+        dtype = precision.of_gpu(workers.dtype, name, has_bfloat16=has)
         # Who shares a GPU has its share of the memory.
-        memory = size * min(1.0, gpus) if size else None
-        return _Device(dtype, True, given or memory, flops, plans.MFU_EXPECTED)
-    dtype = base_models.compute_dtype(workers.dtype)
+        memory = found.free * min(1.0, gpus) if found else None
+        return _Device(dtype, True, given or memory, found.flops if found else None, plans.MFU_EXPECTED)
+    dtype = precision.compute_dtype(workers.dtype)
     return _Device(dtype, False, given or memory, processor_flops(dtype), plans.CPU_SHARES)
 
 

@@ -53,15 +53,6 @@ def test_a_workers_memory_is_that_of_the_smallest_node_shared(monkeypatch):
     assert session.worker_memory(workers(num_workers=1)) is None
 
 
-def test_gpus_are_known_by_type_only_where_all_are_of_one(monkeypatch):
-    cluster(monkeypatch, {"CPU": 4.0, "GPU": 1.0, "accelerator_type:H100": 1.0})
-    assert session.accelerator() == "H100"
-    cluster(monkeypatch, {"GPU": 1.0, "accelerator_type:H100": 1.0}, {"GPU": 1.0, "accelerator_type:L4": 1.0})
-    assert session.accelerator() is None
-    cluster(monkeypatch, {"CPU": 4.0})
-    assert session.accelerator() is None
-
-
 def test_a_cluster_that_grows_is_asked_and_waited_for_and_the_request_is_taken_back(monkeypatch):
     asked: list[list[dict[str, float]]] = []
     monkeypatch.setattr(session, "request_resources", lambda bundles: asked.append(bundles))
