@@ -13,15 +13,14 @@ from ucotron_ray.core.errors import ConfigError, InputError, ResourceError
 from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.core.requirements import require_packages
 from ucotron_ray.core.run import Run
-from ucotron_ray.core.variables import is_set
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.stage import TRAIN, VAL, row_key
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import inspection, precision
+from ucotron_ray.models import inspection
 from ucotron_ray.models.shape import Shape, shape_of
 from ucotron_ray.models.stage import loadable_base, prompt_identity
 from ucotron_ray.training import plan as plans
-from ucotron_ray.training.peak import gpu_of_this_machine, processor_flops
+from ucotron_ray.training.device import device_of, is_remote, refuse_shared_gpus
 from ucotron_ray.training.plan import Plan
 
 if TYPE_CHECKING:
@@ -54,6 +53,7 @@ def settings_of(run: Run, stage: Stage) -> LoraSettings:
 def check(run: Run, stage: Stage, base: base_models.Located) -> None:
     """Mistakes in the model, and in settings that its layers or the installed packages show. Starts nothing."""
     inspection.check(base)
+    refuse_shared_gpus(run.config.place.workers)
     settings, workers = settings_of(run, stage), run.config.place.workers
     shape = shape_of(base)
     wanted = settings.target_modules
@@ -120,7 +120,7 @@ def prepare(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel)
     tokens = _tokenized(run, stage, data, base, loadable)
     plan = _checked_plan(run, stage, tokens, base)
     run.connect()
-    if _is_remote(run):
+    if is_remote(run):
         # Now the cluster can be asked what it has.
         plan = _checked_plan(run, stage, tokens, base)
     for line in plans.lines(plan) if plan else []:
@@ -194,7 +194,7 @@ def plan_of(
         max_tokens_per_microbatch=workers.max_tokens_per_microbatch,
     )
     work = plans.work_of(lengths, labels, global_batch=settings.global_batch, per_device=per_device, seed=settings.seed)
-    device = _device(run)
+    device = device_of(run)
     memory_of = partial(
         plans.memory_of,
         shape,
@@ -228,59 +228,6 @@ def plan_of(
         hours=(flops / speed[1] / 3600, flops / speed[0] / 3600) if speed else None,
         guide=plans.guide_figures(run.config.recipe.tier, len(lengths), settings.epochs),
     )
-
-
-@dataclass(frozen=True)
-class _Device:
-    """What one worker computes on, as far as it is known: bytes, FLOP/s, and the shares of them that are reached."""
-
-    dtype: str
-    on_gpu: bool
-    memory: float | None
-    flops: float | None
-    shares: tuple[float, float]
-
-
-def _device(run: Run) -> _Device:
-    """This machine if Ray will start on it, else what the cluster says once the run is connected."""
-    import torch
-
-    workers = run.config.place.workers
-    given = workers.memory_gb * 1e9 if workers.memory_gb else None
-    gpus, found, memory = workers.gpus_per_worker or 0.0, None, None
-    if not _is_remote(run):
-        memory = _free_memory(workers.num_workers)
-        if workers.gpus_per_worker is None:
-            gpus = float(torch.cuda.device_count() >= workers.num_workers)
-        found = gpu_of_this_machine() if gpus else None
-    elif run.connected:
-        from ucotron_ray.core import session
-        from ucotron_ray.training.on_ray import gpu_on_ray
-
-        gpus = session.worker_resources(workers).gpus
-        memory = session.worker_memory(workers)
-        found = gpu_on_ray(workers) if gpus else None
-    if gpus:
-        name, has = (found.name, found.has_bfloat16) if found else ("", True)
-        dtype = precision.of_gpu(workers.dtype, name, has_bfloat16=has)
-        # Who shares a GPU has its share of the memory.
-        memory = found.free * min(1.0, gpus) if found else None
-        return _Device(dtype, True, given or memory, found.flops if found else None, plans.MFU_EXPECTED)
-    dtype = precision.compute_dtype(workers.dtype)
-    return _Device(dtype, False, given or memory, processor_flops(dtype), plans.CPU_SHARES)
-
-
-def _is_remote(run: Run) -> bool:
-    return bool(run.config.place.ray.address) or is_set("RAY_ADDRESS")
-
-
-def _free_memory(num_workers: int) -> float | None:
-    """Bytes that this machine can still give to each of so many workers; None where its kernel does not say."""
-    path = Path("/proc/meminfo")
-    for line in path.read_text(encoding="ascii").splitlines() if path.is_file() else []:
-        if line.startswith("MemAvailable:"):
-            return float(line.split()[1]) * 1024 / num_workers
-    return None
 
 
 def _check_disk(run: Run, settings: LoraSettings, shape: Shape | None) -> None:

@@ -10,14 +10,14 @@ from tests.tiny_models import save_tiny
 from tests.unit import test_cli
 from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by being there
 from ucotron_ray.core import config
-from ucotron_ray.core.errors import InputError, ResourceError
+from ucotron_ray.core.errors import ConfigError, InputError, ResourceError
 from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.models import base as base_models
 from ucotron_ray.models import lora, precision
 from ucotron_ray.models.shape import KNOWN, shape_of
 from ucotron_ray.simulators import demo_world
-from ucotron_ray.training import batching, peak, plan, preparation, tokens
+from ucotron_ray.training import batching, device, peak, plan, tokens
 from ucotron_ray.training.data import IGNORED, epoch_order
 
 ROWS = list(demo_world.rows(demo_world.graph_world(1), 24, seed=1))
@@ -224,16 +224,25 @@ def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32_and_says_so(monke
 @pytest.mark.parametrize(("share", "bfloat16"), [(1.0, True), (0.5, True), (1.0, False)])
 def test_the_plan_counts_with_the_memory_that_the_gpu_has_free(monkeypatch, tmp_path, share, bfloat16):
     gpus(monkeypatch, "NVIDIA L40", 44e9, bfloat16=bfloat16)
-    monkeypatch.setattr(preparation, "gpu_of_this_machine", peak.visible_gpu)
+    monkeypatch.setattr(device, "gpu_of_this_machine", peak.visible_gpu)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     settings = config.load(overrides=[("store", str(tmp_path)), ("workers.gpus_per_worker", share)])
-    device = preparation._device(Run(settings, verb="sft", name="x"))
-    assert (device.on_gpu, device.memory, device.flops) == (True, 44e9 * share, 181e12)
-    assert device.dtype == ("bfloat16" if bfloat16 else "float32")
+    seen = device.device_of(Run(settings, verb="sft", name="x"))
+    assert (seen.on_gpu, seen.memory, seen.flops) == (True, 44e9 * share, 181e12)
+    assert seen.dtype == ("bfloat16" if bfloat16 else "float32")
     if not bfloat16:
         asked = config.load(overrides=[("store", str(tmp_path)), ("workers.dtype", "bfloat16")])
         with pytest.raises(ResourceError, match="in emulation only"):
-            preparation._device(Run(asked, verb="sft", name="x"))
+            device.device_of(Run(asked, verb="sft", name="x"))
+
+
+@pytest.mark.parametrize(("num_workers", "gpus"), [(2, 0.5), (8, 0.25)])
+def test_workers_of_a_group_do_not_share_a_gpu(num_workers, gpus):
+    place = config.load(overrides=[("workers.num_workers", num_workers), ("workers.gpus_per_worker", gpus)]).place
+    with pytest.raises(ConfigError, match="cannot share a GPU"):
+        device.refuse_shared_gpus(place.workers)
+    for changes in ({"num_workers": 1}, {"gpus_per_worker": 1.0}, {"gpus_per_worker": 0.0}, {"gpus_per_worker": None}):
+        device.refuse_shared_gpus(place.workers.model_copy(update=changes))
 
 
 def test_the_gpu_of_this_machine_is_asked_by_a_process_that_ends():
