@@ -4,9 +4,12 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from ucotron_ray.core import redaction
 
 RECORDED_PACKAGES = (
     "ray",
@@ -38,12 +41,19 @@ def provenance(*, seconds: float) -> dict[str, Any]:
     return {
         "commit": _commit(),
         "host": platform.node(),
-        "command": " ".join(Path(part).name if index == 0 else part for index, part in enumerate(sys.argv)),
+        "command": " ".join([Path(sys.argv[0]).name, *redaction.arguments(sys.argv[1:])]),
         "python": platform.python_version(),
         "packages": versions,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 1),
     }
+
+
+def cleaned(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What an older manifest says, without passwords in its command: until 2026 it was kept as it was given."""
+    command = str(made.get("command", ""))
+    kept = " ".join(redaction.arguments(command.split(" ")))
+    return {**made, "command": kept} if kept != command else dict(made)
 
 
 def _commit() -> str | None:

@@ -54,7 +54,7 @@ def _dashboards(args: argparse.Namespace) -> dict[str, Any]:
     wanted = dashboards.pages(store, where.uri if where else None)
     # Their sockets lie below it, and may have paths of 107 bytes.
     with tempfile.TemporaryDirectory(prefix="ur-d-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
-        elsewhere = {} if where is None or where.uri.startswith("sqlite:") else {"MLflow": where.uri}
+        elsewhere = {} if where is None or where.uri.startswith("sqlite:") else {"MLflow": where.shown}
         running = address.of_cluster(None)
         script = Path.cwd() / "cluster" / "local-head.sh"
         if dashboards.answers(running):

@@ -147,7 +147,7 @@ def _tracking(settings: Config) -> Check:
         where = destinations.destination(settings.place, Path(settings.place.store).expanduser().absolute())
     except UcotronRayError as error:
         return Check(GAP, "MLflow", error.problem, error.next_step or "")
-    return Check(OK, "MLflow", where.uri if where else "switched off")
+    return Check(OK, "MLflow", where.shown if where else "switched off")
 
 
 def _variable(name: str) -> Check:

@@ -38,7 +38,7 @@ class Device:
 
 def device_of(run: Run) -> Device:
     """This machine if Ray will start on it, else what the cluster says once the run is connected."""
-    import torch
+    import torch  # noqa: PLC0415 - 1 s; not for a run that reuses everything
 
     workers = run.config.place.workers
     given = workers.memory_gb * 1e9 if workers.memory_gb else None
@@ -49,8 +49,8 @@ def device_of(run: Run) -> Device:
             gpus = float(torch.cuda.device_count() >= workers.num_workers)
         found = gpu_of_this_machine() if gpus else None
     elif run.connected:
-        from ucotron_ray.core import session
-        from ucotron_ray.training.on_ray import gpu_on_ray
+        from ucotron_ray.core import session  # noqa: PLC0415 - Ray
+        from ucotron_ray.training.on_ray import gpu_on_ray  # noqa: PLC0415 - Ray
 
         gpus = session.worker_resources(workers).gpus
         memory = session.worker_memory(workers)
