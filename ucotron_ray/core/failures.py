@@ -25,6 +25,12 @@ def may_pass(error: BaseException, *, peers: bool = False) -> bool:
     return bool(kinds & {"AcceleratorError", "DistError"}) or (peers and "RuntimeError" in kinds)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def write(file: Path, error: UcotronRayError) -> None:
     """Keep an error for another process, which nothing but a file reaches."""
     file.parent.mkdir(parents=True, exist_ok=True)

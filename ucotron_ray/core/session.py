@@ -7,42 +7,25 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import ray
+from ray._private import services
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
 
-from ucotron_ray.core import placement
+from ucotron_ray.core import cluster, demand, failures, placement, worker_environment
 from ucotron_ray.core.errors import ConfigError, StageFailed, Stopped, UcotronRayError
-from ucotron_ray.core.failures import may_pass
 from ucotron_ray.core.place import Place, Workers
 
 log = logging.getLogger(__name__)
 
 GROWTH_POLL_SECONDS = 5.0
-
-WORKER_ENVIRONMENT = {
-    # Each of these opens connections or files of its own that nobody asked for.
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TQDM_DISABLE": "1",
-    # oneDNN keeps 1,024 kernels by default, one for each length of a batch and weight's shape, of 1 MB and more: the
-    # demo's worker grew by 20 MB a step. A step has a dozen; making them anew costs nothing that could be measured.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
-    # The default of 2 s would hold every report back that long; each poll takes time from the workers.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
-    # A sweep has its own record, TensorBoard files and MLflow runs.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # A stopped trial that does not end by itself is killed after so many seconds; by default it is waited for.
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "15",
-    # How many trials may be starting; how many there are is the sweep's own business.
-    "TUNE_MAX_PENDING_TRIALS_PG": "16",
-}
 
 
 @dataclass(frozen=True)
@@ -68,8 +51,10 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
 
     Workers may reach for a model hub only with `hub`.
     """
-    address = address_of(place)
-    environment = {**WORKER_ENVIRONMENT, **_forwarded()}
+    address = cluster.address_of(place)
+    if address:
+        cluster.check_answers(address)
+    environment = {**worker_environment.VARIABLES, **worker_environment.forwarded()}
     if not hub:
         environment["HF_HUB_OFFLINE"] = "1"
     os.environ.update(environment)
@@ -87,6 +72,7 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         _join(address, runtime_env={"env_vars": environment}, **common)
     else:
+        _note_others()
         # Nobody takes this machine away: one actor less.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Workers of our own cluster inherit the environment; a runtime_env would keep Ray from starting them ahead.
@@ -101,28 +87,52 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     # Ray's own handler ends the process with exit 1; ours lets the stages leave things in order.
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
-        yield
+        with demand.watched(lambda: _demand(is_own=not address)):
+            yield
     finally:
         signal.signal(signal.SIGTERM, previous)
         ray.shutdown()
 
 
-def address_of(place: Place) -> str | None:
-    """Where the cluster is that `connected` joins; None if it starts one of its own."""
-    return place.ray.address or os.environ.get("RAY_ADDRESS") or None
-
-
 def _join(address: str, **options: Any) -> None:
     try:
         ray.init(address=address, **options)
-    except ConnectionError as error:
+    except ray.exceptions.AuthenticationError as error:
+        raise ConfigError(
+            "the cluster asks for a token",
+            where=cluster.WHERE,
+            expected="RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token",
+            found=f"{address}: {failures.first_line(error)}",
+            next_step="copy its token there, mode 0600 (cluster/README.md), and export RAY_AUTH_MODE=token",
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             "there is no Ray cluster to connect to",
-            where="ray.address, RAY_ADDRESS",
+            where=cluster.WHERE,
             expected="the address of a head that runs",
-            found=f"{address}: {str(error).splitlines()[0]}",
+            found=f"{address}: {failures.first_line(error)}",
             next_step="start a head (cluster/local-head.sh), or leave the address away: then one is started here",
         ) from error
+
+
+def _note_others() -> None:
+    """Say that a cluster runs on this machine and is not joined: who ran `ray start` may think that it is."""
+    others = sorted(services.find_gcs_addresses())
+    if others:
+        log.info("cluster: starting one of our own beside %s; RAY_ADDRESS=%s would join it", others[0], others[0])
+
+
+def _demand(*, is_own: bool) -> demand.Demand:
+    """What waits for room now; of a cluster of our own only what can never have any, for the rest is our own queue."""
+    state = get_cluster_resource_state(GcsClient(address=ray.get_runtime_context().gcs_address))
+    gangs = [request for gang in state.pending_gang_resource_requests for request in gang.requests]
+    counted = [(entry.request, entry.count) for entry in state.pending_resource_requests] + [(one, 1) for one in gangs]
+    waiting, nodes = Counter[tuple[tuple[str, float], ...]](), _nodes()
+    for request, count in counted:
+        one = dict(request.resources_bundle)
+        if one and not (is_own and placement.room(nodes, one)):
+            waiting[tuple(sorted(one.items()))] += count
+    return demand.Demand(waiting, nodes)
 
 
 def worker_resources(workers: Workers) -> WorkerResources:
@@ -143,7 +153,7 @@ def needs_group(place: Place) -> bool:
     There Ray Train's view in the dashboard and the notice that a node goes are worth its five processes. Beside one
     worker on this machine they would cost it 4 % of every step and 16 s a run (`training_ray.json`).
     """
-    return place.workers.num_workers > 1 or address_of(place) is not None
+    return place.workers.num_workers > 1 or cluster.address_of(place) is not None
 
 
 def check_resources(workers: Workers) -> None:
@@ -229,26 +239,21 @@ def in_workers(
         num_cpus=resources.cpus, num_gpus=resources.gpus, **({"memory": int(memory)} if memory else {})
     )
     running = {task.remote(argument): number for number, argument in enumerate(arguments)}
-    results, failures = dict.fromkeys(running.values()), Counter[int]()
+    results, failed = dict.fromkeys(running.values()), Counter[int]()
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
         number = running.pop(done)
         try:
             results[number] = ray.get(done)
         except ray.exceptions.RayError as error:
-            failures[number] += 1
+            failed[number] += 1
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
-            stays = cause is not None and not (repeat_errors and may_pass(cause))
-            if failures[number] > max_failures or stays or _own_error(error) is not None:
+            stays = cause is not None and not (repeat_errors and failures.may_pass(cause))
+            if failed[number] > max_failures or stays or _own_error(error) is not None:
                 raise
-            log.warning("a worker failed: started again, %d of %d: %s", failures[number], max_failures, _said(error))
+            log.warning("a worker failed: started again, %d of %d: %s", failed[number], max_failures, _said(error))
             running[task.remote(arguments[number])] = number
     return list(results.values())
-
-
-def set_environment(values: Mapping[str, object]) -> None:
-    """Set variables of this process, for libraries that ask for nothing else."""
-    os.environ.update({name: str(value) for name, value in values.items()})
 
 
 def cause_of(
@@ -309,16 +314,6 @@ def _own_error(error: BaseException) -> UcotronRayError | None:
             return cause
         cause = inner
     return None
-
-
-def _forwarded() -> dict[str, str]:
-    """Settings of the shell that a worker needs too and that hold no secret.
-
-    HF_TOKEN is none of them: Ray shows what it is told to set. A worker of our own cluster inherits it, one elsewhere
-    has its node's, or reads the file that HF_TOKEN_PATH names.
-    """
-    names = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN_PATH", "PYTHONPATH")
-    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.failures import first_line
 from ucotron_ray.core.files import content_hash, file_hash, list_files
 from ucotron_ray.models import directory, gguf_tokenizer, packages, pinning
 from ucotron_ray.models.precision import Dtype
@@ -193,7 +194,7 @@ def _read_tokenizer(base: Located) -> "PreTrainedTokenizerBase":
             "the tokenizer cannot be read",
             where=base.reference,
             expected="tokenizer.json, or the files that it can be made of",
-            found=f"{type(error).__name__}: {pinning.first_line(error)}",
+            found=f"{type(error).__name__}: {first_line(error)}",
             next_step=directory.FETCH_AGAIN,
         ) from error
     return read

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.failures import first_line
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import directory, pinning, prompts
+from ucotron_ray.models import directory, prompts
 from ucotron_ray.models.shape import Shape, shape_of
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _check_whole(base: base_models.Located) -> None:
             "the GGUF file cannot be read whole",
             where=str(base.path),
             expected="every tensor that its header lists",
-            found=pinning.first_line(error),
+            found=first_line(error),
             next_step=directory.FETCH_AGAIN,
         ) from error
 
@@ -107,7 +108,7 @@ def _check_kind(base: base_models.Located) -> None:
             "the model's configuration cannot be read",
             where=str(base.path / directory.CONFIG),
             expected="a language model that the pinned transformers knows",
-            found=pinning.first_line(error),
+            found=first_line(error),
             next_step="use a model of another kind, or fetch it again",
         ) from error
     # Some encoders have a class that writes too; what was saved is said beside.

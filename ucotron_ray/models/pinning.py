@@ -4,6 +4,7 @@ import logging
 import re
 
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.failures import first_line
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +100,3 @@ def _refused(name: str, error: BaseException) -> InputError:
         found=first_line(error),
         next_step=f"check the name; {TOKEN_STEP}",
     )
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ucotron_ray.core import cluster
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.place import Workers
 from ucotron_ray.core.run import Run
-from ucotron_ray.core.variables import is_set
 from ucotron_ray.models import precision
 from ucotron_ray.training import plan as plans
 from ucotron_ray.training.peak import gpu_of_this_machine, processor_flops
@@ -67,7 +67,7 @@ def device_of(run: Run) -> Device:
 
 def is_remote(run: Run) -> bool:
     """Whether the run joins a cluster that others started."""
-    return bool(run.config.place.ray.address) or is_set("RAY_ADDRESS")
+    return cluster.address_of(run.config.place) is not None
 
 
 def _free_memory(num_workers: int) -> float | None:

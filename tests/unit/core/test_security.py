@@ -126,12 +126,12 @@ def test_no_file_for_a_cluster_gives_a_job_a_key():
 
 
 def test_no_key_of_the_shell_goes_to_rays_workers(monkeypatch):
-    from ucotron_ray.core import session
+    from ucotron_ray.core import worker_environment
 
     for name in ("FIREWORKS_API_KEY", "UCOTRON_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "canary-4711")
     monkeypatch.setenv("HF_TOKEN_PATH", "/run/secrets/hub_token")
-    told = {**session.WORKER_ENVIRONMENT, **session._forwarded()}
+    told = {**worker_environment.VARIABLES, **worker_environment.forwarded()}
     assert "canary-4711" not in told.values()
     # Where a node has it is no secret.
     assert told["HF_TOKEN_PATH"] == "/run/secrets/hub_token"
