@@ -1,4 +1,4 @@
-"""The address of a Ray cluster: what it says, and who answers there. Asked before Ray, which tries for 13 minutes."""
+"""The address of a Ray cluster: what it says, and whether anybody listens. Ray itself would try for 13 minutes."""
 
 import socket
 from urllib.parse import urlsplit
@@ -11,9 +11,8 @@ WHERE = "ray.address, RAY_ADDRESS"
 ANSWER_SECONDS = 5.0
 PORT, DASHBOARD_PORT = 6379, 8265
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
-"""How a client of HTTP/2 begins, with an empty frame of settings (RFC 9113, 3.4). gRPC speaks it."""
-_SETTINGS = 4
+NOBODY = "there is no Ray cluster to connect to"
+STEP = "start a head (cluster/local-head.sh), correct the address, or leave it away: then one is started here"
 
 WORDS = ("auto", "local")
 """What Ray takes beside an address."""
@@ -30,14 +29,14 @@ def check_text(address: str) -> None:
         return
     scheme, host, port = _parts(address)
     if scheme in ("http", "https"):
-        raise _refused(
+        raise refused(
             "this is the address of a dashboard",
             address,
             next_step=f"give the head's own port (RAY_ADDRESS={host or 'HOST'}:{PORT}), or send the command as a job: "
             "ucotron-ray submit --address URL VERB ...",
         )
     if scheme not in ("", "ray") or not host or port is None:
-        raise _refused(
+        raise refused(
             "this is no address of a Ray cluster",
             address,
             next_step=f"RAY_ADDRESS={host}:{PORT}" if host and port is None and scheme == "" else None,
@@ -45,18 +44,15 @@ def check_text(address: str) -> None:
 
 
 def check_answers(address: str) -> None:
-    """Raise ConfigError for no address, where nobody answers, or somebody who is no Ray."""
+    """Raise ConfigError for what is no address, and where nobody listens."""
     check_text(address)
     if address in WORDS:
         return
     _, host, port = _parts(address)
-    step = "start a head (cluster/local-head.sh), correct the address, or leave it away: then one is started here"
     try:
-        with socket.create_connection((host, port or PORT), timeout=ANSWER_SECONDS) as connection:
-            if variables.value("RAY_USE_TLS") in (None, "0") and not _speaks_http2(connection):
-                raise _refused("what answers there is no Ray head", address, next_step=step)
+        socket.create_connection((host, port or PORT), timeout=ANSWER_SECONDS).close()
     except OSError as error:
-        raise _refused("there is no Ray cluster to connect to", address, said=str(error), next_step=step) from error
+        raise refused(NOBODY, address, said=str(error), next_step=STEP) from error
 
 
 def dashboard_of(address: str) -> str | None:
@@ -79,19 +75,8 @@ def _parts(address: str) -> tuple[str, str, int | None]:
         return "", "", None
 
 
-def _speaks_http2(connection: socket.socket) -> bool:
-    """Whether the other side answers as a server of HTTP/2: with its settings, the first frame."""
-    connection.sendall(_PREFACE)
-    head = b""
-    while len(head) < 9:
-        part = connection.recv(9 - len(head))
-        if not part:
-            return False
-        head += part
-    return head[3] == _SETTINGS
-
-
-def _refused(problem: str, address: str, *, said: str | None = None, next_step: str | None = None) -> ConfigError:
+def refused(problem: str, address: str, *, said: str | None = None, next_step: str | None = None) -> ConfigError:
+    """What to raise for an address; it may hold a password."""
     shown = redaction.in_places(address)
     return ConfigError(
         problem,

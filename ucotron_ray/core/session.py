@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import grpc
 import ray
 from ray._private import services
+from ray._private.grpc_utils import init_grpc_channel
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
@@ -54,6 +56,7 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     address = cluster.address_of(place)
     if address:
         cluster.check_answers(address)
+        _check_head(address)
     environment = {**worker_environment.VARIABLES, **worker_environment.forwarded()}
     if not hub:
         environment["HF_HUB_OFFLINE"] = "1"
@@ -97,22 +100,46 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
 def _join(address: str, **options: Any) -> None:
     try:
         ray.init(address=address, **options)
-    except ray.exceptions.AuthenticationError as error:
-        raise ConfigError(
-            "the cluster asks for a token",
-            where=cluster.WHERE,
-            expected="RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token",
-            found=f"{address}: {failures.first_line(error)}",
-            next_step="copy its token there, mode 0600 (cluster/README.md), and export RAY_AUTH_MODE=token",
-        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            "there is no Ray cluster to connect to",
-            where=cluster.WHERE,
-            expected="the address of a head that runs",
-            found=f"{address}: {failures.first_line(error)}",
-            next_step="start a head (cluster/local-head.sh), or leave the address away: then one is started here",
-        ) from error
+        said = failures.first_line(error)
+        raise cluster.refused(cluster.NOBODY, address, said=said, next_step=cluster.STEP) from error
+
+
+def _check_head(address: str) -> None:
+    """Raise ConfigError where somebody answers who is no Ray head, or one that wants another token.
+
+    Ray's own client asks such a head again and again, and says at the end that it is not there.
+    """
+    if address == "local" or "://" in address:
+        # Ray Client's server is another one.
+        return
+    try:
+        # For 127.0.0.1 Ray asks this machine's address in its network.
+        asked = services.canonicalize_bootstrap_address_or_die(address)
+        for found in dict.fromkeys([asked if address == "auto" else address, asked]):
+            # With TLS and the token as Ray's own calls have them.
+            with init_grpc_channel(found) as channel:
+                channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=cluster.ANSWER_SECONDS)
+    except ConnectionError as error:
+        said = failures.first_line(error)
+        raise cluster.refused(cluster.NOBODY, address, said=said, next_step=cluster.STEP) from error
+    except ray.exceptions.AuthenticationError as error:
+        raise _wants_token(address, failures.first_line(error)) from error
+    except grpc.RpcError as error:
+        said = f"{error.code().name}, {error.details()}"
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise _wants_token(address, said) from error
+        raise cluster.refused("what answers is no Ray head", address, said=said, next_step=cluster.STEP) from error
+
+
+def _wants_token(address: str, said: str) -> ConfigError:
+    return cluster.refused(
+        "the cluster asks for a token that it was not given",
+        address,
+        said=said,
+        next_step="copy its token to ~/.ray/auth_token, mode 0600, or name the file in RAY_AUTH_TOKEN_PATH, and export "
+        "RAY_AUTH_MODE=token (cluster/README.md)",
+    )
 
 
 def _note_others() -> None:

@@ -1,12 +1,13 @@
 """A wrong address of a cluster ends in seconds and in words, and what waits for room is said."""
 
-import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import grpc
 import pytest
 import ray
 from ray._private.accelerators import RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO_ENV_VAR
@@ -15,8 +16,6 @@ from ucotron_ray import cli
 from ucotron_ray.core import cluster, config, demand, session, worker_environment
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.operations import doctor
-
-SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 @contextmanager
@@ -70,19 +69,65 @@ def test_what_is_one_passes(address):
     assert doctor._ray_address(config.load(overrides=[("ray.address", address)])).verdict == doctor.OK
 
 
-def test_nobody_or_another_server_is_found_out_in_seconds(monkeypatch):
-    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+def test_nobody_is_found_out_in_seconds():
     began = time.monotonic()
-    with pytest.raises(ConfigError, match="no Ray cluster to connect to"):
-        cluster.check_answers(closed())
-    with pytest.raises(ConfigError, match="no Ray cluster to connect to"):
-        cluster.check_answers("no-such-host.invalid:6379")
-    for said in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"-ERR unknown command\r\n", b""):
-        with answering(said) as address, pytest.raises(ConfigError, match="no Ray head"):
+    for address in (closed(), "no-such-host.invalid:6379"):
+        with pytest.raises(ConfigError, match="no Ray cluster to connect to"):
             cluster.check_answers(address)
-    with answering(SETTINGS_FRAME) as address:
-        cluster.check_answers(address)
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"-ERR unknown command\r\n", b""])
+def test_another_server_is_no_head(said, monkeypatch):
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(session.services, "canonicalize_bootstrap_address_or_die", lambda address: address)
+    with answering(said) as address, pytest.raises(ConfigError, match="no Ray head") as refused:
+        session._check_head(address)
+    assert refused.value.exit_code == 2
+
+
+@contextmanager
+def gcs(status: grpc.StatusCode) -> Iterator[str]:
+    """A server in the place of a head's, that answers every call so."""
+
+    class Every(grpc.GenericRpcHandler):
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+                if status is not grpc.StatusCode.OK:
+                    context.abort(status, "InvalidAuthToken: Authentication token is missing or incorrect")
+                return b""
+
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(Every(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+def test_a_head_that_asks_for_a_token_is_told_from_none(monkeypatch):
+    monkeypatch.setattr(session.services, "canonicalize_bootstrap_address_or_die", lambda address: address)
+    with gcs(grpc.StatusCode.OK) as address:
+        session._check_head(address)
+    with (
+        gcs(grpc.StatusCode.UNAUTHENTICATED) as address,
+        pytest.raises(ConfigError, match="asks for a token") as refused,
+    ):
+        session._check_head(address)
+    assert "RAY_AUTH_MODE=token" in str(refused.value)
+    assert "start a head" not in str(refused.value)
+
+
+def test_a_head_on_the_address_that_ray_makes_of_loopback_is_asked_too(monkeypatch):
+    """Through a tunnel 127.0.0.1:6379 is a head, and this machine's own address none."""
+    elsewhere = closed()
+    monkeypatch.setattr(session.services, "canonicalize_bootstrap_address_or_die", lambda address: elsewhere)
+    with gcs(grpc.StatusCode.OK) as address, pytest.raises(ConfigError, match="no Ray head") as refused:
+        session._check_head(address)
+    assert elsewhere in str(refused.value.found)
 
 
 @pytest.mark.parametrize("given", ["http://127.0.0.1:8265", "127.0.0.1", None])
@@ -99,23 +144,9 @@ def test_a_verb_ends_with_2_and_never_asks_ray(given, tmp_path, monkeypatch, cap
 def test_a_dry_run_says_so_of_the_text_alone(verb, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     settings = ["--set", f"store={tmp_path}", "--set", "tracking.mlflow_uri=none"]
-    own = {"sft": ["--train-data", "x"], "export": ["x"]}.get(verb, [])
+    own = {"sft": ["--train-data", "x"], "export": ["x"], "synthesize": ["preference"]}.get(verb, [])
     assert cli.main([verb, *own, "--dry-run", *settings]) == 2
     assert "address of a dashboard" in capsys.readouterr().err
-
-
-def test_a_cluster_that_asks_for_a_token_is_told_from_none(monkeypatch):
-    def refuses(**options: object) -> None:
-        raise ray.exceptions.AuthenticationError("Token authentication is enabled but no token was found")
-
-    monkeypatch.setattr(ray, "init", refuses)
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(cluster, "check_answers", lambda address: None)
-    place = config.load(overrides=[("ray.address", "head.example:6379")]).place
-    with pytest.raises(ConfigError, match="asks for a token") as refused, session.connected(place, hub=False):
-        pass
-    assert "RAY_AUTH_MODE=token" in str(refused.value)
-    assert "start a head" not in str(refused.value)
 
 
 def test_a_cluster_beside_ours_is_named_once(monkeypatch, caplog):

@@ -115,6 +115,7 @@ def test_an_address_without_a_cluster_is_a_users_mistake(monkeypatch):
         raise ConnectionError("Could not find any running Ray instance.\nPlease specify the one")
 
     monkeypatch.setattr(ray, "init", nobody)
+    monkeypatch.setattr(session, "_check_head", lambda address: None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     place = config.load(overrides=[("ray.address", "auto")]).place
     with pytest.raises(ConfigError, match="no Ray cluster") as caught, session.connected(place, hub=False):
