@@ -64,6 +64,8 @@ def watched(look: Callable[[], Demand], seconds: float = LOOK_SECONDS) -> Iterat
         yield
     finally:
         done.set()
+        # A look after the end of the connection would make Ray connect once more.
+        thread.join(5.0)
 
 
 def _shown(one: Resources) -> str:
