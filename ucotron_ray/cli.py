@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = STOPPED_EXIT
     result["seconds"] = round(time.monotonic() - began, 1)
     if args.json:
-        print(json.dumps(redaction.cleaned(result, secrets), ensure_ascii=False))
+        print(redaction.redacted(json.dumps(result, ensure_ascii=False), secrets))
     return code
 
 
@@ -89,8 +89,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return _parser(words).parse_args(words)
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse repeats what it does not understand: without the passwords in it."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redaction.in_places(message))
+
+
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ucotron-ray",
         description="Training data, fine-tuning and production of relation extraction models for Ucotron, on Ray.",
         epilog="exit codes: 0 done, 1 failed, 2 bad usage or input (nothing was started), 3 would overwrite what "

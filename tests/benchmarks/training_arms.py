@@ -332,9 +332,9 @@ def main() -> None:
     name, directory = sys.argv[1], Path(sys.argv[2])
     if name != "ray":
         # A process without Ray has what our workers have.
-        from ucotron_ray.core import session
+        from ucotron_ray.core import worker_environment
 
-        os.environ.update(session.WORKER_ENVIRONMENT)
+        os.environ.update(worker_environment.VARIABLES)
     given = json.loads((directory / "arm.json").read_text(encoding="utf-8"))
     if name != "gpu":
         model_directory()

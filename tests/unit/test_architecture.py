@@ -177,6 +177,7 @@ def test_ray_is_imported_only_at_the_rim_and_mlflow_only_in_tracking():
 def test_the_environment_is_read_in_two_files_only():
     exceptions = {
         "ucotron_ray/core/tracking.py": "tells mlflow its limits before it is imported",
+        "ucotron_ray/core/worker_environment.py": "says what goes from this shell to workers",
         "ucotron_ray/operations/address.py": "tells Ray its authentication before it is imported",
         "ucotron_ray/simulators/ucotron.py": "the simulator's own key, by the variable's name",
     }

@@ -13,15 +13,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ucotron_ray.core import redaction
 from ucotron_ray.core.errors import ArtifactError, ConfigError, CorruptArtifact, MissingArtifact, RecipeChanged
 from ucotron_ray.core.files import (
     MANIFEST,
@@ -29,12 +28,13 @@ from ucotron_ray.core.files import (
     FileEntry,
     canonical_hash,
     content_hash,
+    differing_fields,
     fsync_directory,
     list_files,
     remove_asides,
     write_json,
 )
-from ucotron_ray.core.provenance import provenance
+from ucotron_ray.core.provenance import cleaned, provenance
 from ucotron_ray.core.rows_use import RowsUse
 
 ArtifactKind = Literal["dataset", "adapter", "model", "bundle", "projection", "sweep", "scores", "cache"]
@@ -156,7 +156,7 @@ class Store:
                 next_step=f"make it first, or name one of these with --set store=PATH for another store ({self.root})",
             )
         verify(artifact)
-        redaction.clean_manifest(artifact.path / MANIFEST)
+        artifact = _cleaned(artifact)
         if artifact.manifest.state != "ok" and not accept_rejected:
             raise ArtifactError(
                 f"{kind} '{name}' is marked {artifact.manifest.state} and is no input",
@@ -208,8 +208,7 @@ class Store:
             found = self.find(request.kind, request.name)
             if found is not None and found.manifest.recipe == request.recipe:
                 verify(found)
-                redaction.clean_manifest(found.path / MANIFEST)
-                yield Build(request, target, found)
+                yield Build(request, target, _cleaned(found))
                 return
             started = _read_request(partial)
             if started is None or started["recipe"] != request.recipe:
@@ -285,6 +284,18 @@ def read_artifact(path: Path) -> Artifact:
     return Artifact(path, manifest)
 
 
+def _cleaned(artifact: Artifact) -> Artifact:
+    """The artifact without passwords in what its manifest says of its making, which older versions kept there."""
+    kept = cleaned(artifact.manifest.provenance)
+    if kept == artifact.manifest.provenance:
+        return artifact
+    manifest = artifact.manifest.model_copy(update={"provenance": kept})
+    with suppress(OSError):
+        # A store of others, that is only read. Neither content nor recipe is of the provenance.
+        write_json(artifact.path / MANIFEST, manifest.model_dump(mode="json"))
+    return Artifact(artifact.path, manifest)
+
+
 def verify(artifact: Artifact) -> None:
     """Compare every byte with the manifest. Raises CorruptArtifact with the first path that differs."""
     found = {entry.path: entry for entry in list_files(artifact.path)}
@@ -298,18 +309,6 @@ def verify(artifact: Artifact) -> None:
             found=f"{len(different)} file(s) missing, added or changed" if different else "a changed list of files",
             next_step="delete the directory and run the same command again",
         )
-
-
-def differing_fields(new: Mapping[str, Any], old: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: old → new` for every leaf that differs."""
-    lines = []
-    for key in sorted({*new, *old}):
-        ours, theirs = new.get(key), old.get(key)
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            lines.extend(differing_fields(ours, theirs, f"{prefix}{key}."))
-        elif ours != theirs:
-            lines.append(f"{prefix}{key}: {json.dumps(theirs)} → {json.dumps(ours)}")
-    return lines
 
 
 def _read_request(partial: Path) -> dict[str, Any] | None:

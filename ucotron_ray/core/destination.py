@@ -4,6 +4,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from ucotron_ray.core import redaction
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.place import Place
 
@@ -17,6 +18,11 @@ class Destination:
     uri: str
     experiment: str
     artifact_location: str | None
+
+    @property
+    def shown(self) -> str:
+        """The address as it may be printed."""
+        return redaction.in_places(self.uri)
 
 
 def destination(place: Place, store: Path) -> Destination | None:
@@ -40,16 +46,14 @@ def destination(place: Place, store: Path) -> Destination | None:
             expected="sqlite:////absolute/path/mlflow.db: workers have another working directory",
             found=uri,
         )
-    if uri == "databricks" or uri.startswith("databricks://"):
-        # MLflow takes its address and token from DATABRICKS_HOST and DATABRICKS_TOKEN; not tried here.
-        if importlib.util.find_spec("databricks") is None:
-            raise ConfigError(
-                "MLflow needs the package databricks-sdk for Databricks",
-                where="tracking.mlflow_uri",
-                found=uri,
-                next_step="pip install databricks-sdk, and set DATABRICKS_HOST and DATABRICKS_TOKEN",
-            )
-        return Destination(uri, place.tracking.experiment, None)
+    if uri.lower().startswith("databricks"):
+        raise ConfigError(
+            "a Databricks workspace is no MLflow server that this application logs to",
+            where="tracking.mlflow_uri",
+            expected=f"http(s)://..., sqlite:////absolute/path/mlflow.db, {NO_TRACKING}, or null for the store's own",
+            found=uri,
+            next_step="leave it null, and copy the store's runs to the workspace (mlflow-export-import)",
+        )
     if "://" not in uri or uri.startswith("file:"):
         raise ConfigError(
             "MLflow 3 no longer keeps runs in plain directories",

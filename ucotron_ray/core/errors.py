@@ -61,11 +61,15 @@ class UcotronRayError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions pickle by their positional arguments; ours are keyword-only.
-        keywords = {name: getattr(self, name) for name in ("where", "expected", "found", "next_step")}
-        return _rebuild, (type(self), self.problem, keywords)
+        return rebuilt, (type(self), self.problem, self.details())
+
+    def details(self) -> dict[str, str | None]:
+        """All of it but the problem."""
+        return {name: getattr(self, name) for name in ("where", "expected", "found", "next_step")}
 
 
-def _rebuild(kind: type[UcotronRayError], problem: str, keywords: dict[str, str | None]) -> UcotronRayError:
+def rebuilt(kind: type[UcotronRayError], problem: str, keywords: dict[str, str | None]) -> UcotronRayError:
+    """An error of a class with its details, as another process has it."""
     return kind(problem, **keywords)
 
 

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -47,6 +49,18 @@ def canonical_hash(value: object) -> str:
     """sha256 of canonical JSON. Raises TypeError or ValueError on what JSON cannot hold, rather than guess."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing_fields(new: Mapping[str, Any], old: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: old → new` for every leaf that differs."""
+    lines = []
+    for key in sorted({*new, *old}):
+        ours, theirs = new.get(key), old.get(key)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            lines.extend(differing_fields(ours, theirs, f"{prefix}{key}."))
+        elif ours != theirs:
+            lines.append(f"{prefix}{key}: {json.dumps(theirs)} → {json.dumps(ours)}")
+    return lines
 
 
 def write_json(path: Path, value: object) -> None:

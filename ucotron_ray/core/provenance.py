@@ -4,13 +4,12 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core import variables
-from ucotron_ray.core.redaction import redacted
+from ucotron_ray.core import redaction
 
 RECORDED_PACKAGES = (
     "ray",
@@ -42,7 +41,7 @@ def provenance(*, seconds: float) -> dict[str, Any]:
     return {
         "commit": _commit(),
         "host": platform.node(),
-        "command": command(sys.argv),
+        "command": " ".join([Path(sys.argv[0]).name, *redaction.arguments(sys.argv[1:])]),
         "python": platform.python_version(),
         "packages": versions,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -50,10 +49,11 @@ def provenance(*, seconds: float) -> dict[str, Any]:
     }
 
 
-def command(words: Sequence[str]) -> str:
-    """The command as it is kept: without the path of the program, and without any password."""
-    shown = " ".join(Path(word).name if index == 0 else word for index, word in enumerate(words))
-    return redacted(shown, variables.known_secrets())
+def cleaned(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What an older manifest says, without passwords in its command: until 2026 it was kept as it was given."""
+    command = str(made.get("command", ""))
+    kept = " ".join(redaction.arguments(command.split(" ")))
+    return {**made, "command": kept} if kept != command else dict(made)
 
 
 def _commit() -> str | None:

@@ -1,4 +1,8 @@
-"""Keys out of what is printed: the last line of defence, behind code that does not print them."""
+"""Keys and passwords out of what is printed, logged or kept: the last line of defence, behind code that is silent.
+
+Secrets are known by their value (variables of the environment) or by where they stand: the user's part of an address,
+parameters of a query, settings and flags whose name says so.
+"""
 
 import base64
 import json
@@ -7,24 +11,60 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import Any
 from urllib.parse import quote, quote_plus
-
-from ucotron_ray.core.files import write_json
 
 HIDDEN = "***"
 
-_IN_USERINFO = re.compile(r"(?P<before>[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@'\"]*:)[^\s/'\"]+(?=@)")
-"""The password of `scheme://user:PASSWORD@host` (RFC 3986, 3.2.1). One with a slash in it has to be percent-encoded."""
+_NAMES = r"(?:token|password|passwd|pwd|secret|api_?key|access_?key|key|sig|signature|credentials?|auth|sas)"
+_IN_ADDRESS = re.compile(r"(://[^\s/@:\"'<>]*:)[^\s\"'<>]*(?=@)|(://)[^\s/@:\"'<>]+(?=@)")
+"""A password, or a token in the place of a user. Greedy: a password may hold `@`, `/` and `:` as it is."""
+_IN_QUERY = re.compile(rf"(?i)([?&;](?:[a-z0-9]+[-_.])*{_NAMES}=)[^\s&;\"'<>#]+")
+"""`?token=`, `&X-Amz-Signature=`, `;password=`."""
 
-_NAMES = r"pass(?:word|wd)?|pwd|token|secret|sig(?:nature)?|(?:api|access|private|account|subscription)?[-_.]?key"
-_IN_QUERY = re.compile(rf"(?P<before>[?&;](?:[\w.-]*[-_.])?(?:{_NAMES})=)[^\s&;#'\"]+", re.IGNORECASE)
-_IN_FLAG = re.compile(
-    r"(?P<before>(?:^|\s)--?(?:[\w-]+[-_.])?(?:pass(?:word|wd)?|token|secret|api[-_]?key)(?:=|\s+))[^\s-]\S*",
-    re.IGNORECASE,
-)
+_SECRET_PARTS = {"KEY", "KEYS", "APIKEY", "TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PWD", "CREDENTIAL"}
+_SECRET_PARTS |= {"CREDENTIALS", "AUTH"}
+_NO_SECRETS = ("_FILE", "_PATH", "_VARIABLE")
+"""Ends of names that say where a secret is."""
+_VENDORS = re.compile(r"^(sk-|fw[-_]|hf_|gh[pousr]_|xox[abp]-|AKIA|ASIA|eyJ[\w-]+\.|Bearer |-----BEGIN )")
+"""Beginnings that vendors give their keys."""
+_RANDOM = re.compile(r"^(?=.*\d)(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+=]{24,}$")
+"""Letters of both kinds and digits without a break. A sha256, as artifacts have it in names, is lower case."""
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether what has this name would hold a secret. `TOKENIZERS_PARALLELISM` and `RAY_AUTH_MODE` would not."""
+    upper = name.upper().replace("-", "_")
+    if upper in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH") or upper.endswith(_NO_SECRETS):
+        return False
+    return bool(_SECRET_PARTS & set(re.split(r"[^A-Z]+", upper)))
+
+
+def is_secret_value(value: str) -> bool:
+    """Whether this looks like a key, a token or an address with a password."""
+    return bool(_VENDORS.match(value) or _RANDOM.match(value)) or in_places(value) != value
+
+
+def in_places(text: str) -> str:
+    """The text with *** for what stands where an address has its password: before its host, or in its query."""
+    without = _IN_ADDRESS.sub(lambda found: (found[1] or found[2]) + HIDDEN, text)
+    return _IN_QUERY.sub(lambda found: found[1] + HIDDEN, without)
+
+
+def arguments(words: Sequence[str]) -> list[str]:
+    """Words of a command line as they may be kept: no secret in `--flag=value`, `--set key=value`, `--flag value`."""
+    kept: list[str] = []
+    is_next = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if is_next and not word.startswith("--"):
+            kept.append(HIDDEN)
+        elif equals and (is_secret_name(name.rpartition(".")[2].lstrip("-")) or _VENDORS.match(value)):
+            kept.append(f"{name}={HIDDEN}")
+        else:
+            kept.append(HIDDEN if _VENDORS.match(word) else in_places(word))
+        is_next = word.startswith("--") and not equals and is_secret_name(word.lstrip("-"))
+    return kept
 
 
 def forms(secret: str) -> list[str]:
@@ -43,38 +83,11 @@ def forms(secret: str) -> list[str]:
 
 
 def redacted(text: str, secrets: Sequence[str]) -> str:
-    """The text with *** for every secret, whatever its form."""
+    """The text with *** for every secret, whatever its form, and for passwords of addresses."""
     for secret in secrets:
         for form in forms(secret):
             text = text.replace(form, HIDDEN)
-    return without_passwords(text)
-
-
-def without_passwords(text: str) -> str:
-    """The text with *** for what stands where addresses and flags have passwords: userinfo, queries, `--token X`."""
-    for pattern in (_IN_USERINFO, _IN_QUERY, _IN_FLAG):
-        text = pattern.sub(lambda found: found["before"] + HIDDEN, text)
-    return text
-
-
-def cleaned(value: Any, secrets: Sequence[str] = ()) -> Any:
-    """A value of JSON with `redacted` for every string in it, keys left as they are."""
-    if isinstance(value, str):
-        return redacted(value, secrets)
-    if isinstance(value, dict):
-        return {key: cleaned(entry, secrets) for key, entry in value.items()}
-    return [cleaned(entry, secrets) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-def clean_manifest(path: Path) -> None:
-    """Take passwords out of a manifest of before, which kept the command that made it as it was typed.
-
-    What a manifest says of its making is part of no hash.
-    """
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    made = cleaned(kept.get("provenance"))
-    if made != kept.get("provenance"):
-        write_json(path, {**kept, "provenance": made})
+    return in_places(text)
 
 
 class Redacting(logging.Formatter):

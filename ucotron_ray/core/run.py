@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TypeVar
 
+from ucotron_ray.core import cluster
 from ucotron_ray.core import destination as destinations
 from ucotron_ray.core import spool as spools
 from ucotron_ray.core import wandb as wandb_mirror
@@ -31,6 +32,8 @@ class Run:
         self.replace = replace
         self.accept_rejected = accept_rejected
         self.store = Store(_store_root(config.place.store))
+        if joined := cluster.address_of(config.place):
+            cluster.check_text(joined)
         self.destination = destinations.destination(config.place, self.store.root)
         # The same recipe gives the same key, so that a run that goes on after a kill is one run in MLflow.
         key = f"{verb}-{name}-{canonical_hash(config.recipe.whole())[:12]}"

@@ -7,41 +7,27 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import grpc
 import ray
+from ray._private import services
+from ray._private.grpc_utils import init_grpc_channel
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
 
-from ucotron_ray.core import placement, ray_address
-from ucotron_ray.core.errors import StageFailed, Stopped, UcotronRayError
+from ucotron_ray.core import cluster, demand, failures, placement, worker_environment
+from ucotron_ray.core.errors import ConfigError, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.core.place import Place, Workers
 
 log = logging.getLogger(__name__)
 
 GROWTH_POLL_SECONDS = 5.0
-
-WORKER_ENVIRONMENT = {
-    # Each of these opens connections or files of its own that nobody asked for.
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TQDM_DISABLE": "1",
-    # oneDNN keeps 1,024 kernels by default, one for each length of a batch and weight's shape, of 1 MB and more: the
-    # demo's worker grew by 20 MB a step. A step has a dozen; making them anew costs nothing that could be measured.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
-    # The default of 2 s would hold every report back that long; each poll takes time from the workers.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",
-    # A sweep has its own record, TensorBoard files and MLflow runs.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # A stopped trial that does not end by itself is killed after so many seconds; by default it is waited for.
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "15",
-    # How many trials may be starting; how many there are is the sweep's own business.
-    "TUNE_MAX_PENDING_TRIALS_PG": "16",
-}
 
 
 @dataclass(frozen=True)
@@ -67,12 +53,11 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
 
     Workers may reach for a model hub only with `hub`.
     """
-    address = address_of(place)
+    address = cluster.address_of(place)
     if address:
-        ray_address.check(address)
-    else:
-        ray_address.note_other_head()
-    environment = {**WORKER_ENVIRONMENT, **_forwarded(place)}
+        cluster.check_answers(address)
+        _check_head(address)
+    environment = {**worker_environment.VARIABLES, **worker_environment.forwarded(place)}
     if not hub:
         environment["HF_HUB_OFFLINE"] = "1"
     os.environ.update(environment)
@@ -89,9 +74,8 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
         # A job's own variables may be among ours; without this Ray takes a name that stands in both for a mistake.
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         _join(address, runtime_env={"env_vars": environment}, **common)
-        if not place.ray.wait_for_nodes:
-            placement.check_any(_nodes())
     else:
+        _note_others()
         # Nobody takes this machine away: one actor less.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Workers of our own cluster inherit the environment; a runtime_env would keep Ray from starting them ahead.
@@ -106,24 +90,76 @@ def connected(place: Place, *, hub: bool) -> Iterator[None]:
     # Ray's own handler ends the process with exit 1; ours lets the stages leave things in order.
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
-        yield
+        with demand.watched(lambda: _demand(is_own=not address)):
+            yield
     finally:
         signal.signal(signal.SIGTERM, previous)
         ray.shutdown()
 
 
-def address_of(place: Place) -> str | None:
-    """Where the cluster is that `connected` joins; None if it starts one of its own."""
-    return place.ray.address or os.environ.get("RAY_ADDRESS") or None
-
-
 def _join(address: str, **options: Any) -> None:
     try:
         ray.init(address=address, **options)
-    except ray.exceptions.AuthenticationError as error:
-        raise ray_address.wants_token(address) from error
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        said = failures.first_line(error)
+        raise cluster.refused(cluster.NOBODY, address, said=said, next_step=cluster.STEP) from error
+
+
+def _check_head(address: str) -> None:
+    """Raise ConfigError where somebody answers who is no Ray head, or one that wants another token.
+
+    Ray's own client asks such a head again and again, and says at the end that it is not there.
+    """
+    if address == "local" or "://" in address:
+        # Ray Client's server is another one.
+        return
+    try:
+        # For 127.0.0.1 Ray asks this machine's address in its network.
+        asked = services.canonicalize_bootstrap_address_or_die(address)
+        for found in dict.fromkeys([asked if address == "auto" else address, asked]):
+            # With TLS and the token as Ray's own calls have them.
+            with init_grpc_channel(found) as channel:
+                channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=cluster.ANSWER_SECONDS)
     except ConnectionError as error:
-        raise ray_address.nobody(address, str(error).splitlines()[0]) from error
+        said = failures.first_line(error)
+        raise cluster.refused(cluster.NOBODY, address, said=said, next_step=cluster.STEP) from error
+    except ray.exceptions.AuthenticationError as error:
+        raise _wants_token(address, failures.first_line(error)) from error
+    except grpc.RpcError as error:
+        said = f"{error.code().name}, {error.details()}"
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise _wants_token(address, said) from error
+        raise cluster.refused("what answers is no Ray head", address, said=said, next_step=cluster.STEP) from error
+
+
+def _wants_token(address: str, said: str) -> ConfigError:
+    return cluster.refused(
+        "the cluster asks for a token that it was not given",
+        address,
+        said=said,
+        next_step="copy its token to ~/.ray/auth_token, mode 0600, or name the file in RAY_AUTH_TOKEN_PATH, and export "
+        "RAY_AUTH_MODE=token (cluster/README.md)",
+    )
+
+
+def _note_others() -> None:
+    """Say that a cluster runs on this machine and is not joined: who ran `ray start` may think that it is."""
+    others = sorted(services.find_gcs_addresses())
+    if others:
+        log.info("cluster: starting one of our own beside %s; RAY_ADDRESS=%s would join it", others[0], others[0])
+
+
+def _demand(*, is_own: bool) -> demand.Demand:
+    """What waits for room now; of a cluster of our own only what can never have any, for the rest is our own queue."""
+    state = get_cluster_resource_state(GcsClient(address=ray.get_runtime_context().gcs_address))
+    gangs = [request for gang in state.pending_gang_resource_requests for request in gang.requests]
+    counted = [(entry.request, entry.count) for entry in state.pending_resource_requests] + [(one, 1) for one in gangs]
+    waiting, nodes = Counter[tuple[tuple[str, float], ...]](), _nodes()
+    for request, count in counted:
+        one = dict(request.resources_bundle)
+        if one and not (is_own and placement.room(nodes, one)):
+            waiting[tuple(sorted(one.items()))] += count
+    return demand.Demand(waiting, nodes)
 
 
 def worker_resources(workers: Workers) -> WorkerResources:
@@ -144,7 +180,7 @@ def needs_group(place: Place) -> bool:
     There Ray Train's view in the dashboard and the notice that a node goes are worth its five processes. Beside one
     worker on this machine they would cost it 4 % of every step and 16 s a run (`training_ray.json`).
     """
-    return place.workers.num_workers > 1 or address_of(place) is not None
+    return place.workers.num_workers > 1 or cluster.address_of(place) is not None
 
 
 def check_resources(workers: Workers) -> None:
@@ -153,11 +189,6 @@ def check_resources(workers: Workers) -> None:
     Raises ResourceError if the cluster has too little in all, or no way to spread its nodes' share over the workers.
     """
     placement.check(_nodes(), worker_resources(workers).as_ray(), workers.num_workers)
-
-
-def check_one(resources: WorkerResources) -> None:
-    """The same for one task. Raises ResourceError where no node has so much."""
-    placement.check(_nodes(), resources.as_ray(), 1)
 
 
 def wait_for_nodes(workers: Workers, seconds: float) -> None:
@@ -189,13 +220,6 @@ def groups_on_gpus(workers: Workers) -> int:
     """How many such groups of workers the cluster's GPUs hold; 1 for workers without any."""
     gpus = worker_resources(workers).gpus * workers.num_workers
     return max(1, math.floor(placement.total(_nodes(), "GPU") / gpus)) if gpus else 1
-
-
-def accelerator() -> str | None:
-    """The type of the cluster's GPUs as Ray names it (`H100`); None if there is none, or more than one type."""
-    prefix = "accelerator_type:"
-    types = {name.removeprefix(prefix) for node in _nodes() for name in node if name.startswith(prefix)}
-    return types.pop() if len(types) == 1 and placement.total(_nodes(), "GPU") else None
 
 
 def worker_memory(workers: Workers) -> float | None:
@@ -232,8 +256,9 @@ def in_workers(
     """What the function returns for each argument, in processes with these resources.
 
     Where a process was lost, also because memory ran out, its work is started again, so many times for each argument;
-    with `repeat_errors` (of training, which goes on from a checkpoint) also where the function raised an error that is
-    not our own. Raises a RayError after the last failure. Ray's own `max_retries` does not count what memory ran out
+    with `repeat_errors` (of training, which goes on from a checkpoint) also where the function raised an error that
+    may pass (`failures.py`). Raises a RayError after the last failure, and any other error at once. Ray's own
+    `max_retries` does not count what memory ran out
     for. `memory` is what it needs in bytes: it then starts where a node has that much left.
     """
     # max_calls: the process ends with its work, and its memory goes back.
@@ -241,25 +266,21 @@ def in_workers(
         num_cpus=resources.cpus, num_gpus=resources.gpus, **({"memory": int(memory)} if memory else {})
     )
     running = {task.remote(argument): number for number, argument in enumerate(arguments)}
-    results, failures = dict.fromkeys(running.values()), Counter[int]()
+    results, failed = dict.fromkeys(running.values()), Counter[int]()
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
         number = running.pop(done)
         try:
             results[number] = ray.get(done)
         except ray.exceptions.RayError as error:
-            failures[number] += 1
-            raised = isinstance(error, ray.exceptions.RayTaskError) and not repeat_errors
-            if failures[number] > max_failures or raised or _own_error(error) is not None:
+            failed[number] += 1
+            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+            stays = cause is not None and not (repeat_errors and failures.may_pass(cause))
+            if failed[number] > max_failures or stays or _own_error(error) is not None:
                 raise
-            log.warning("a worker failed: started again, %d of %d: %s", failures[number], max_failures, _said(error))
+            log.warning("a worker failed: started again, %d of %d: %s", failed[number], max_failures, _said(error))
             running[task.remote(arguments[number])] = number
     return list(results.values())
-
-
-def set_environment(values: Mapping[str, object]) -> None:
-    """Set variables of this process, for libraries that ask for nothing else."""
-    os.environ.update({name: str(value) for name, value in values.items()})
 
 
 def cause_of(
@@ -320,21 +341,6 @@ def _own_error(error: BaseException) -> UcotronRayError | None:
             return cause
         cause = inner
     return None
-
-
-def _forwarded(place: Place) -> dict[str, str]:
-    """Settings of the shell that a worker needs too and that hold no secret.
-
-    HF_TOKEN is none of them: Ray shows what it is told to set. A worker of our own cluster inherits it, one elsewhere
-    has its node's, or reads the file that HF_TOKEN_PATH names. The same goes for a proxy with a password.
-    """
-    names = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN_PATH", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
-    found = {name: os.environ[name] for name in names if name in os.environ}
-    if place.api.use_environment_proxy:
-        proxies = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
-        both = [name for upper in proxies for name in (upper, upper.lower())]
-        found |= {name: os.environ[name] for name in both if "@" not in os.environ.get(name, "@")}
-    return found
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

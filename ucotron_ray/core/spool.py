@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ucotron_ray.core import redaction
 from ucotron_ray.core.artifacts import Artifact
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Spool:
 
     def _write(self, event: dict[str, Any]) -> None:
         line = json.dumps({"run": self.run, "time": int(time.time() * 1000), **event}, ensure_ascii=False) + "\n"
+        line = redaction.in_places(line)
         name = f"{self.run.replace('/', '.')}-{platform.node()}-{os.getpid()}.jsonl"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)

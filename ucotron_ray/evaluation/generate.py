@@ -19,7 +19,7 @@ from ucotron_ray.evaluation.decoded import prediction
 from ucotron_ray.evaluation.predictions import PredictJob, append_predictions, asked_row, read_predictions
 from ucotron_ray.evaluation.scoring import RowScore, relation_row, score_row
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import generation, lora
+from ucotron_ray.models import generation, lora, precision
 from ucotron_ray.models.bundles import DEFAULT_DECODING
 from ucotron_ray.models.decoding import Answer
 from ucotron_ray.models.prompts import prompt_ids, server_row
@@ -41,7 +41,7 @@ def predict(job: PredictJob) -> dict[str, float]:
         torch.set_num_threads(job.num_threads)
     base = base_models.located(job.base)
     tokenizer = base_models.load_tokenizer(base)
-    dtype = base_models.compute_dtype(job.dtype, rows=job.batch_size)
+    dtype = precision.compute_dtype(job.dtype, rows=job.batch_size)
     adapter = Path(job.adapter) if job.adapter else None
     model = lora.load_for_inference(base, adapter, dtype, quantize=job.quantize, spread=job.spread)
     rows = read_relations(Path(job.rows_file))

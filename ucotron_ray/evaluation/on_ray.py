@@ -25,7 +25,8 @@ def predict_on_ray(
         if job.spread:
             # One process that sees the GPUs of all workers, on one node.
             resources = replace(resources, cpus=resources.cpus * num_shares, gpus=resources.gpus * num_shares)
-            session.check_one(resources)
+            whole = {"num_workers": 1, "cpus_per_worker": resources.cpus, "gpus_per_worker": resources.gpus}
+            session.check_resources(workers.model_copy(update=whole))
             num_shares = 1
         shares = [
             {

@@ -34,6 +34,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.data import uses
     from ucotron_ray.data.stage import data_of
     from ucotron_ray.export import stage as export
+    from ucotron_ray.models import inspection
     from ucotron_ray.models import stage as models
 
     if (args.model is None) == (args.model_dir is None):
@@ -46,6 +47,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
             return _planned(run, reference, args.revision)
         base, adapter = models.model(run, reference, args.revision)
         requirements.require_packages("ray", "torch", "transformers", "peft", "gguf", *requirements.EXPORT)
+        inspection.check(base)
         data = uses.rows_to_choose_by(run, run.config.recipe.export.data, data_of(run, adapter))
         bundle = export.export(run, base, adapter, data)
         if args.output_dir:
@@ -58,13 +60,14 @@ def _planned(run: Any, reference: str, revision: str | None) -> dict[str, Any]:
     from ucotron_ray.export import plan as plans
     from ucotron_ray.export import stage as export
     from ucotron_ray.models import base as base_models
+    from ucotron_ray.models import inspection
     from ucotron_ray.models import stage as models
 
     adapter = models.adapter_of(run, reference, revision)
     # A plan asks no hub which commit it is of.
     base = models.base_of(adapter, run.store) if adapter else base_models.located(reference, revision)
     # First: of a family whose sizes nobody knows it is worth knowing too.
-    prompt = export.check_prompt(base)
+    prompt = inspection.check(base)
     print(f"prompt      {prompt}")
     made = export.plan(run, base)
     if made is None:

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ucotron_ray.core.artifacts import Artifact, Build, BuildResult, Request, State
@@ -13,6 +12,7 @@ from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl, schema_file, uses
 from ucotron_ray.data.stage import SCHEMA, TRAIN, data_of, rows_file
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import inspection
 from ucotron_ray.models import shape as shapes
 from ucotron_ray.models.stage import base_fields, loadable_base, merge_request, prompt_identity
 
@@ -31,6 +31,7 @@ def bundle_request(run: Run, base: base_models.BaseModel, adapter: Artifact | No
 
 def check_formats(run: Run, base: base_models.BaseModel) -> None:
     """Refuse a base on this machine that no graph, or no GGUF file, can be made of: after hours it is too late."""
+    inspection.check(base)
     directory = base_models.settings_of(base)
     if directory is None:
         return
@@ -42,26 +43,6 @@ def check_formats(run: Run, base: base_models.BaseModel) -> None:
 
         check = gguf.check if (directory / "tokenizer.json").is_file() else gguf.check_architecture
         check(directory)
-
-
-def check_prompt(base: base_models.Located) -> str:
-    """Whether its bundle will ask what transformers would, in words. Raises InputError with the first difference.
-
-    A hub model whose tokenizer is not on this machine is not fetched for it.
-    """
-    if base.path is None:
-        from huggingface_hub import try_to_load_from_cache
-
-        name = base.reference.partition("@")[0]
-        cached = try_to_load_from_cache(name, "tokenizer_config.json", revision=base.revision)
-        if not isinstance(cached, str):
-            return "not compared: the model's tokenizer is not on this machine"
-        # As a directory: what is asked by name may reach for the hub.
-        base = replace(base, kind="directory", path=Path(cached).parent)
-    from ucotron_ray.models.prompts import check_rendering
-
-    check_rendering(base_models.load_tokenizer(base), base.reference)
-    return "as transformers renders it, character by character"
 
 
 def plan(run: Run, base: base_models.Located) -> "Plan | None":

@@ -6,18 +6,18 @@ an installed Python package carries.
 Weights are safetensors or GGUF; nothing is unpickled and no remote code is run.
 """
 
-import json
 import logging
-import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.failures import first_line
 from ucotron_ray.core.files import content_hash, file_hash, list_files
-from ucotron_ray.models import gguf_tokenizer, packages, pinning
+from ucotron_ray.models import directory, gguf_tokenizer, packages, pinning
+from ucotron_ray.models.precision import Dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,12 +31,6 @@ _TEXT_PART = {
 }
 """Names of a text model's weights in the files of one that also sees (Gemma 3 and 4, Ministral 3), as its own files
 have them. Other names are left as they are."""
-
-TIMED_PRODUCTS = 6
-BFLOAT16_MARGIN = 1.1
-"""How much faster bfloat16 must be: it is less exact."""
-
-Dtype = Literal["bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -79,9 +73,10 @@ def located(reference: str, revision: str | None = None) -> Located:
             next_step="leave --revision (models.fine_tuning.<tier>.revision) away",
         )
     if is_file:
+        directory.check_gguf(path)
         return Located(reference, "gguf", path.absolute())
     if is_directory:
-        check_directory(path)
+        directory.check(path)
         return Located(reference, "directory", path.absolute())
     if path.is_absolute() or reference.startswith((".", "~")) or path.suffix == ".gguf" or name.count("/") != 1:
         raise InputError(
@@ -118,45 +113,6 @@ def _hash_of(path: Path, seen: tuple[tuple[str, int, int, int], ...]) -> str:
     return content_hash(list_files(path)) if path.is_dir() else file_hash(path)
 
 
-def check_directory(path: Path) -> None:
-    """Refuse a directory that transformers could not load safely: no config.json, or pickled weights only."""
-    config = path / "config.json"
-    if not config.is_file():
-        adapter = (path / "adapter_config.json").is_file()
-        raise InputError(
-            "the model directory has no config.json",
-            where=str(path),
-            expected="a model as transformers saves it: config.json, *.safetensors, tokenizer files",
-            found="a LoRA adapter that was not merged" if adapter else "no config.json",
-            next_step="pass the adapter's artifact name instead, or merge it into its base first"
-            if adapter
-            else "check the path; a trained adapter is exported by its artifact name",
-        )
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError("config.json is no JSON", where=str(config), found=str(error)) from error
-    if isinstance(settings, dict) and settings.get("auto_map"):
-        raise InputError(
-            "the model brings program code of its own",
-            where=str(config),
-            expected="a model of a kind that transformers knows; code out of a model's directory is never run",
-            found=f"auto_map: {', '.join(sorted(map(str, settings['auto_map'])))}",
-            next_step="use a model of another kind",
-        )
-    if isinstance(settings, dict):
-        refuse_quantized_part(settings, str(config))
-    if not list(path.glob("*.safetensors")):
-        pickled = [entry.name for entry in path.iterdir() if entry.suffix in {".bin", ".pt", ".pth", ".pkl"}]
-        raise InputError(
-            "the model directory has no safetensors weights",
-            where=str(path),
-            expected="*.safetensors; pickled weights can run code when they are loaded and are refused",
-            found=", ".join(pickled) or "no weights at all",
-            next_step="convert the weights to safetensors with a tool that you trust",
-        )
-
-
 def settings_of(base: Located) -> Path | None:
     """The directory with a base's config.json and tokenizer.json, of a hub's model fetched; None for a GGUF file."""
     if base.kind != "hub":
@@ -170,38 +126,25 @@ def settings_of(base: Located) -> Path | None:
     return Path(found[0]).parent if found[0] else None
 
 
-def refuse_quantized_part(settings: Mapping[str, Any], where: str) -> None:
-    """Raise InputError for quantized weights of a model that also sees: its text part loses their scales."""
-    if settings.get("text_config") and settings.get("quantization_config"):
-        raise InputError(
-            "the weights of this model are quantized",
-            where=where,
-            expected="weights in bfloat16, float16 or float32, of which the text part can be loaded",
-            found=f"quantization_config, {settings['quantization_config'].get('quant_method')}",
-            next_step="use the variant of the model that is not quantized (-BF16, for instance)",
-        )
+def words_of(base: Located) -> int | None:
+    """How many tokens the embedding has, as the configuration says; None where it does not, and for a GGUF file."""
+    found = settings_of(base)
+    settings = directory.read_config(found) if found is not None and (found / directory.CONFIG).is_file() else {}
+    words = (settings.get("text_config") or settings).get("vocab_size")
+    return int(words) if words else None
 
 
 def load_tokenizer(base: Located) -> "PreTrainedTokenizerBase":
     """The tokenizer, with an end-of-turn token, a pad token that is not it, and a chat template."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415 - 2 s; only workers pay for it
-    from transformers.utils import cached_file  # noqa: PLC0415
-
-    if base.kind == "gguf":
-        assert base.path is not None
-        tokenizer = gguf_tokenizer.load(base.path)
-    else:
-        # AutoTokenizer of transformers 5 builds the tokenizer that is usual for the family, whatever the file says:
-        # a Qwen2 model with another way to split texts would be trained on other tokens than it is served with.
-        source, fetching = base.path or base.reference, base.fetching()
-        asked = {name: value for name, value in fetching.items() if name != "trust_remote_code"}
-        try:
-            by_file = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **asked)
-            kind = PreTrainedTokenizerFast if by_file else AutoTokenizer
-            tokenizer = kind.from_pretrained(source, **fetching)
-        except OSError as error:
-            pinning.raise_refusal(base.reference, error)
-            raise
+    tokenizer = _read_tokenizer(base)
+    if not tokenizer.encode("a", add_special_tokens=False):
+        # transformers makes an empty one of a directory without the words, and every text is then no token at all.
+        raise InputError(
+            "the tokenizer knows no words",
+            where=base.reference,
+            expected="tokenizer.json, or the files that it can be made of",
+            next_step=directory.FETCH_AGAIN,
+        )
     if tokenizer.eos_token_id is None or not tokenizer.chat_template:
         raise InputError(
             "the model has no chat template or no end-of-text token",
@@ -209,11 +152,52 @@ def load_tokenizer(base: Located) -> "PreTrainedTokenizerBase":
             expected="an instruct model: the server asks through the chat template",
             next_step="use the -Instruct variant of this model",
         )
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    words = words_of(base)
+    if words is not None and tokenizer.eos_token_id >= words:
+        raise InputError(
+            "the end token lies beyond the model's embedding",
+            where=base.reference,
+            expected=f"a token id below {words}",
+            found=f"{tokenizer.eos_token}, {tokenizer.eos_token_id}",
+            next_step="use the tokenizer that belongs to these weights",
+        )
+    pad = tokenizer.pad_token_id
+    if pad is None or pad == tokenizer.eos_token_id or (words is not None and pad >= words):
         # Masks derived from the pad token would hide the end token, and the model would never learn to stop.
-        tokenizer.pad_token = _pad_token(tokenizer)
+        tokenizer.pad_token = _pad_token(tokenizer, words)
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def _read_tokenizer(base: Located) -> "PreTrainedTokenizerBase":
+    """The tokenizer as its files have it. Raises InputError for files that cannot be read, OSError for a hub's."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415 - 2 s; only workers pay for it
+    from transformers.utils import cached_file  # noqa: PLC0415
+
+    if base.kind == "gguf":
+        assert base.path is not None
+        return gguf_tokenizer.load(base.path)
+    # AutoTokenizer of transformers 5 builds the tokenizer that is usual for the family, whatever the file says:
+    # a Qwen2 model with another way to split texts would be trained on other tokens than it is served with.
+    source, fetching = base.path or base.reference, base.fetching()
+    asked = {name: value for name, value in fetching.items() if name != "trust_remote_code"}
+    try:
+        by_file = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **asked)
+        kind = PreTrainedTokenizerFast if by_file else AutoTokenizer
+        read: PreTrainedTokenizerBase = kind.from_pretrained(source, **fetching)
+    except Exception as error:
+        if isinstance(error, OSError) and base.path is None:
+            pinning.raise_refusal(base.reference, error)
+            raise
+        # `tokenizers` raises plain Exceptions, transformers whatever a file that was cut off leads to.
+        raise InputError(
+            "the tokenizer cannot be read",
+            where=base.reference,
+            expected="tokenizer.json, or the files that it can be made of",
+            found=f"{type(error).__name__}: {first_line(error)}",
+            next_step=directory.FETCH_AGAIN,
+        ) from error
+    return read
 
 
 def load_model(base: Located, dtype: Dtype) -> "PreTrainedModel":
@@ -242,10 +226,13 @@ def loaded_as(base: Located, **arguments: Any) -> "PreTrainedModel":
     try:
         if base.kind != "gguf":
             whole = AutoConfig.from_pretrained(source, **own)
-            refuse_quantized_part(whole.to_dict(), base.reference)
+            directory.refuse_quantized_part(whole.to_dict(), base.reference)
             config = whole.get_text_config()
             # The head is the whole model's, so whether it is the embedding table is said there.
             config.tie_word_embeddings = whole.tie_word_embeddings
+            if (getattr(config, "pad_token_id", None) or 0) >= config.vocab_size:
+                # torch refuses a padding row that the embedding has not; which token pads, the tokenizer says.
+                config.pad_token_id = None
             own |= {"config": config, "key_mapping": _TEXT_PART, "use_safetensors": True}
         model, found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **own, **arguments)
     except (ValueError, OSError, ImportError) as error:
@@ -287,52 +274,39 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", d
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
-        own = model.generation_config
+        own = _saveable(model.generation_config)
         ends = end_tokens(tokenizer.eos_token_id, own.eos_token_id)
         own.eos_token_id = ends if len(ends) > 1 else ends[0]
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        own.pad_token_id = tokenizer.pad_token_id
+        model.generation_config = own
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
-def compute_dtype(setting: str, *, rows: int = 2048) -> Dtype:
-    """`auto` = bfloat16 on a GPU that has it; on a processor whichever multiplies `rows` activations faster, measured.
+def _saveable(settings: Any) -> Any:
+    """How a model answers, as transformers saves it: of published settings that contradict each other its tokens alone.
 
-    A flag of the processor does not tell: with avx512_bf16 alone bf16 took half the time of float32 on a Zen 4, and 1.8
-    times as long on an Emerald Rapids whose AMX the virtual machine hides (torch 2.13, 2,432 x 576 x 1,536).
+    Flags of sampling beside `do_sample: false` are in many files; transformers 5 reads them with a warning, and writes
+    none of them once anything was changed.
     """
-    if setting != "auto":
-        return "bfloat16" if setting == "bfloat16" else "float32"
-    import torch  # noqa: PLC0415
+    from transformers import GenerationConfig  # noqa: PLC0415
 
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    seconds = {dtype: _product_seconds(dtype, rows) for dtype in ("bfloat16", "float32")}
-    return "bfloat16" if seconds["bfloat16"] * BFLOAT16_MARGIN < seconds["float32"] else "float32"
-
-
-def _product_seconds(dtype: str, rows: int) -> float:
-    """The fastest of a few products of a layer's size, in seconds."""
-    import torch  # noqa: PLC0415
-
-    x, w = (torch.ones(count, 1024, dtype=getattr(torch, dtype)) for count in (rows, 1024))
-    timed = []
-    for _ in range(TIMED_PRODUCTS):
-        began = time.perf_counter()
-        torch.nn.functional.linear(x, w)
-        timed.append(time.perf_counter() - began)
-    return min(timed)
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        return GenerationConfig(bos_token_id=settings.bos_token_id, eos_token_id=settings.eos_token_id)
+    return settings
 
 
-def _pad_token(tokenizer: "PreTrainedTokenizerBase") -> str:
+def _pad_token(tokenizer: "PreTrainedTokenizerBase", words: int | None) -> str:
     """A special token of the vocabulary that is neither end nor beginning of a text; never a new token."""
-    vocabulary = tokenizer.get_vocab()
+    vocabulary = {text: at for text, at in tokenizer.get_vocab().items() if words is None or at < words}
     candidates = ["<|endoftext|>", "<|pad|>", "<pad>", "<|finetune_right_pad_id|>", "[PAD]", "<unk>"]
     candidates += [tokenizer.unk_token] if tokenizer.unk_token else []
     for candidate in candidates:
         if candidate in vocabulary and vocabulary[candidate] != tokenizer.eos_token_id:
             return candidate
-    if tokenizer.bos_token:
+    if tokenizer.bos_token in vocabulary:
         return str(tokenizer.bos_token)
     raise InputError(
         "the tokenizer has no token that can pad",

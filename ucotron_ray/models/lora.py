@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import precision
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -67,7 +68,7 @@ def keep_activations_in_base_dtype(model: "PeftModel") -> None:
             module.cast_input_dtype_enabled = False
 
 
-def _too_large(base: base_models.Located, dtype: base_models.Dtype, quantize: str) -> "PreTrainedModel":
+def _too_large(base: base_models.Located, dtype: precision.Dtype, quantize: str) -> "PreTrainedModel":
     """A base that no GPU of this process holds whole: in 4 bits, or its layers on several GPUs."""
     import torch  # noqa: PLC0415
 
@@ -109,7 +110,7 @@ def load_merged(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
 def load_for_inference(
     base: base_models.Located,
     adapter: Path | None,
-    dtype: base_models.Dtype,
+    dtype: precision.Dtype,
     *,
     quantize: str = "none",
     spread: bool = False,

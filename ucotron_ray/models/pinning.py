@@ -4,6 +4,7 @@ import logging
 import re
 
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.failures import first_line
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +53,11 @@ def commit_of(name: str, revision: str | None = None) -> str:
             "the hub has no such revision of the model",
             where=f"{name}@{wanted}",
             expected="a hub name (org/name), and a branch, a tag or a commit of it",
-            found=_said(error),
+            found=first_line(error),
             next_step="look at the model's page on the hub for its name and its revisions",
         ) from None
     except (httpx2.HTTPError, OSError) as error:
-        commit, said = None, _said(error)
+        commit, said = None, first_line(error)
     if commit:
         return str(commit)
     cached = try_to_load_from_cache(name, "config.json", revision=wanted)
@@ -96,11 +97,6 @@ def _refused(name: str, error: BaseException) -> InputError:
         "the hub does not give this model",
         where=name,
         expected="a model of the hub that may be fetched, or a directory, a .gguf file, package://NAME/FILE.gguf",
-        found=_said(error),
+        found=first_line(error),
         next_step=f"check the name; {TOKEN_STEP}",
     )
-
-
-def _said(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

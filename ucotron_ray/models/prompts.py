@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from ucotron_ray.models.templates import Messages
 
+EXAMPLE = 'Zoë O\'Neil joined  "R&D <Lab>".'
+"""A text with what templates escape, strip or join when they should not."""
+
 SHOWN = 40
 """Characters on either side of the place where two prompts part."""
 
@@ -56,8 +59,7 @@ def chat_text(messages: "Messages", tokenizer: "PreTrainedTokenizerBase", *, now
 
 def check_rendering(tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
     """Raise InputError where the server's prompt is another one than transformers makes of it on the same day."""
-    entities = [Entity(text="Zoë O'Neil", label="person"), Entity(text="R&D <Lab>", label="organization")]
-    messages = chat_messages('Zoë O\'Neil joined  "R&D <Lab>".', entities)
+    messages = _example()
     found = chat_text(messages, tokenizer, now=datetime.now())
     expected = _by_transformers(messages, tokenizer)
     if found == expected:
@@ -72,6 +74,26 @@ def check_rendering(tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
         found=repr(found[part]),
         next_step="report it with this model's name: its bundle would be asked another prompt than people know",
     )
+
+
+def example_text(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """One prompt as the server sends it. Raises as `chat_text`, and InputError for one without the text in it."""
+    found = chat_text(_example(), tokenizer)
+    # A word, for a template may well write the text as JSON.
+    if EXAMPLE.split()[2] not in found:
+        raise InputError(
+            "the chat template leaves the text out",
+            where="the tokenizer's chat template",
+            expected="a prompt with what the user says in it",
+            found=repr(found[:SHOWN]),
+            next_step="use a model whose chat template is its own",
+        )
+    return found
+
+
+def _example() -> list[dict[str, str]]:
+    entities = [Entity(text="Zoë O'Neil", label="person"), Entity(text="R&D <Lab>", label="organization")]
+    return chat_messages(EXAMPLE, entities)
 
 
 def _by_transformers(messages: Sequence[dict[str, str]], tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from ucotron_ray.core import destination as destinations
 from ucotron_ray.core import flags
 from ucotron_ray.core.errors import StageFailed
-from ucotron_ray.core.redaction import without_passwords
+from ucotron_ray.core.redaction import in_places
 
 
 def add_status(verbs: Any) -> None:
@@ -55,7 +55,7 @@ def _dashboards(args: argparse.Namespace) -> dict[str, Any]:
     wanted = dashboards.pages(store, where.uri if where else None)
     # Their sockets lie below it, and may have paths of 107 bytes.
     with tempfile.TemporaryDirectory(prefix="ur-d-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
-        elsewhere = {} if where is None or where.uri.startswith("sqlite:") else {"MLflow": where.uri}
+        elsewhere = {} if where is None or where.uri.startswith("sqlite:") else {"MLflow": where.shown}
         running = address.of_cluster(None)
         script = Path.cwd() / "cluster" / "local-head.sh"
         if dashboards.answers(running):
@@ -65,7 +65,7 @@ def _dashboards(args: argparse.Namespace) -> dict[str, Any]:
         try:
             with dashboards.Shown(wanted, store / "tracking" / "logs") as shown:
                 for name, url in [*elsewhere.items(), *((page.name, page.url) for page in wanted)]:
-                    print(without_passwords(f"{name:<12} {url}"))
+                    print(in_places(f"{name:<12} {url}"))
                 print("Ray asks for the token that `ray get-auth-token` prints; Ctrl-C ends these pages", flush=True)
                 shown.wait()
         except KeyboardInterrupt:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from ucotron_ray.core import cluster, variables
 from ucotron_ray.core import destination as destinations
-from ucotron_ray.core import variables
 from ucotron_ray.core.config import Config
 from ucotron_ray.core.errors import UcotronRayError
 from ucotron_ray.core.requirements import OPTIONAL, PACKAGES
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import precision
 from ucotron_ray.operations import status
 
 OK, NOTE, GAP = "ok", "note", "GAP"
@@ -41,6 +42,7 @@ def examine(settings: Config) -> list[Check]:
         _memory(),
         _shared_memory(),
         _open_files(),
+        _ray_address(settings),
         _ray_token(),
         _store(settings),
         _model(settings),
@@ -66,7 +68,7 @@ def _package(module: str, install: str, *, wanted_for: str | None = None) -> Che
 
 
 def _processor() -> Check:
-    dtype = base_models.compute_dtype("auto") if importlib.util.find_spec("torch") else "unknown"
+    dtype = precision.compute_dtype("auto") if importlib.util.find_spec("torch") else "unknown"
     return Check(OK, "processor", f"{os.cpu_count()} cores, trains in {dtype}")
 
 
@@ -104,6 +106,17 @@ def _open_files() -> Check:
     if soft < 4096 and hard != resource.RLIM_INFINITY and hard < 4096:
         return Check(NOTE, "open files", f"at most {hard}", "a Ray head with many workers wants 65536 (ulimit -n)")
     return Check(OK, "open files", str(soft))
+
+
+def _ray_address(settings: Config) -> Check:
+    address = cluster.address_of(settings.place)
+    if not address:
+        return Check(OK, "Ray", "started by each command on this machine (ray.address, RAY_ADDRESS: none)")
+    try:
+        cluster.check_text(address)
+    except UcotronRayError as error:
+        return Check(GAP, "Ray", f"{error.found}: {error.problem}", error.next_step or error.expected or "")
+    return Check(OK, "Ray", f"the cluster at {address}")
 
 
 def _ray_token() -> Check:
@@ -146,7 +159,7 @@ def _tracking(settings: Config) -> Check:
         where = destinations.destination(settings.place, Path(settings.place.store).expanduser().absolute())
     except UcotronRayError as error:
         return Check(GAP, "MLflow", error.problem, error.next_step or "")
-    return Check(OK, "MLflow", where.uri if where else "switched off")
+    return Check(OK, "MLflow", where.shown if where else "switched off")
 
 
 def _variable(name: str) -> Check:

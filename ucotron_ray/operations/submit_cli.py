@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ucotron_ray.core import flags
-from ucotron_ray.core.errors import StageFailed, Stopped
+from ucotron_ray.core.errors import ConfigError, StageFailed, Stopped
 
 if TYPE_CHECKING:
     from ucotron_ray.operations.submission import Submission
@@ -28,7 +28,9 @@ def add_submit(verbs: Any) -> None:
     )
     parser.set_defaults(handler=_submit)
     parser.add_argument(
-        "--address", metavar="URL", help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, 127.0.0.1:8265)"
+        "--address",
+        metavar="URL",
+        help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine's)",
     )
     parser.add_argument("--runtime-env", type=Path, metavar="FILE", help="such as cluster/runtime_env.yaml")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable; never a secret")
@@ -74,7 +76,10 @@ def _run(args: argparse.Namespace, plan: "Submission", directory: Path) -> dict[
     # Only now: Ray reads the way of authentication once, when it is imported.
     from ucotron_ray.operations.on_ray import JobServer
 
-    server = JobServer(where)
+    try:
+        server = JobServer(where)
+    except OSError as error:
+        raise ConfigError("the cluster takes no jobs", where=where, found=str(error), next_step=address.STEP) from error
     known = record.JobRecord(run=plan.run, command=plan.arguments, address=where, package=plan.digest)
     keeper = record.Keeper(directory, known)
     send = _sender(server, plan, args.cpus)

@@ -18,7 +18,7 @@ import torch
 
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models.base import Dtype
+from ucotron_ray.models.precision import Dtype
 from ucotron_ray.projection.job import EncodeJob
 from ucotron_ray.projection.pairs import CLIP_DIM, TEXT_DIM, Floats
 

@@ -151,12 +151,12 @@ def export_on_ray(job: ExportJob, workers: Workers, log_file: str) -> dict[str, 
 def _load_encoders(job: EncodeJob) -> tuple[Any, str]:
     import torch  # noqa: PLC0415 - torch and transformers, in the actor only
 
-    from ucotron_ray.models import base as base_models  # noqa: PLC0415
+    from ucotron_ray.models import precision  # noqa: PLC0415
     from ucotron_ray.projection import encoders  # noqa: PLC0415
 
     if job.num_threads:
         torch.set_num_threads(job.num_threads)
-    dtype = base_models.compute_dtype(job.dtype)
+    dtype = precision.compute_dtype(job.dtype)
     return encoders.load(job, dtype), dtype
 
 

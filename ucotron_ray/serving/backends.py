@@ -61,7 +61,7 @@ def _load_transformers(target: Target, num_threads: int) -> LoadedModel:
     import torch  # noqa: PLC0415 - a bundle is served without it
 
     from ucotron_ray.models import base as base_models  # noqa: PLC0415
-    from ucotron_ray.models import lora  # noqa: PLC0415
+    from ucotron_ray.models import lora, precision  # noqa: PLC0415
     from ucotron_ray.serving import torch_model  # noqa: PLC0415
 
     base = base_models.located(target.base)
@@ -69,6 +69,6 @@ def _load_transformers(target: Target, num_threads: int) -> LoadedModel:
     tokenizer = base_models.load_tokenizer(base)
     if num_threads:
         torch.set_num_threads(num_threads)
-    model = lora.load_for_inference(base, adapter, base_models.compute_dtype(target.dtype, rows=DECODED_ROWS))
+    model = lora.load_for_inference(base, adapter, precision.compute_dtype(target.dtype, rows=DECODED_ROWS))
     speech = speech_of(tokenizer, model)
     return LoadedModel(speech, torch_model.TorchStepper(model), int(model.config.max_position_embeddings))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ucotron_ray.core.hyperparameters import LoraSettings
-from ucotron_ray.models import base as base_models
+from ucotron_ray.models import precision
 from ucotron_ray.training.checkpoints import KEPT_CHECKPOINTS
 from ucotron_ray.training.job import CHECKPOINTS, TrainingJob
 
@@ -14,7 +14,7 @@ _ALMOST_ALL = 1 - 1e-9
 
 
 def trainer_arguments(
-    job: TrainingJob, settings: LoraSettings, *, dtype: base_models.Dtype, per_device: int, world: int
+    job: TrainingJob, settings: LoraSettings, *, dtype: precision.Dtype, per_device: int, world: int
 ) -> dict[str, Any]:
     """The arguments of transformers' trainer that follow from recipe and place."""
     on_gpu, place = torch.cuda.is_available(), job.place

@@ -20,9 +20,10 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 
 from ucotron_ray.core.errors import InputError
+from ucotron_ray.core.files import write_json
 from ucotron_ray.core.hyperparameters import DpoSettings
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import quantization
+from ucotron_ray.models import precision, quantization
 from ucotron_ray.training import batching, setup, tokens
 from ucotron_ray.training.arguments import trainer_arguments
 from ucotron_ray.training.best import BestAdapter
@@ -52,7 +53,8 @@ def train(job: DpoJob, report: Report, hooks: Hooks = NO_HOOKS) -> dict[str, flo
     """
     settings = DpoSettings.model_validate(job.settings)
     directory = Path(job.directory)
-    worker = setup.begin("dpo", job, settings)
+    # In another type than the reference's the first loss would not be ln 2, and every margin be off by the difference.
+    worker = setup.begin("dpo", job, settings, like=Path(job.reference))
     made = read_tokens(job, worker.tokenizer, settings)
     if not made.val:
         job = replace(job, val_file=None)
@@ -127,7 +129,8 @@ def write_reference(job: TrainingJob) -> None:
         torch.set_num_threads(job.num_threads)
     base = base_models.located(job.base)
     tokenizer = base_models.load_tokenizer(base)
-    dtype = base_models.compute_dtype(job.place.dtype)
+    dtype = precision.compute_dtype(job.place.dtype)
+    write_json(Path(job.directory) / setup.COMPUTE_DTYPE, dtype)
     model = quantization.for_answers(base, dtype, quantize=settings.quantize)
     pairs = read_tokens(job, tokenizer, settings)
     for rows, target in ((pairs.train, TRAIN_REFERENCE), (pairs.val, VAL_REFERENCE)):

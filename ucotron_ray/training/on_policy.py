@@ -17,7 +17,7 @@ from ucotron_ray.data.jsonl import read_training_rows, write_rows
 from ucotron_ray.data.records import PreferenceRow, RawRow
 from ucotron_ray.data.wire import format_answer, user_prompt
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import quantization
+from ucotron_ray.models import precision, quantization
 from ucotron_ray.models.generation import generate
 from ucotron_ray.models.prompts import prompt_ids, server_row
 
@@ -51,7 +51,7 @@ def write_pairs(job: SampleJob, f1: F1Of) -> dict[str, int]:
     torch.manual_seed(job.seed)
     base = base_models.located(job.base)
     tokenizer = base_models.load_tokenizer(base)
-    dtype = base_models.compute_dtype(job.dtype, rows=job.batch_size)
+    dtype = precision.compute_dtype(job.dtype, rows=job.batch_size)
     model = quantization.for_answers(base, dtype, quantize=job.quantize)
     counts = {"pairs": 0, "always_right": 0}
     rows_a_batch = max(1, job.batch_size // settings.samples)

@@ -3,8 +3,10 @@
 Every actor of Ray Train imports this file, five of them beside one worker: it must stay light.
 """
 
+import logging
 import os
 import shutil
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,13 +14,23 @@ from typing import Any
 
 import ray
 
-from ucotron_ray.core import run_log, session, signals
+from ucotron_ray.core import failures, run_log, session, signals
 from ucotron_ray.core.artifacts import Build
 from ucotron_ray.core.errors import LossNotFinite, StageFailed, Stopped, UcotronRayError
 from ucotron_ray.core.place import Place, Workers
 from ucotron_ray.core.spool import Spool
+from ucotron_ray.training import peak
 from ucotron_ray.training.hooks import NO_HOOKS, Hooks, Report, Score
 from ucotron_ray.training.job import STOP, DpoJob, SftJob, TrainingJob
+
+log = logging.getLogger(__name__)
+
+FAILED = "training failed on the workers"
+NEXT_STEP = "the checkpoints are kept; correct the cause and run the same command again"
+
+SCRATCH, REFUSAL = "ray", "refusal.json"
+"""Ray's own bookkeeping in the directory of a training; and there what a worker met that no other attempt goes without.
+"""
 
 
 def train_on_ray(
@@ -65,7 +77,7 @@ def _in_group(config: dict[str, Any], workers: Workers, build: Build) -> Any:
 
     resources = session.worker_resources(workers)
     # Ray's own bookkeeping of this attempt. Ray resumes from what it finds there: nothing of another may be left.
-    scratch = build.path / "ray"
+    scratch = build.path / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     trainer = TorchTrainer(
         _member,
@@ -102,19 +114,35 @@ def _member(config: dict[str, Any]) -> dict[str, Any]:
         evaluated=lambda metrics: ray.train.report(dict(metrics)),
         preempted=lambda: ray.train.get_preemption_info() is not None,
     )
+    world, refusal = context.get_world_size(), Path(config["job"]["directory"]) / SCRATCH / REFUSAL
+    if refusal.is_file():
+        # Of the attempt before: now all workers know.
+        return {"error": failures.read(refusal)}
     try:
         metrics = _worker(config, hooks, rank=context.get_world_rank())
-    except UcotronRayError as error:
-        # What we say ourselves is no failure of a worker: raised, Ray would start the same again. But returning is
-        # right only where all workers return: of a full disk or a missing model one alone may know, and the others
-        # would wait for it in a collective call, for half an hour.
-        together = isinstance(error, (Stopped, LossNotFinite))
-        if not together and context.get_world_size() > 1:
+    except Exception as error:
+        if failures.may_pass(error, peers=world > 1):
             raise
-        return {"error": error}
+        # Raised, Ray would start the same again. But returning is right only where all workers return: of a full
+        # disk or a missing model one alone may know, and the others would wait for it in a collective call, for half
+        # an hour. So it is left for the next attempt, which ends with it.
+        said = _said(error)
+        if world > 1 and not isinstance(said, (Stopped, LossNotFinite)):
+            failures.write(refusal, said)
+            raise
+        return {"error": said}
     # One report at the end: Ray counts a run without any as unfinished in its dashboard.
     ray.train.report({**metrics, "pid": os.getpid()})
     return metrics
+
+
+def _said(error: Exception) -> UcotronRayError:
+    """Our own error for what a worker raised; the traceback of any other goes into the log."""
+    if isinstance(error, UcotronRayError):
+        return error
+    log.error("a worker ended", exc_info=error)
+    found = traceback.format_exception_only(error)[-1].strip()
+    return StageFailed(FAILED, found=found, next_step=NEXT_STEP)
 
 
 def _alone(config: dict[str, Any]) -> dict[str, float]:
@@ -138,6 +166,18 @@ def _worker(config: dict[str, Any], hooks: Hooks, *, rank: int) -> dict[str, flo
 def reference_on_ray(job: TrainingJob, workers: Workers, log_file: str) -> None:
     """Write the reference of DPO into the job's directory, in one process with the resources of a worker."""
     _beside(_write_reference, {"job": asdict(job), "log_file": log_file}, workers)
+
+
+def gpu_on_ray(workers: Workers) -> peak.Gpu | None:
+    """The GPU of one worker, as a process sees it that has a worker's resources."""
+    found: peak.Gpu | None = session.in_worker(
+        _gpu, None, session.worker_resources(workers), max_failures=workers.max_failures
+    )
+    return found
+
+
+def _gpu(_: None) -> peak.Gpu | None:
+    return peak.visible_gpu()
 
 
 def sample_on_ray(job: Mapping[str, Any], workers: Workers, log_file: str) -> dict[str, int]:
@@ -194,5 +234,4 @@ def _scorer(config: dict[str, Any]) -> Score | None:
 
 
 def _cause(error: Exception) -> UcotronRayError:
-    next_step = "the checkpoints are kept; correct the cause and run the same command again"
-    return session.cause_of(error, "training failed on the workers", next_step=next_step)
+    return session.cause_of(error, FAILED, next_step=NEXT_STEP)

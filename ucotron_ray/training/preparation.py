@@ -13,15 +13,15 @@ from ucotron_ray.core.errors import ConfigError, InputError, ResourceError
 from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.core.requirements import require_packages
 from ucotron_ray.core.run import Run
-from ucotron_ray.core.variables import is_set
 from ucotron_ray.data import jsonl
 from ucotron_ray.data.importing import row_key
 from ucotron_ray.data.stage import TRAIN, VAL
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import inspection
 from ucotron_ray.models.shape import Shape, shape_of
 from ucotron_ray.models.stage import loadable_base, prompt_identity
 from ucotron_ray.training import plan as plans
-from ucotron_ray.training.peak import gpu, processor_flops
+from ucotron_ray.training.device import device_of, is_remote, refuse_shared_gpus
 from ucotron_ray.training.plan import Plan
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def settings_of(run: Run, stage: Stage) -> LoraSettings:
 
 
 def check(run: Run, stage: Stage, base: base_models.Located) -> None:
-    """Mistakes in settings that the model's layers or the installed packages show. Starts nothing."""
+    """Mistakes in the model, and in settings that its layers or the installed packages show. Starts nothing."""
+    inspection.check(base)
+    refuse_shared_gpus(run.config.place.workers)
     settings, workers = settings_of(run, stage), run.config.place.workers
     shape = shape_of(base)
     wanted = settings.target_modules
@@ -119,7 +121,7 @@ def prepare(run: Run, stage: Stage, data: Artifact, base: base_models.BaseModel)
     tokens = _tokenized(run, stage, data, base, loadable)
     plan = _checked_plan(run, stage, tokens, base)
     run.connect()
-    if _is_remote(run):
+    if is_remote(run):
         # Now the cluster can be asked what it has.
         plan = _checked_plan(run, stage, tokens, base)
     for line in plans.lines(plan) if plan else []:
@@ -139,7 +141,7 @@ def dry_run(run: Run, stage: Stage, data: Artifact, base: base_models.Located) -
     check(run, stage, base)
     refuse_overlap(data, stage)
     try:
-        made = _made(run, stage, data, _tokenizer(base))
+        made = _made(run, stage, data, base)
     except InputError:
         if base.kind != "hub" or stage != "sft":
             raise
@@ -193,7 +195,7 @@ def plan_of(
         max_tokens_per_microbatch=workers.max_tokens_per_microbatch,
     )
     work = plans.work_of(lengths, labels, global_batch=settings.global_batch, per_device=per_device, seed=settings.seed)
-    device = _device(run)
+    device = device_of(run)
     memory_of = partial(
         plans.memory_of,
         shape,
@@ -229,57 +231,6 @@ def plan_of(
     )
 
 
-@dataclass(frozen=True)
-class _Device:
-    """What one worker computes on, as far as it is known: bytes, FLOP/s, and the shares of them that are reached."""
-
-    dtype: str
-    on_gpu: bool
-    memory: float | None
-    flops: float | None
-    shares: tuple[float, float]
-
-
-def _device(run: Run) -> _Device:
-    """This machine if Ray will start on it, else what the cluster says once the run is connected."""
-    import torch
-
-    workers = run.config.place.workers
-    given = workers.memory_gb * 1e9 if workers.memory_gb else None
-    gpus, accelerator, memory = workers.gpus_per_worker or 0.0, None, None
-    if not _is_remote(run):
-        memory = _free_memory(workers.num_workers)
-        if workers.gpus_per_worker is None:
-            gpus = float(torch.cuda.device_count() >= workers.num_workers)
-        accelerator = torch.cuda.get_device_name() if gpus and torch.cuda.is_available() else None
-    elif run.connected:
-        from ucotron_ray.core import session
-
-        gpus = session.worker_resources(workers).gpus
-        accelerator, memory = session.accelerator(), session.worker_memory(workers)
-    if gpus:
-        flops, size = (gpu(accelerator) if accelerator else None) or (None, None)
-        dtype = "bfloat16" if workers.dtype == "auto" else workers.dtype
-        # Who shares a GPU has its share of the memory.
-        memory = size * min(1.0, gpus) if size else None
-        return _Device(dtype, True, given or memory, flops, plans.MFU_EXPECTED)
-    dtype = base_models.compute_dtype(workers.dtype)
-    return _Device(dtype, False, given or memory, processor_flops(dtype), plans.CPU_SHARES)
-
-
-def _is_remote(run: Run) -> bool:
-    return bool(run.config.place.ray.address) or is_set("RAY_ADDRESS")
-
-
-def _free_memory(num_workers: int) -> float | None:
-    """Bytes that this machine can still give to each of so many workers; None where its kernel does not say."""
-    path = Path("/proc/meminfo")
-    for line in path.read_text(encoding="ascii").splitlines() if path.is_file() else []:
-        if line.startswith("MemAvailable:"):
-            return float(line.split()[1]) * 1024 / num_workers
-    return None
-
-
 def _check_disk(run: Run, settings: LoraSettings, shape: Shape | None) -> None:
     # Weights in float32 and Adam's two moments; the tokenizer and the records are small beside them.
     lora = shape.lora(settings.lora_rank, settings.target_modules) if shape else 0
@@ -306,8 +257,7 @@ def _tokenized(run: Run, stage: Stage, data: Artifact, base: base_models.BaseMod
     def build(build: Build) -> BuildResult:
         from ucotron_ray.training import tokens
 
-        tokenizer = _tokenizer(base_models.located(loadable))
-        made = _made(run, stage, data, tokenizer)
+        made = _made(run, stage, data, base_models.located(loadable))
         tokens.write(build.path, made)
         return BuildResult({}, made.counts, [f"{data.manifest.name} for {base.reference}"])
 
@@ -328,15 +278,17 @@ def _tokenizer(base: base_models.Located) -> "PreTrainedTokenizerBase":
         ) from error
 
 
-def _made(run: Run, stage: Stage, data: Artifact, tokenizer: "PreTrainedTokenizerBase") -> "Tokens":
+def _made(run: Run, stage: Stage, data: Artifact, base: base_models.Located) -> "Tokens":
     from ucotron_ray.training import tokens
 
+    tokenizer = _tokenizer(base)
     train, val = data.path / TRAIN, data.path / VAL
     held_out = val if val.is_file() and val.stat().st_size else None
     if stage == "sft":
         made = tokens.of_rows(train, held_out, tokenizer, run.config.recipe.sft)
     else:
         made = tokens.of_pairs(train, held_out, tokenizer, run.config.recipe.dpo)
+    inspection.check_ids(max(max(row.input_ids) for row in [*made.train, *made.val]), base)
     if made.counts.get("too_long"):
         log.warning("%s: %d row(s) are longer than the context and are dropped", stage, made.counts["too_long"])
     return made

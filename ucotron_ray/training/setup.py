@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ucotron_ray.core.files import write_json
 from ucotron_ray.core.hyperparameters import LoraSettings
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import lora, quantization
+from ucotron_ray.models import lora, precision, quantization
 from ucotron_ray.models.shape import shape_of
 from ucotron_ray.training import plan, sharding
 from ucotron_ray.training.job import CHECKPOINTS, TrainingJob
@@ -23,6 +23,9 @@ from ucotron_ray.training.progress import Work
 from ucotron_ray.training.workers import rank_and_world
 
 log = logging.getLogger(__name__)
+
+COMPUTE_DTYPE = "compute_dtype.json"
+"""Beside checkpoints, and beside the reference of DPO: the type that they were computed in."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Worker:
     world: int
     base: base_models.Located
     tokenizer: PreTrainedTokenizerBase
-    dtype: base_models.Dtype
+    dtype: precision.Dtype
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,15 @@ class Batches:
     work: Work
 
 
-def begin(stage: str, job: TrainingJob, settings: LoraSettings) -> Worker:
-    """Set this process up for a job."""
+def begin(stage: str, job: TrainingJob, settings: LoraSettings, *, like: Path | None = None) -> Worker:
+    """Set this process up for a job, which computes in the type of what lies in `like`, if that is given."""
     rank, world = rank_and_world()
     log.info("%s: worker %d of %d, pid %d", stage, rank, world, os.getpid())
     if job.num_threads:
         torch.set_num_threads(job.num_threads)
     torch.manual_seed(settings.seed)
     base = base_models.located(job.base)
-    dtype = agreed_dtype(job, Path(job.directory) / CHECKPOINTS, rank, world)
+    dtype = agreed_dtype(job, Path(job.directory) / CHECKPOINTS, rank, world, like=like)
     return Worker(rank, world, base, base_models.load_tokenizer(base), dtype)
 
 
@@ -98,16 +101,20 @@ def adapted(worker: Worker, job: TrainingJob, settings: LoraSettings) -> Any:
     return adapted
 
 
-def agreed_dtype(job: TrainingJob, directory: Path, rank: int, world: int) -> base_models.Dtype:
+def agreed_dtype(
+    job: TrainingJob, directory: Path, rank: int, world: int, *, like: Path | None = None
+) -> precision.Dtype:
     """The type that worker 0 computes in, for all workers and all attempts: what is resumed must go on the same."""
-    record = directory / "compute_dtype.json"
+    record = directory / COMPUTE_DTYPE
     agreed: list[Any] = [None]
     if rank == 0:
         if not record.is_file():
             directory.mkdir(parents=True, exist_ok=True)
-            write_json(record, base_models.compute_dtype(job.place.dtype))
+            known = like / COMPUTE_DTYPE if like is not None else record
+            there = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else None
+            write_json(record, there or precision.compute_dtype(job.place.dtype))
         agreed = [json.loads(record.read_text(encoding="utf-8"))]
     if world > 1:
         torch.distributed.broadcast_object_list(agreed, src=0)
-    dtype: base_models.Dtype = agreed[0]
+    dtype: precision.Dtype = agreed[0]
     return dtype

@@ -85,6 +85,11 @@ class LabelOnlyTrainer(CorrectedTrainer, SFTTrainer):  # type: ignore[misc]  # T
         self._order_seed = order_seed
         self._global_batch = global_batch
         super().__init__(*args, **kwargs)
+        # TRL casts the adapter of a base in 4 bits to bfloat16, where most late updates are lost: at 1e-4 a step is
+        # below half a bit of a weight. `lora.attach` made it in float32.
+        for weight in self.model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
@@ -119,7 +124,11 @@ class LabelOnlyTrainer(CorrectedTrainer, SFTTrainer):  # type: ignore[misc]  # T
             losses_BK = F.cross_entropy(
                 outputs.logits.float().transpose(1, 2), targets_BK, ignore_index=IGNORED, reduction="none"
             )
-            mean: torch.Tensor = (losses_BK.sum(dim=1) / (targets_BK != IGNORED).sum(dim=1).clamp(min=1)).mean()
+            row_BK = _rows_of(inputs, positions_K)
+            sums_R = torch.zeros(int(row_BK.max()) + 1, device=losses_BK.device)
+            counts_R = sums_R.index_add(0, row_BK.flatten(), (targets_BK != IGNORED).flatten().float())
+            sums_R = sums_R.index_add(0, row_BK.flatten(), losses_BK.flatten())
+            mean: torch.Tensor = (sums_R / counts_R.clamp(min=1)).mean()
             return mean
         total = F.cross_entropy(
             outputs.logits.float().flatten(0, 1), targets_BK.flatten(), ignore_index=IGNORED, reduction="sum"
@@ -127,6 +136,14 @@ class LabelOnlyTrainer(CorrectedTrainer, SFTTrainer):  # type: ignore[misc]  # T
         # The count is over all workers, and DDP averages the gradients over them.
         loss: torch.Tensor = total / num_items_in_batch * self.accelerator.num_processes
         return loss
+
+
+def _rows_of(inputs: dict[str, torch.Tensor], positions_K: torch.Tensor) -> torch.Tensor:
+    """The number of the row that each scored position belongs to, [B, K]: several may follow one another as one."""
+    if "position_ids" in inputs:
+        return (inputs["position_ids"] == 0).cumsum(dim=1)[:, positions_K] - 1
+    rows_B = torch.arange(len(inputs["input_ids"]), device=positions_K.device)
+    return rows_B[:, None].expand(-1, len(positions_K))
 
 
 def _collator(job: SftJob, worker: setup.Worker) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:

@@ -162,6 +162,8 @@ def reference_of(run: Run, pairs: Artifact, merged: Artifact, prepared: Preparat
     names = {"max_context_length", "max_rows", "eval_rows", "max_longer_share", "seed", "quantize"}
     fields = settings.model_dump(include=names)
     fields |= {"reference": "answer log-probabilities", "prompt": prompt_identity()}
+    # Of the place, but log-probabilities in bfloat16 are other ones.
+    fields |= {"dtype": run.config.place.workers.dtype}
     inputs = (pairs.as_input("data"), merged.as_input("base"))
     name = f"reference-{Request('cache', 'reference', fields, inputs).recipe[:12]}"
 

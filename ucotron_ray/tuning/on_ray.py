@@ -25,7 +25,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ucotron_ray.core import run_log, session, signals
+from ucotron_ray.core import run_log, session, signals, worker_environment
 from ucotron_ray.core.errors import Stopped
 from ucotron_ray.core.place import Workers
 from ucotron_ray.tuning import job as jobs
@@ -259,7 +259,7 @@ def _join_group(rank: int, world: int, address: str) -> None:
     import torch  # noqa: PLC0415
 
     host, _, port = address.rpartition(":")
-    session.set_environment(
+    worker_environment.set_own(
         {
             "RANK": rank,
             "LOCAL_RANK": 0,

@@ -24,6 +24,7 @@ from ucotron_ray.core.artifacts import Store
 from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.fireworks import account
 from ucotron_ray.models import base as base_models
+from ucotron_ray.models import directory as model_directory
 from ucotron_ray.teacher import endpoint
 
 ROOT = Path(__file__).parents[3]
@@ -125,12 +126,12 @@ def test_no_file_for_a_cluster_gives_a_job_a_key():
 
 
 def test_no_key_of_the_shell_goes_to_rays_workers(monkeypatch):
-    from ucotron_ray.core import session
+    from ucotron_ray.core import worker_environment
 
     for name in ("FIREWORKS_API_KEY", "UCOTRON_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "canary-4711")
     monkeypatch.setenv("HF_TOKEN_PATH", "/run/secrets/hub_token")
-    told = {**session.WORKER_ENVIRONMENT, **session._forwarded(config.load().place)}
+    told = {**worker_environment.VARIABLES, **worker_environment.forwarded(config.load().place)}
     assert "canary-4711" not in told.values()
     # Where a node has it is no secret.
     assert told["HF_TOKEN_PATH"] == "/run/secrets/hub_token"
@@ -243,7 +244,7 @@ def test_pickled_weights_are_refused_and_run_nothing(tmp_path, name):
     (directory / "config.json").write_text('{"model_type": "qwen2"}', encoding="utf-8")
     (directory / name).write_bytes(pickle.dumps(Touches(canary)))
     with pytest.raises(InputError, match="no safetensors"):
-        base_models.check_directory(directory)
+        model_directory.check(directory)
     assert not canary.exists()
 
 
@@ -254,7 +255,7 @@ def test_a_pickled_file_beside_safetensors_is_not_read(tmp_path, tiny_model):
     shutil.copytree(tiny_model, directory)
     for name in ("pytorch_model.bin", "optimizer.pt", "rng_state.pth", "training_args.bin"):
         (directory / name).write_bytes(pickle.dumps(Touches(canary)))
-    base_models.check_directory(directory)
+    model_directory.check(directory)
     found = base_models.BaseModel(str(directory), "directory", directory, "x")
     base_models.load_model(found, "float32")
     base_models.load_tokenizer(found)
@@ -269,7 +270,7 @@ def test_a_model_with_code_of_its_own_is_refused(tmp_path):
     (directory / "modeling_evil.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n", encoding="utf-8")
     (directory / "model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="code of its own"):
-        base_models.check_directory(directory)
+        model_directory.check(directory)
     assert not canary.exists()
 
 

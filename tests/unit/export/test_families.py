@@ -132,7 +132,7 @@ def test_a_file_that_leaves_out_the_classes_defaults_has_the_shape_of_the_class(
     """As that of google/gemma-3-4b-it, which has no heads and no words, and does not say that its head is tied."""
     text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}), encoding="utf-8")
-    (tmp_path / "model.safetensors").touch()
+    save_file({}, tmp_path / "model.safetensors")
     shape = shape_of(base_models.located(str(tmp_path)))
     assert shape is not None
     assert (shape.heads, shape.kv_heads, shape.head_dim, shape.vocab, shape.tied) == (8, 4, 256, 262_208, True)

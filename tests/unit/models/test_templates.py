@@ -16,10 +16,9 @@ from tests.tiny_models import tokenizer_of
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.files import write_json
 from ucotron_ray.data import wire
-from ucotron_ray.export import stage as export
 from ucotron_ray.export.bundle import prompt_contract
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import prompts, served, templates
+from ucotron_ray.models import inspection, prompts, served, templates
 from ucotron_ray.simulators import demo_world
 
 TEMPLATES = {
@@ -321,8 +320,8 @@ def test_a_dry_run_compares_what_is_on_this_machine_and_fetches_nothing(tiny_mod
     import huggingface_hub
 
     equal = "as transformers renders it, character by character"
-    assert export.check_prompt(base_models.located(str(tiny_model))) == equal
+    assert inspection.check(base_models.located(str(tiny_model))) == equal
     hub = base_models.located("some/model")
-    assert export.check_prompt(hub).startswith("not compared")
+    assert inspection.check(hub).startswith("not compared")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, file, revision: str(tiny_model / file))
-    assert export.check_prompt(hub) == equal
+    assert inspection.check(hub) == equal

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.teacher import serving
-from ucotron_ray.core import config, session
+from ucotron_ray.core import config, worker_environment
 from ucotron_ray.core.errors import ConfigError, InputError
 from ucotron_ray.fireworks import account
 from ucotron_ray.teacher import client as clients
@@ -233,9 +233,9 @@ def test_workers_get_what_the_shell_says_of_certificates_and_proxies(monkeypatch
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
     monkeypatch.setenv("HTTP_PROXY", "http://me:canary-4711@proxy:3128")
     place = config.load().place
-    assert session._forwarded(place)["SSL_CERT_FILE"] == "/etc/ca.pem"
-    assert "HTTPS_PROXY" not in session._forwarded(place)
-    used = session._forwarded(config.load(overrides=[("api.use_environment_proxy", True)]).place)
+    assert worker_environment.forwarded(place)["SSL_CERT_FILE"] == "/etc/ca.pem"
+    assert "HTTPS_PROXY" not in worker_environment.forwarded(place)
+    used = worker_environment.forwarded(config.load(overrides=[("api.use_environment_proxy", True)]).place)
     assert used["HTTPS_PROXY"] == "http://proxy:3128"
     assert "canary-4711" not in "".join(used.values())
 

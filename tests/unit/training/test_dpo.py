@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training_jobs import workers
+from tests.training_jobs import changed, workers
 from ucotron_ray.core import config
 from ucotron_ray.core.errors import InputError
 from ucotron_ray.core.files import file_hash
@@ -88,6 +88,17 @@ def test_training_prefers_what_was_chosen(straight):
     assert record["metrics"]["margin"] > 0.5
     assert record["metrics"]["eval_accuracy"] == 1.0
     assert record["counts"] == {**record["counts"], "server": 16, "rows": 16, "chosen_longer": 16}
+
+
+def test_it_trains_in_the_type_of_its_reference_whatever_the_machine_would_choose(tmp_path, tiny_model):
+    """Log-probabilities in bfloat16 are others: the first loss would not be ln 2."""
+    reference, job = jobs(tmp_path, tiny_model)
+    dpo.write_reference(changed(reference, dtype="float32"))
+    reports: list[dict] = []
+    dpo.train(changed(job, dtype="bfloat16"), lambda metrics: reports.append(dict(metrics)))
+    assert json.loads((tmp_path / "run" / "checkpoints" / "compute_dtype.json").read_text()) == "float32"
+    first = next(report for report in reports if "loss" in report)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
 def test_the_kept_reference_is_what_the_disabled_adapter_says(straight, tiny_model):

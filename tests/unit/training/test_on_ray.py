@@ -34,9 +34,9 @@ def looped(monkeypatch, tmp_path, error: BaseException | None, *, world: int = 1
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
     monkeypatch.setattr(ray.train, "report", lambda metrics: reported.append(metrics))
     monkeypatch.setattr(run_log, "set_up_worker", lambda log_file: None)
-    config = {"spool": str(tmp_path), "run": "r", "log_file": "", "stage": "sft", "job": {}, "score": {}}
-    made = on_ray._member(config)
-    assert bool(reported) == (error is None)
+    config = {"spool": str(tmp_path), "run": "r", "log_file": "", "stage": "sft", "score": {}}
+    made = on_ray._member({**config, "job": {"directory": str(tmp_path)}})
+    assert bool(reported) == ("error" not in made)
     return made
 
 
@@ -46,19 +46,31 @@ def test_what_all_workers_meet_comes_back_instead_of_being_tried_again(monkeypat
     assert looped(monkeypatch, tmp_path, error, world=world) == {"error": error}
 
 
-@pytest.mark.parametrize("kind", [StageFailed, InputError])
-def test_what_one_machine_may_meet_alone_is_raised_beside_other_workers(monkeypatch, tmp_path, kind):
+@pytest.mark.parametrize("error", [StageFailed("full"), InputError("no model", found="x"), IndexError("out of range")])
+def test_what_one_machine_may_meet_alone_ends_the_next_attempt_of_all(monkeypatch, tmp_path, error):
     """A full disk, a model that is not there: the others would wait for this worker in a collective call."""
-    error = kind("the disk is full")
-    assert looped(monkeypatch, tmp_path, error) == {"error": error}
-    with pytest.raises(kind, match="disk is full"):
+    with pytest.raises(type(error)):
         looped(monkeypatch, tmp_path, error, world=2)
+    # Ray starts all of them again, and none of them trains.
+    (_, said), *_ = looped(monkeypatch, tmp_path, RuntimeError("trained again"), world=2).items()
+    if isinstance(error, IndexError):
+        assert (type(said), said.found) == (StageFailed, "IndexError: out of range")
+    else:
+        assert (type(said), str(said)) == (type(error), str(error))
 
 
-def test_any_other_error_is_rays_to_try_again(monkeypatch, tmp_path):
+@pytest.mark.parametrize("error", [InputError("a row"), ValueError("a bug"), KeyError("x"), RuntimeError("a shape")])
+def test_a_mistake_that_the_only_worker_meets_comes_back_at_once(monkeypatch, tmp_path, error):
+    said = looped(monkeypatch, tmp_path, error)["error"]
+    assert said is error or (isinstance(said, StageFailed) and said.found.startswith(type(error).__name__))
+
+
+def test_a_device_a_disk_or_the_loss_of_a_peer_is_rays_to_try_again(monkeypatch, tmp_path):
+    with pytest.raises(OSError, match="handle"):
+        looped(monkeypatch, tmp_path, OSError(116, "Stale file handle"))
     with pytest.raises(RuntimeError):
-        looped(monkeypatch, tmp_path, RuntimeError("a socket"))
-    assert looped(monkeypatch, tmp_path, None) == {"train_loss_last": 1.0}
+        looped(monkeypatch, tmp_path, RuntimeError("Connection closed by peer"), world=2)
+    assert looped(monkeypatch, tmp_path, None, world=2) == {"train_loss_last": 1.0}
 
 
 def test_work_aside_gives_its_result_its_error_and_leaves_signals_to_the_main_thread(tmp_path):

@@ -10,13 +10,14 @@ from tests.tiny_models import save_tiny
 from tests.unit import test_cli
 from tests.unit.test_cli import _no_ray  # noqa: F401 - the fixture is used by being there
 from ucotron_ray.core import config
-from ucotron_ray.core.errors import InputError, ResourceError
+from ucotron_ray.core.errors import ConfigError, InputError, ResourceError
+from ucotron_ray.core.run import Run
 from ucotron_ray.data import jsonl
 from ucotron_ray.models import base as base_models
-from ucotron_ray.models import lora
+from ucotron_ray.models import lora, precision
 from ucotron_ray.models.shape import KNOWN, shape_of
 from ucotron_ray.simulators import demo_world
-from ucotron_ray.training import batching, peak, plan, tokens
+from ucotron_ray.training import batching, device, peak, plan, tokens
 from ucotron_ray.training.data import IGNORED, epoch_order
 
 ROWS = list(demo_world.rows(demo_world.graph_world(1), 24, seed=1))
@@ -178,13 +179,74 @@ def test_the_plan_has_the_memory_that_an_h100_showed(base, rows, settings, peak)
     assert sum(plan.memory_of(KNOWN[base], recipe, work, **sizes).values()) == pytest.approx(peak, rel=0.05)
 
 
-def test_gpus_are_known_by_cudas_name_and_by_rays():
-    assert peak.gpu("NVIDIA H100 80GB HBM3") == (989e12, 80e9)
-    assert peak.gpu("H100") == (989e12, 80e9)
-    assert peak.gpu("NVIDIA A100-SXM4-40GB")[1] == 40e9
-    assert peak.gpu("L4")[1] == 24e9
-    assert peak.gpu("L40S")[1] == 48e9
-    assert peak.gpu("Some other card") is None
+def gpus(monkeypatch, name: str, free: float, *, bfloat16: bool) -> None:
+    """This process sees one GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free), 2 * int(free)))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    # What torch says of a T4: its emulation counts, unless it is told not to.
+    native = bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("Some other card", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_whole_name_and_its_memory_by_itself(monkeypatch, name, flops):
+    gpus(monkeypatch, name, 4.75e9, bfloat16=True)
+    assert peak.visible_gpu() == peak.Gpu(name, 4.75e9, True)
+    assert peak.visible_gpu().flops == flops
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert peak.visible_gpu() is None
+
+
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32_and_says_so(monkeypatch, caplog):
+    gpus(monkeypatch, "Tesla T4", 15e9, bfloat16=False)
+    with caplog.at_level("WARNING"):
+        assert precision.compute_dtype("auto") == "float32"
+    assert "Tesla T4 has no bfloat16: computing in float32" in caplog.text
+    assert precision.compute_dtype("float32") == "float32"
+    with pytest.raises(ResourceError, match="in emulation only"):
+        precision.compute_dtype("bfloat16")
+    gpus(monkeypatch, "NVIDIA L4", 22e9, bfloat16=True)
+    assert precision.compute_dtype("auto") == precision.compute_dtype("bfloat16") == "bfloat16"
+
+
+@pytest.mark.parametrize(("share", "bfloat16"), [(1.0, True), (0.5, True), (1.0, False)])
+def test_the_plan_counts_with_the_memory_that_the_gpu_has_free(monkeypatch, tmp_path, share, bfloat16):
+    gpus(monkeypatch, "NVIDIA L40", 44e9, bfloat16=bfloat16)
+    monkeypatch.setattr(device, "gpu_of_this_machine", peak.visible_gpu)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    settings = config.load(overrides=[("store", str(tmp_path)), ("workers.gpus_per_worker", share)])
+    seen = device.device_of(Run(settings, verb="sft", name="x"))
+    assert (seen.on_gpu, seen.memory, seen.flops) == (True, 44e9 * share, 181e12)
+    assert seen.dtype == ("bfloat16" if bfloat16 else "float32")
+    if not bfloat16:
+        asked = config.load(overrides=[("store", str(tmp_path)), ("workers.dtype", "bfloat16")])
+        with pytest.raises(ResourceError, match="in emulation only"):
+            device.device_of(Run(asked, verb="sft", name="x"))
+
+
+@pytest.mark.parametrize(("num_workers", "gpus"), [(2, 0.5), (8, 0.25)])
+def test_workers_of_a_group_do_not_share_a_gpu(num_workers, gpus):
+    place = config.load(overrides=[("workers.num_workers", num_workers), ("workers.gpus_per_worker", gpus)]).place
+    with pytest.raises(ConfigError, match="cannot share a GPU"):
+        device.refuse_shared_gpus(place.workers)
+    for changes in ({"num_workers": 1}, {"gpus_per_worker": 1.0}, {"gpus_per_worker": 0.0}, {"gpus_per_worker": None}):
+        device.refuse_shared_gpus(place.workers.model_copy(update=changes))
+
+
+def test_the_gpu_of_this_machine_is_asked_by_a_process_that_ends():
+    assert (peak.gpu_of_this_machine() is None) == (not torch.cuda.is_available())
 
 
 def test_a_dry_run_prints_the_plan_and_makes_neither_adapter_nor_cache(tmp_path, capsys, rows_file, tiny_model):

@@ -162,10 +162,13 @@ def test_padding_in_front_does_not_change_the_loss(tiny_model):
     assert float(model(**batch).loss) == pytest.approx(sums / count, abs=1e-5)
 
 
-def trainer_of(directory: Path, model: Path, rows: list[Example]) -> sft.LabelOnlyTrainer:
+def trainer_of(directory: Path, model: Path, rows: list[Example], **said: object) -> sft.LabelOnlyTrainer:
     base = base_models.resolve(str(model))
+    loaded = base_models.load_model(base, "float32")
+    for name, value in said.items():
+        setattr(loaded, name, value)
     return sft.LabelOnlyTrainer(
-        model=lora.attach(base_models.load_model(base, "float32"), SETTINGS),
+        model=lora.attach(loaded, SETTINGS),
         args=SFTConfig(
             **arguments.trainer_arguments(
                 job(directory / "x", model), SETTINGS, dtype="float32", per_device=2, world=1
@@ -229,6 +232,20 @@ def test_rows_behind_one_another_without_padding_give_the_loss_of_the_padded_bat
     number = (padded["labels"] != IGNORED).sum()
     losses = [trainer.compute_loss(trainer.model, batch, num_items_in_batch=number) for batch in (padded, flat)]
     assert torch.allclose(losses[0], losses[1], atol=1e-5)
+    # Where rows are scored the mean is over rows, of however many labels each.
+    assert len({sum(label != IGNORED for label in row.labels) for row in rows}) > 1
+    means = [trainer.compute_loss(trainer.model, batch) for batch in (padded, flat)]
+    assert torch.allclose(means[0], means[1], atol=1e-5)
+
+
+def test_the_adapter_of_a_base_in_four_bits_stays_in_float32(tmp_path, tiny_model):
+    """TRL casts it to bfloat16 where the base says that it is quantized."""
+    base = base_models.resolve(str(tiny_model))
+    tokenizer = base_models.load_tokenizer(base)
+    rows = [example(server_row(row, "chat"), tokenizer) for row in ROWS[:2]]
+    trainer = trainer_of(tmp_path, tiny_model, rows, is_loaded_in_4bit=True)
+    trained = {weight.dtype for weight in trainer.model.parameters() if weight.requires_grad}
+    assert trained == {torch.float32}
 
 
 def test_batched_answers_are_the_answers_one_by_one(tiny_model):
