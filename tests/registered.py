@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from ucotron_ray.core.artifacts import Artifact, BuildResult, Request, Store
 from ucotron_ray.data import jsonl, wire
@@ -34,7 +35,7 @@ def base_directory(directory: Path) -> Path:
     """What passes for a base model as long as nobody loads it."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text("{}", encoding="utf-8")
-    (directory / "model.safetensors").write_bytes(b"weights")
+    save_file({}, directory / "model.safetensors")
     return directory
 
 

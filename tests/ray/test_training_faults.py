@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.families import save_family
 from tests.ray.conftest import announce_loss, lose, second_node
 from tests.ray.test_chain import FLOAT32, RECIPE, WEIGHTS, finished, start, wait_for
 from ucotron_ray.core.artifacts import Store
@@ -80,6 +81,18 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once_with_exit_1(place, ray_he
     assert "the training loss is not finite" in result["stderr"]
     # Not a failure of a worker: nothing is started again.
     assert len(re.findall(r"worker 0 of 1, pid", result["stderr"])) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "attempts"), [(1, 1), (2, 2)])
+def test_a_mistake_that_only_a_worker_can_see_is_not_tried_again(place, ray_head, tmp_path, workers, attempts):
+    """Layers of this family are not known before. Of two workers one could know alone: the next attempt of both ends."""
+    model = save_family(tmp_path / "model", "phi4")
+    settings = ["training.sft.slm.target_modules=[nosuch]", f"workers.num_workers={workers}"]
+    settings += ["workers.cpus_per_worker=1", f"models.fine_tuning.slm.local_model={model}"]
+    result = finished(start(ray_head, *sft(place, f"mistake-{workers}", *settings)), code=2)
+    assert "the LoRA target modules do not exist in this model" in result["stderr"]
+    assert len(re.findall(rf"worker 0 of {workers}, pid", result["stderr"])) <= attempts
 
 
 def test_a_worker_that_memory_runs_out_for_is_started_again_only_so_often(place, ray_head):
