@@ -37,11 +37,15 @@ def add_dashboards(verbs: Any) -> None:
 def _status(args: argparse.Namespace) -> dict[str, Any]:
     from ucotron_ray.operations import status, status_table
 
-    # `ucotron-ray status | head` ends quietly.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     now = time.time()
     state = status.look(Path(flags.config_of(args).place.store).expanduser().absolute(), now=now)
-    print(status_table.table(state, now=now, limit=10**9 if args.all else 10))
+    # `ucotron-ray status | head` ends quietly. Only while it prints: a process that goes on would end at the first TLS
+    # connection that its other side closes.
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        print(status_table.table(state, now=now, limit=10**9 if args.all else 10), flush=True)
+    finally:
+        signal.signal(signal.SIGPIPE, before)
     return state.as_json()
 
 

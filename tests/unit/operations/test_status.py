@@ -1,6 +1,7 @@
 """The state of a store from its files alone: runs, stages, rows, dollars, trials, signs of life, resumable or not."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -173,3 +174,10 @@ def test_status_needs_neither_ray_nor_mlflow(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_verb_leaves_the_process_as_it_was(tmp_path, capsys):
+    """`| head` ends it quietly, but a process that goes on is not to end at a connection that is closed."""
+    before = signal.getsignal(signal.SIGPIPE)
+    assert cli.main(["status", "--set", f"store={tmp_path}"]) == 0
+    assert signal.getsignal(signal.SIGPIPE) == before
