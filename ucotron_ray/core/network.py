@@ -14,8 +14,6 @@ from ucotron_ray.core import variables
 from ucotron_ray.core.errors import ConfigError
 from ucotron_ray.core.place import Api
 
-HIDDEN_PASSWORD = "***"
-
 
 @dataclass(frozen=True)
 class Network:

@@ -42,19 +42,6 @@ def memories(nodes: Sequence[Resources], one: Resources) -> list[float]:
     return [node["memory"] for node in nodes if node.get("memory") and fitting(node, one)]
 
 
-def check_any(nodes: Sequence[Resources]) -> None:
-    """Raise ResourceError where no node has a processor for tasks: every stage would wait for one, without a word."""
-    if total(nodes, "CPU"):
-        return
-    raise ResourceError(
-        "the Ray cluster has no CPUs for tasks",
-        where="ray.address, RAY_ADDRESS",
-        expected="a node that was started with --num-cpus above 0, or ray.wait_for_nodes for a cluster that grows",
-        found=f"{len(nodes)} nodes with 0 CPUs",
-        next_step="join a node to it: ray start --address HOST:PORT",
-    )
-
-
 def check(nodes: Sequence[Resources], one: Resources, num_workers: int) -> None:
     """Raise ResourceError if there is too little in all, or no way to spread so many workers over the nodes."""
     for name, amount in one.items():

@@ -14,23 +14,11 @@ Answer = TypeVar("Answer")
 
 
 class JobServer:
-    """The jobs of one cluster.
-
-    Raises ConfigError for a token that it does not take and for what is no dashboard, OSError if it does not answer.
-    """
+    """The jobs of one cluster. Raises ConfigError for a token that it does not take, OSError if it does not answer."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-        try:
-            self._client: Any = self._asking(lambda: JobSubmissionClient(address))
-        except ConnectionError as error:
-            raise ConfigError(
-                "what answers there takes no Ray jobs",
-                where=address,
-                expected="the dashboard of a Ray head, port 8265 by default",
-                found=str(error),
-                next_step="give its address with --address, or open the tunnel to it",
-            ) from error
+        self._client: Any = self._asking(lambda: JobSubmissionClient(address))
 
     def jobs(self) -> list[Job]:
         """All jobs that were submitted to it."""

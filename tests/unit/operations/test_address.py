@@ -141,22 +141,3 @@ def test_a_job_goes_to_the_cluster_that_the_shell_joins(joined, found, monkeypat
 def test_nobody_there_is_a_mistake_with_a_next_step():
     with pytest.raises(ConfigError, match="no Ray dashboard answers"):
         address.authenticate_as_asked("http://127.0.0.1:9")
-
-
-def test_another_http_server_is_no_dashboard():
-    """`python -m http.server`: it answers, and knows none of Ray's pages."""
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-    from threading import Thread
-
-    from ucotron_ray.operations.on_ray import JobServer
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        try:
-            with pytest.raises(ConfigError, match="takes no Ray jobs"):
-                JobServer(url)
-        finally:
-            server.shutdown()
-            thread.join()
